@@ -1,0 +1,81 @@
+"""The contract between the dispatcher and a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+__all__ = ("Driver", "ServiceTime", "SupportsCalibrate", "SupportsProbe")
+
+InT = TypeVar("InT", contravariant=True)
+OutT = TypeVar("OutT", covariant=True)
+
+
+class ServiceTime(NamedTuple):
+    """Seconds one ``infer`` call takes, as a line: ``per_batch + per_task * len(batch)``."""
+
+    #: seconds a call costs whatever its size
+    per_batch: float
+    #: seconds each task in the batch adds
+    per_task: float
+
+    def of(self, batch: int) -> float:
+        """Seconds for one call with ``batch`` tasks."""
+        return self.per_batch + self.per_task * batch
+
+
+class Driver(Protocol[InT, OutT]):
+    """A coroutine object that speaks to one device.
+
+    Any object of this shape is a driver. Subclassing ``Driver`` is optional and brings the
+    defaults: one task per call, one call at a time, nothing to open or close.
+
+    Promises a driver makes (``asyncinfer.testing.check_driver`` tests them):
+
+    - ``open`` makes the device ready or raises; after a failed ``open``, ``close`` is still called.
+    - ``close`` may be called at any time, more than once, and leaves no thread, process or port.
+      After it, ``open`` works again.
+    - ``infer`` returns exactly one output per input, in the batch's order. It runs in the
+      submitter's ``contextvars`` context. Up to ``concurrency`` calls run at once.
+    - One bad input: put an exception in its place in the output (``InputError`` if no device could
+      take it). Raising instead fails the whole batch, whose tasks are then run one by one.
+    - A fault of the device itself: raise a ``DeviceError``. The batch's tasks move to other
+      devices; this one is closed and opened again with growing pauses.
+    - Cancelling ``infer`` leaves the device usable, once the cancelled call has ended.
+    - Nothing here blocks the event loop.
+    """
+
+    #: unique among the drivers of one dispatcher; shown in results, statistics and errors
+    name: str
+    #: most tasks one ``infer`` call takes
+    max_batch: int = 1
+    #: ``infer`` calls that may be in flight at once
+    concurrency: int = 1
+
+    async def open(self) -> None:
+        """Make the device ready; raise ``DeviceError`` or ``ConfigError`` if that fails."""
+
+    async def close(self) -> None:
+        """Release everything ``open`` and ``infer`` took. Idempotent."""
+
+    async def infer(self, batch: Sequence[InT]) -> Sequence[OutT | BaseException]:
+        """Run the tasks; one output per input, in order. See the class for errors."""
+        ...
+
+
+@runtime_checkable
+class SupportsCalibrate(Protocol):
+    """A driver that can say, once open, how long a call takes."""
+
+    async def calibrate(self) -> ServiceTime | None:
+        """Time a warm-up call, or return a known figure; ``None`` where neither is possible."""
+        ...
+
+
+@runtime_checkable
+class SupportsProbe(Protocol):
+    """A driver with a health check."""
+
+    async def probe(self) -> None:
+        """Return if the device answers, raise ``DeviceError`` if it does not."""
+        ...
