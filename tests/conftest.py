@@ -1,0 +1,125 @@
+"""Rules every test runs under: which event loops it runs on, and that it leaves nothing behind.
+
+An ``async def`` test runs once per event loop below. A plain ``def`` test, such as one that calls
+``asyncinfer.testing.run_virtual``, brings its own loop and runs once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import settings
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+pytest_plugins = ("pytester",)
+
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+#: seconds a thread or a child process that is already ending gets to be gone
+GRACE = 2.0
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def plain_loop() -> asyncio.AbstractEventLoop:
+    """asyncio's own loop."""
+    loop = asyncio.new_event_loop()
+    loop.slow_callback_duration = 5.0  # in debug mode: a busy machine is no news
+    return loop
+
+
+def eager_loop() -> asyncio.AbstractEventLoop:
+    """asyncio's own loop where a task's first step runs inside create_task (Python 3.12+)."""
+    loop = plain_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+def uv_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's loop."""
+    loop = uvloop.new_event_loop()
+    loop.slow_callback_duration = 5.0
+    return loop
+
+
+LOOPS: dict[str, LoopFactory] = {"asyncio": plain_loop}
+if uvloop is not None:
+    LOOPS["uvloop"] = uv_loop
+if sys.version_info >= (3, 12):
+    LOOPS["eager"] = eager_loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, LoopFactory]:
+    """Tell pytest-asyncio to run every async test on each of these loops."""
+    return LOOPS
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_thread_or_process() -> Iterator[None]:
+    """Fail the test that leaves a thread or a child process behind, once its fixtures are gone."""
+    threads, children = set(threading.enumerate()), _children()
+    yield
+    deadline = time.monotonic() + GRACE
+    while left := [*_watched_threads(threads), *_children().difference(children)]:
+        if time.monotonic() > deadline:
+            pytest.fail(f"the test left behind: {left}", pytrace=False)
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_task(request: pytest.FixtureRequest, leaves_no_thread_or_process: None) -> None:
+    """Fail the async test that leaves a task pending on its loop."""
+    if pytest_asyncio.is_async_test(request.node):
+        request.getfixturevalue("watch_tasks")
+
+
+@pytest_asyncio.fixture
+async def watch_tasks() -> AsyncIterator[None]:
+    """Entered before and left after every other async fixture of the test."""
+    before = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)  # lets a cancelled task end
+    if left := asyncio.all_tasks() - before - {asyncio.current_task()}:
+        pytest.fail(f"the test left pending tasks: {left}", pytrace=False)
+
+
+def _watched_threads(before: set[threading.Thread]) -> list[threading.Thread]:
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and (not thread.daemon or thread.name.startswith("asyncinfer"))
+    ]
+
+
+def _children() -> set[str]:
+    """Child processes, alive or not yet waited for, by pid and command."""
+    lists = list(Path("/proc/self/task").glob("*/children"))
+    if not lists:  # not Linux
+        return {f"{child.pid} {child.name}" for child in multiprocessing.active_children()}
+    pids = [pid for file in lists for pid in _read(file).split()]
+    commands = {pid: _read(Path("/proc", pid, "cmdline")).replace("\0", " ") for pid in pids}
+    return {f"{pid} {cmd}" for pid, cmd in commands.items() if "resource_tracker" not in cmd}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return ""
