@@ -1,0 +1,273 @@
+"""Devices by name, and the one TOML file that describes them.
+
+    [dispatcher]
+    policy = "eft"
+    window = 512
+
+    [[device]]
+    driver = "torch"
+    name = "fast"
+
+    [device.options]
+    device = "cpu"
+    max_batch = 32
+
+Nothing is opened here and no driver is imported until ``DeviceConfig.build``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.model import Model, import_object, resolve
+from asyncinfer.registry import DriverFactory, did_you_mean, driver_names, load_driver
+
+if TYPE_CHECKING:
+    from asyncinfer.driver import Driver
+
+__all__ = ("Config", "DeviceConfig", "load", "parse", "select")
+
+#: how much slower than this host the stand-in for a Raspberry Pi is
+STAND_IN_SLOWDOWN = 8.0
+
+_STAND_IN = f"stand-in on this host: its CPU, one thread, slowed {STAND_IN_SLOWDOWN:g} times"
+_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
+    "auto": ({"device": "auto"}, ""),
+    "cpu": ({"device": "cpu"}, ""),
+    "mac_studio": ({"device": "auto"}, "this host"),
+    "raspberry_pi": (
+        {"device": "cpu", "threads": 1, "slowdown": STAND_IN_SLOWDOWN},
+        _STAND_IN,
+    ),
+}
+_TORCH_DEVICES = ("cuda", "mps", "xpu")
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """One device that was asked for: enough to build its driver."""
+
+    #: registered name of the driver
+    driver: str
+    #: the device's name, unique in its dispatcher
+    name: str
+    #: keyword arguments of the driver
+    options: Mapping[str, Any] = field(default_factory=dict)
+    #: where it was described, for messages
+    source: str = "--devices"
+    #: what people should know about it; empty for most
+    note: str = ""
+
+    @property
+    def model(self) -> str | None:
+        """The model its options name."""
+        model = self.options.get("model")
+        return model if isinstance(model, str) else None
+
+    def check(self) -> DriverFactory:
+        """Return its driver's class once every option is one it takes."""
+        factory = load_driver(self.driver)
+        known = _parameters(factory)
+        if known is not None:
+            _check_keys(self.options, known - {"name"}, f"{self.source}, options")
+        return factory
+
+    def build(self, model: Model | None = None) -> Driver[Any, Any]:
+        """Make the driver, running ``model`` if it takes one and its options name no other."""
+        factory = self.check()
+        options = dict(self.options)
+        known = _parameters(factory)
+        if known is not None and "model" in known:
+            options = _with_model(options, resolve(self.model) if self.model else model, known)
+        try:
+            inspect.signature(factory).bind(name=self.name, **options)
+        except TypeError as error:
+            hint = "; give --model" if "'model'" in str(error) else ""
+            raise ConfigError(f"{self.source}: driver {self.driver!r}: {error}{hint}") from error
+        try:
+            return factory(name=self.name, **options)
+        except AsyncInferError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.source}: driver {self.driver!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Config:
+    """What one file says. An empty one stands for no file."""
+
+    #: the devices, in the file's order, with unique names
+    devices: tuple[DeviceConfig, ...] = ()
+    #: keyword arguments of the dispatcher
+    dispatcher: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a file; ``ConfigError`` names the file, table, key and nearest valid key."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"cannot read config {path}: {reason}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "config") -> Config:
+    """Check the text of a config file; ``source`` names it in errors."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+    _check_keys(document, {"device", "dispatcher"}, source)
+    tables = document.get("device", [])
+    if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
+        raise ConfigError(f"{source}: each device is a table of its own: write [[device]]")
+    devices = [_device(t, f"{source}: [[device]] {n}") for n, t in enumerate(tables, 1)]
+    _check_unique(devices, source)
+    return Config(tuple(devices), _dispatcher(document.get("dispatcher", {}), source))
+
+
+def select(names: Sequence[str], config: Config | None = None) -> list[DeviceConfig]:
+    """The devices of these names: first the config's, then those that always work.
+
+    Always known are ``cpu``, ``auto``, ``cuda[:n]``, ``mps``, ``mac_studio``, ``raspberry_pi``,
+    ``cortex_m4`` and ``sim:SECONDS``. No names: all of the config's devices, or ``auto``. A name
+    that is asked for again gets a number: ``cpu``, ``cpu-2``.
+    """
+    own = config.devices if config else ()
+    if not names:
+        return list(own) or [_named("auto", {})]
+    by_name = {device.name: device for device in own}
+    return _numbered(_named(name, by_name) for name in names)
+
+
+def _named(name: str, own: Mapping[str, DeviceConfig]) -> DeviceConfig:
+    if name in own:
+        return own[name]
+    source = f"device {name!r}"
+    if name in _PRESETS:
+        options, note = _PRESETS[name]
+        return DeviceConfig("torch", name, options, source, note)
+    if name.partition(":")[0] in _TORCH_DEVICES:
+        return DeviceConfig("torch", name, {"device": name}, source)
+    if name.startswith("sim:"):
+        note = "simulated: runs no model, returns its input"
+        return DeviceConfig("simulated", name, {"service_time": _seconds(name)}, source, note)
+    if name != "cortex_m4":
+        known = {*own, *_PRESETS, *_TORCH_DEVICES, "cortex_m4", "sim:SECONDS"}
+        raise ConfigError(f"unknown device {name!r}; {did_you_mean(name, known)}")
+    if name not in driver_names():
+        raise ConfigError(f"{source}: its driver is not installed: it comes with a later release")
+    return DeviceConfig(name, name, {}, source)
+
+
+def _seconds(name: str) -> float:
+    text = name.removeprefix("sim:")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"device {name!r}: write sim:SECONDS, such as sim:0.05")
+    return seconds
+
+
+def _numbered(devices: Iterable[DeviceConfig]) -> list[DeviceConfig]:
+    taken: set[str] = set()
+    numbered: list[DeviceConfig] = []
+    for device in devices:
+        name, count = device.name, 1
+        while name in taken:
+            count += 1
+            name = f"{device.name}-{count}"
+        taken.add(name)
+        numbered.append(replace(device, name=name))
+    return numbered
+
+
+def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
+    _check_keys(table, {"driver", "name", "options"}, source)
+    driver = _typed(table, "driver", source, str, "a text")
+    if driver is None:
+        raise ConfigError(f"{source}: 'driver' is missing; known: {', '.join(driver_names())}")
+    if driver not in driver_names():
+        raise ConfigError(
+            f"{source}: unknown driver {driver!r}; {did_you_mean(driver, driver_names())}"
+        )
+    name = _typed(table, "name", source, str, "a text")
+    options = _typed(table, "options", source, dict, "a table: [device.options]") or {}
+    if "name" in options:
+        raise ConfigError(f"{source}, options: 'name' belongs beside 'driver', not in the options")
+    return DeviceConfig(driver, name or driver, options, f"{source} {name or driver!r}")
+
+
+def _dispatcher(table: Any, source: str) -> dict[str, Any]:
+    where = f"{source}: [dispatcher]"
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a table")
+    _check_keys(table, set(_DISPATCHER), where)
+    for key, value in table.items():
+        valid, expected = _DISPATCHER[key]
+        if isinstance(value, bool) or not valid(value):
+            raise ConfigError(f"{where}: {key!r} must be {expected}, not {value!r}")
+    return dict(table)
+
+
+def _at_least(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and value >= least
+
+
+_DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "policy": (lambda value: isinstance(value, str), "a text"),
+    "window": (_at_least(1), "a whole number from 1"),
+    "queue_size": (_at_least(1), "a whole number from 1"),
+    "retries": (_at_least(0), "a whole number from 0"),
+    "timeout": (lambda v: isinstance(v, int | float) and v > 0, "seconds above 0"),
+}
+
+
+def _with_model(options: dict[str, Any], model: Model | None, known: set[str]) -> dict[str, Any]:
+    for key in ("preprocess", "postprocess"):
+        if isinstance(options.get(key), str):
+            options[key] = import_object(options[key])
+    if model is None:
+        return options
+    given = {"preprocess": model.preprocess, "postprocess": model.postprocess}
+    if model.inputs:
+        given["warmup_input"] = model.inputs.items[0]
+    extra = {k: v for k, v in given.items() if v is not None and k in known}
+    return extra | options | {"model": model.loaded}
+
+
+def _parameters(factory: DriverFactory) -> set[str] | None:
+    """Names of the driver's arguments; ``None`` if it takes any."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind is not p.VAR_POSITIONAL}
+
+
+def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in table:
+        if key not in set(known):
+            raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(key, known)}")
+
+
+def _check_unique(devices: Sequence[DeviceConfig], source: str) -> None:
+    names = [device.name for device in devices]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{source}: two devices are called {name!r}; give each a name")
+
+
+def _typed(table: Mapping[str, Any], key: str, where: str, kind: type, expected: str) -> Any:
+    value = table.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{where}: {key!r} must be {expected}, not {value!r}")
+    return value

@@ -1,0 +1,187 @@
+"""What a model is to the framework: something a driver runs, with the steps around it.
+
+The protocols are structural: a package that offers a built-in model needs no import from here.
+Models are named by one string, on the command line and in a config: see ``resolve``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from asyncinfer.errors import ConfigError
+from asyncinfer.registry import did_you_mean, load_model, model_names
+
+__all__ = (
+    "MODEL_FILES",
+    "BuiltinModel",
+    "InputSet",
+    "Model",
+    "builtin",
+    "import_object",
+    "resolve",
+)
+
+#: suffixes of files that hold a whole model: ``torch.export`` and TorchScript
+MODEL_FILES = (".pt2", ".pt", ".ts", ".pth")
+
+
+class InputSet(Protocol):
+    """Inputs that come with a model, all of one kind."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What to call each input, in order."""
+        ...
+
+    @property
+    def items(self) -> Sequence[Any]:
+        """The inputs, as ``preprocess`` takes them."""
+        ...
+
+    @property
+    def targets(self) -> Sequence[Any] | None:
+        """The right output of each input, as ``postprocess`` returns it; ``None`` if unknown."""
+        ...
+
+
+class BuiltinModel(Protocol):
+    """A model with everything needed to run it: weights, both conversions, inputs."""
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        ...
+
+    @property
+    def preprocess(self) -> Callable[[Any], Any]:
+        """From one input to what the model takes; runs in the driver's worker thread."""
+        ...
+
+    @property
+    def postprocess(self) -> Callable[[Any], Any]:
+        """From one raw output to the result; runs in the driver's worker thread."""
+        ...
+
+    def build(self) -> Any:
+        """Load the weights and return the module."""
+        ...
+
+    def inputs(self) -> InputSet:
+        """The model's own inputs."""
+        ...
+
+    def decode(self, path: Path) -> Any:
+        """Read one file into an input; ``InputError`` if it is none."""
+        ...
+
+
+@dataclass
+class Model:
+    """A model that was asked for by name, loaded when first needed and then shared."""
+
+    #: what the user wrote
+    name: str
+    #: returns what the driver takes as ``model``: a module, or the path of a file
+    load: Callable[[], Any]
+    #: the built-in model behind it, if it is one
+    builtin: BuiltinModel | None = None
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The module or path; the same object each time."""
+        return self.load()
+
+    @cached_property
+    def inputs(self) -> InputSet | None:
+        """The input set that comes with a built-in model."""
+        return self.builtin.inputs() if self.builtin else None
+
+    @property
+    def preprocess(self) -> Callable[[Any], Any] | None:
+        """From an input, or the path of a file, to what the model takes."""
+        return _Decoding(self.builtin) if self.builtin else None
+
+    @property
+    def postprocess(self) -> Callable[[Any], Any] | None:
+        """From a raw output to the result."""
+        return self.builtin.postprocess if self.builtin else None
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A built-in model's ``preprocess`` that takes paths too, so that workers read the files."""
+
+    model: BuiltinModel
+
+    def __call__(self, item: Any) -> Any:
+        return self.model.preprocess(self.model.decode(item) if isinstance(item, Path) else item)
+
+
+def resolve(text: str) -> Model:
+    """The model ``text`` names: a built-in one, a ``.pt2``/TorchScript file, or ``module:factory``.
+
+    Raises ``ConfigError`` with the nearest known name, or with what is wrong with the file.
+    """
+    if text.endswith(MODEL_FILES):
+        return Model(text, _file(text))
+    if ":" in text:
+        return Model(text, _factory(text))
+    if text not in model_names():
+        also = f"or a file ({', '.join(MODEL_FILES)}), or module:factory"
+        raise ConfigError(f"unknown model {text!r}; {did_you_mean(text, model_names())}, {also}")
+    found = builtin(text)
+    return Model(text, found.build, found)
+
+
+def builtin(name: str) -> BuiltinModel:
+    """The built-in model registered as ``name``, checked to have all that ``BuiltinModel`` says."""
+    found = load_model(name)
+    needed = ("name", "description", "preprocess", "postprocess", "build", "inputs", "decode")
+    missing = [part for part in needed if not hasattr(found, part)]
+    if missing:
+        raise ConfigError(f"model {name!r} is not complete: it lacks {', '.join(missing)}")
+    return cast("BuiltinModel", found)
+
+
+def import_object(text: str) -> Any:
+    """Import what ``module:attribute`` names; ``ConfigError`` says which half is wrong."""
+    module, _, attribute = text.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"cannot import {text!r}: {error}") from error
+    return found
+
+
+def _file(text: str) -> Callable[[], str]:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"no such model file: {text}")
+    return lambda: os.fspath(path)
+
+
+def _factory(text: str) -> Callable[[], Any]:
+    factory = import_object(text)
+    if not callable(factory):
+        raise ConfigError(f"{text!r} is no function or class that makes a model")
+
+    def load() -> Any:
+        try:
+            return factory()
+        except Exception as error:
+            raise ConfigError(f"{text!r} failed: {type(error).__name__}: {error}") from error
+
+    return load

@@ -1,0 +1,126 @@
+"""Drivers and built-in models by name, found through entry points.
+
+A distribution adds a driver with ``[project.entry-points."asyncinfer.drivers"]`` and a model with
+``[project.entry-points."asyncinfer.models"]``. Nothing is imported until a name is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import Any, TypeAlias
+
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError
+
+__all__ = (
+    "DRIVERS",
+    "MODELS",
+    "DriverFactory",
+    "did_you_mean",
+    "driver_names",
+    "load_driver",
+    "load_model",
+    "model_names",
+    "remedy",
+)
+
+DRIVERS = "asyncinfer.drivers"
+MODELS = "asyncinfer.models"
+
+DriverFactory: TypeAlias = Callable[..., Driver[Any, Any]]
+
+_REQUIREMENT = re.compile(
+    r"\s*(?P<name>[\w.-]+)[^;]*(?:;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"])?"
+)
+
+#: import name -> distribution, where the two differ
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "serial": "pyserial",
+    "serial_asyncio": "pyserial-asyncio",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+
+
+def driver_names() -> list[str]:
+    """Names of all registered drivers, sorted; none is imported."""
+    return sorted(entry_points(group=DRIVERS).names)
+
+
+def model_names() -> list[str]:
+    """Names of all built-in models, sorted; none is imported."""
+    return sorted(entry_points(group=MODELS).names)
+
+
+def load_driver(name: str) -> DriverFactory:
+    """Import the driver called ``name``; ``ConfigError`` says what to do if that fails."""
+    factory = _load(DRIVERS, "driver", name)
+    if not callable(factory):
+        raise ConfigError(f"driver {name!r}: its entry point is no class or function: {factory!r}")
+    return factory  # type: ignore[no-any-return]  # the entry point's promise
+
+
+def load_model(name: str) -> object:
+    """Import the built-in model called ``name``; ``ConfigError`` says what to do if that fails.
+
+    ``asyncinfer.model.builtin`` returns it typed and checked.
+    """
+    return _load(MODELS, "model", name)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, and all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(names) if names else 'none'}"
+
+
+def remedy(module: str, *, dist: Distribution | None = None, prefer: str = "") -> str:
+    """The ``pip install`` command that brings ``module``: an extra of ``dist`` if one has it."""
+    project = _DISTRIBUTIONS.get(module, module)
+    extras = _extras_with(project, dist)
+    if dist is None or not extras:
+        return f"pip install {project}"
+    extra = prefer if prefer in extras else extras[0]
+    return f"pip install '{dist.name}[{extra}]'"
+
+
+def _load(group: str, kind: str, name: str) -> Any:
+    entry = _find(group, kind, name)
+    try:
+        return entry.load()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing == entry.module.partition(".")[0]:
+            raise ConfigError(f"{kind} {name!r} cannot be imported: {error}") from error
+        command = remedy(missing, dist=entry.dist, prefer=name)
+        raise ConfigError(f"{kind} {name!r} needs {missing}: {command}") from error
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{kind} {name!r} cannot be imported: {error}") from error
+
+
+def _find(group: str, kind: str, name: str) -> EntryPoint:
+    found = entry_points(group=group, name=name)
+    for entry in found:
+        return entry
+    known = entry_points(group=group).names
+    raise ConfigError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
+
+
+def _extras_with(project: str, dist: Distribution | None) -> list[str]:
+    wanted = _normalised(project)
+    parsed = (_REQUIREMENT.match(line) for line in (dist.requires if dist else None) or ())
+    return [
+        match["extra"]
+        for match in parsed
+        if match and match["extra"] and _normalised(match["name"]) == wanted
+    ]
+
+
+def _normalised(project: str) -> str:
+    return re.sub(r"[-_.]+", "-", project).lower()
