@@ -1,0 +1,62 @@
+# `make setup` needs Python 3.11+, make and a C compiler, and puts everything else into .venv.
+# Python 3.11 comes first: torch's pinned release (constraints.txt) is tested there.
+
+USABLE := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p $(USABLE) 2>/dev/null && echo $$p && break; done)
+NEEDS  := needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv); name one with PYTHON=/path/to/python3
+PIP    := -m pip install -qq --disable-pip-version-check --progress-bar off
+STAMP  := .venv/.setup-stamp
+CORE   := build/core-$(notdir $(PYTHON))
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help setup demo test test-fast test-core lint format docs clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(STAMP)  ## install asyncinfer, its extras and its tools into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' && $(PYTHON) $(USABLE) || { echo "make setup: $(NEEDS)" >&2; exit 1; }
+	@echo "Installing into .venv with $(PYTHON); the first time takes a few minutes."
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@.venv/bin/python $(PIP) --upgrade pip
+	@.venv/bin/python $(PIP) -c constraints.txt -e '.[all]' --group dev
+	@touch $@
+
+demo: setup  ## classify real pictures and digits on the devices of this machine
+	.venv/bin/asyncinfer demo
+
+test: setup  ## run every test, with coverage of lines and branches
+	.venv/bin/pytest -q --cov --cov-report=term:skip-covered
+
+test-fast: setup  ## run the tests that take no more than a moment
+	.venv/bin/pytest -q -m 'not slow'
+
+test-core: $(CORE)/.stamp  ## run the core's tests without torch: make test-core PYTHON=python3.13
+	$(CORE)/bin/pytest -q tests/core
+
+$(CORE)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv --clear $(CORE)
+	@$(CORE)/bin/python $(PIP) --upgrade pip
+	@$(CORE)/bin/python $(PIP) -c constraints.txt -e '.[uvloop]' --group test
+	@touch $@
+
+lint: setup  ## check style, types and the layers of imports
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/pyright
+	.venv/bin/lint-imports --no-cache
+
+format: setup  ## put the code into its standard form
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+docs: setup  ## build the documentation into site/
+	.venv/bin/mkdocs build --strict --quiet
+
+clean:  ## remove what the other targets made, .venv included
+	rm -rf .venv build dist site out .coverage .*_cache .hypothesis
