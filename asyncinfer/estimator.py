@@ -1,0 +1,82 @@
+"""How long a device takes, learnt while it works."""
+
+from __future__ import annotations
+
+import math
+
+from asyncinfer.driver import ServiceTime
+
+__all__ = ("Estimator",)
+
+#: weight of a new sample once there are enough: the gain of RFC 6298's smoothed round-trip time
+GAIN = 1 / 8
+#: a sample this many times off the estimate is an outlier; two in a row are a new truth
+OUTLIER = 3.0
+#: shortest time it will claim, in seconds
+SHORTEST = 1e-7
+
+
+class Estimator:
+    """Exponentially weighted fit of ``seconds = per_batch + per_task * batch``.
+
+    While every batch has the same size the two cannot be told apart: the line then keeps the
+    proportions it has and is scaled to the mean.
+    """
+
+    def __init__(self) -> None:
+        self.known = False
+        self.samples = 0
+        self.line = ServiceTime(0.0, 0.0)
+        #: exponentially weighted batch size; 0 until one was run
+        self.usual_batch = 0.0
+        self._seconds = 0.0
+        self._batch_squared = 0.0
+        self._product = 0.0
+        self._outlier_side = 0
+
+    def start_from(self, line: ServiceTime) -> None:
+        """Take a calibration as the truth until the first real call."""
+        self.known = True
+        self.samples = 0
+        self.line = line
+
+    def expect(self, batch: float) -> float:
+        """Seconds a call with ``batch`` tasks should take; ``nan`` while unknown."""
+        if not self.known:
+            return math.nan
+        return max(SHORTEST, self.line.per_batch + self.line.per_task * batch)
+
+    def add(self, batch: int, seconds: float) -> None:
+        """Learn from one call."""
+        gain = max(GAIN, 1 / (self.samples + 1))
+        if self.samples:
+            seconds, gain = self._tamed(batch, seconds, gain)
+        self.samples += 1
+        self.usual_batch += gain * (batch - self.usual_batch)
+        self._seconds += gain * (seconds - self._seconds)
+        self._batch_squared += gain * (batch * batch - self._batch_squared)
+        self._product += gain * (batch * seconds - self._product)
+        self.line = self._fit()
+        self.known = True
+
+    def _tamed(self, batch: int, seconds: float, gain: float) -> tuple[float, float]:
+        expected = self.expect(batch)
+        side = (seconds > expected * OUTLIER) - (seconds * OUTLIER < expected)
+        again = side != 0 and side == self._outlier_side
+        self._outlier_side = 0 if again else side
+        if again:
+            self.samples = 0
+            return seconds, 1.0
+        return min(max(seconds, expected / OUTLIER), expected * OUTLIER), gain
+
+    def _fit(self) -> ServiceTime:
+        mean, spread = self.usual_batch, self._batch_squared - self.usual_batch**2
+        if spread > 1e-3 * self._batch_squared:
+            slope = (self._product - mean * self._seconds) / spread
+            slope = min(max(slope, 0.0), self._seconds / mean)
+            return ServiceTime(self._seconds - slope * mean, slope)
+        before = self.line.of(1) and self.line.per_batch + self.line.per_task * mean
+        if before <= 0.0:
+            return ServiceTime(0.0, self._seconds / mean)
+        scale = self._seconds / before
+        return ServiceTime(self.line.per_batch * scale, self.line.per_task * scale)

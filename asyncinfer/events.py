@@ -1,0 +1,45 @@
+"""What the dispatcher tells an observer: the hook behind metrics, traces and timelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ("Event", "EventHook", "EventKind")
+
+EventKind = Literal[
+    "device.opening",
+    "device.ready",
+    "device.lost",
+    "device.waiting",
+    "device.draining",
+    "device.removed",
+    "task.finished",
+    "task.retried",
+    "task.failed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened. Times are seconds on the event loop's clock."""
+
+    #: what happened
+    kind: EventKind
+    #: when
+    time: float
+    #: the device's name; empty if no device was involved
+    device: str = ""
+    #: the task's index in its stream; -1 for events of a device
+    index: int = -1
+    #: number of the task's stream, in the order the streams began; 0 is ``infer``
+    stream: int = -1
+    #: when the task was started on the device
+    started: float = float("nan")
+    #: what went wrong
+    error: BaseException | None = None
+
+
+#: Called on the event loop, synchronously: keep it short. What it raises is logged and dropped.
+EventHook = Callable[[Event], object]

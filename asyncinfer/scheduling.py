@@ -1,0 +1,237 @@
+"""Which waiting task a device pulls: the earliest-finish-time rule, and the paper's baselines.
+
+A policy is asked whenever a device is free. It answers with a :class:`Grant` - how many waiting
+tasks to skip and how many to take - or ``None`` to let the device rest until something changes.
+To write another one, implement :class:`Policy` and pass an instance as ``Dispatcher(policy=...)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from asyncinfer.errors import ConfigError
+
+__all__ = (
+    "EarliestFinish",
+    "Grant",
+    "Greedy",
+    "LockStep",
+    "Policy",
+    "PoolView",
+    "Serial",
+    "Static",
+    "WorkerView",
+    "policy_named",
+)
+
+#: two moments closer than this part of a service time are the same moment
+TIE = 1e-6
+#: a device that rests is tried again after this many of its service times
+RETRY_REST = 200
+
+
+class Grant(NamedTuple):
+    """Skip ``skip`` waiting tasks, then take ``count`` consecutive ones in one call."""
+
+    skip: int
+    count: int
+
+
+class WorkerView(Protocol):
+    """What a policy may know of a device. Times are seconds; ``nan`` while unknown."""
+
+    #: its place in the list of devices, from 0
+    position: int
+    max_batch: int
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks it is running or has reserved."""
+        ...
+
+    @property
+    def latency(self) -> float:
+        """Duration of one call at the device's usual batch size."""
+        ...
+
+    @property
+    def interval(self) -> float:
+        """Time between two finished tasks while it is kept busy."""
+        ...
+
+    def expect(self, batch: int) -> float:
+        """Duration of one call with ``batch`` tasks."""
+        ...
+
+    def free_in(self, now: float) -> float:
+        """Time until it can start another call: 0 when idle, growing again once overdue."""
+        ...
+
+    def rested(self, now: float) -> float:
+        """Time since it last finished something or was opened."""
+        ...
+
+
+class PoolView(Protocol):
+    """What a policy may know of the dispatcher."""
+
+    now: float
+
+    @property
+    def waiting(self) -> int:
+        """Tasks inside the window that may be started now."""
+        ...
+
+    @property
+    def backlog(self) -> bool:
+        """Whether more tasks queue behind the window."""
+        ...
+
+    @property
+    def devices(self) -> Sequence[WorkerView]:
+        """The devices that are up, by position."""
+        ...
+
+    def index(self, offset: int) -> int:
+        """Index in its stream of the waiting task at ``offset``."""
+        ...
+
+
+class Policy(Protocol):
+    """Chooses tasks for devices. One instance serves one dispatcher."""
+
+    #: whether a very fast device may be given several calls' worth of tasks at once
+    reserves: bool
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """What the free ``device`` takes now. ``pool.waiting`` is at least 1."""
+        ...
+
+
+class EarliestFinish:
+    """Earliest-finish-time pull: optimum makespan, and results in order.
+
+    A device skips the tasks that the others would finish before it could finish one::
+
+        N_i = sum over k of ceil(max(0, L_i - r_k - L_k) / T_k)
+
+    with ``T`` the interval between a device's completions, ``L`` its latency and ``r`` the time
+    until it is free. For a device that runs one task at a time ``L = T``. If fewer than ``N_i``
+    + 1 tasks wait, the others will be done with all of them first, and device *i* rests.
+    """
+
+    reserves = True
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """The largest batch that fits behind the tasks others finish first."""
+        waiting = pool.waiting
+        low, high = 0, min(device.max_batch, waiting)
+        best: Grant | None = None
+        batch = high
+        while low < high:
+            skip = tasks_before(device.expect(batch), device, pool)
+            if skip + batch <= waiting:
+                low, best = batch, Grant(skip, batch)
+            else:
+                high = batch - 1
+            batch = (low + high + 1) // 2
+        if best is None and self._try_again(device, pool):
+            return Grant(waiting - 1, 1)
+        return best
+
+    def _try_again(self, device: WorkerView, pool: PoolView) -> bool:
+        """A device that seems too slow gets a task now and then: it may have recovered."""
+        return pool.backlog and device.rested(pool.now) > RETRY_REST * device.latency
+
+
+def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
+    """How many waiting tasks the other devices finish in less than ``latency`` seconds.
+
+    0 for a device of unknown speed; other devices of unknown speed are not counted on.
+    """
+    count = 0
+    for other in pool.devices:
+        if other is device:
+            continue
+        lead = latency - other.latency  # nan, hence no lead, where either is unknown
+        if lead > 0:
+            lead -= other.free_in(pool.now)
+            if lead > 0:
+                count += math.ceil(lead / other.interval - TIE)
+    return count
+
+
+class Greedy:
+    """The paper's plain pull: a free device takes the first waiting task."""
+
+    reserves = True
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """The first tasks."""
+        return Grant(0, min(device.max_batch, pool.waiting))
+
+
+class Static:
+    """An equal split made beforehand: of n devices, number j gets the tasks j, j+n, j+2n ..."""
+
+    reserves = False
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """The first waiting task that belongs to the device."""
+        devices = pool.devices
+        mine = devices.index(device)
+        for offset in range(pool.waiting):
+            if pool.index(offset) % len(devices) == mine:
+                return Grant(offset, 1)
+        return None
+
+
+class LockStep:
+    """Synchronous rounds: every device takes one batch, and all wait for the slowest."""
+
+    reserves = False
+
+    def __init__(self) -> None:
+        self._served: set[int] = set()
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """The first tasks, once a round."""
+        if not any(other.in_flight for other in pool.devices):
+            self._served.clear()
+        if device.position in self._served:
+            return None
+        self._served.add(device.position)
+        return Grant(0, min(device.max_batch, pool.waiting))
+
+
+class Serial:
+    """One call at a time, all of them on the first device."""
+
+    reserves = False
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """The first tasks, for the first device."""
+        if device is not pool.devices[0] or device.in_flight:
+            return None
+        return Grant(0, min(device.max_batch, pool.waiting))
+
+
+_POLICIES: dict[str, type[Policy]] = {
+    "eft": EarliestFinish,
+    "greedy": Greedy,
+    "static": Static,
+    "sync": LockStep,
+    "serial": Serial,
+}
+
+
+def policy_named(policy: str | Policy) -> Policy:
+    """A new policy of that name, or the given object itself. Raises ``ConfigError``."""
+    if not isinstance(policy, str):
+        return policy
+    if policy not in _POLICIES:
+        known = ", ".join(_POLICIES)
+        raise ConfigError(f"unknown policy {policy!r}: choose one of {known}")
+    return _POLICIES[policy]()

@@ -1,0 +1,87 @@
+"""Snapshots of what a dispatcher and its devices have done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from asyncinfer.device import DeviceState
+
+__all__ = ("DeviceStats", "DispatcherStats", "percentile")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """One device, since the dispatcher opened."""
+
+    #: the device's name
+    name: str
+    #: where it is in its life cycle
+    state: DeviceState
+    #: tasks it finished
+    tasks: int
+    #: ``infer`` calls that returned
+    batches: int
+    #: device faults and failed tasks
+    errors: int
+    #: tasks it is running or has reserved now
+    in_flight: int
+    #: seconds in which it had at least one call in flight
+    busy_seconds: float
+    #: busy seconds / seconds since the first task of the dispatcher began
+    utilisation: float
+    #: estimated seconds between two finished tasks under load; ``nan`` until known
+    service_time: float
+    #: estimated seconds of one call at its usual batch size; ``nan`` until known
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherStats:
+    """The whole dispatcher. Percentiles are over the last 4096 finished tasks, in seconds."""
+
+    #: one record a device, in the order they were added
+    devices: tuple[DeviceStats, ...]
+    #: tasks accepted from sources and callers
+    submitted: int
+    #: tasks that ended, with a result or an error
+    finished: int
+    #: tasks that ended with an error
+    failed: int
+    #: attempts that were repeated
+    retried: int
+    #: accepted, not yet in the window
+    queue_depth: int
+    #: in the window, not started
+    waiting: int
+    #: on a device
+    running: int
+    #: finished results that wait for an earlier one
+    reorder_buffer: int
+    #: the most that ever waited there
+    max_reorder: int
+    #: seconds from the first start of a task to the last end of one (so far)
+    elapsed: float
+    #: finished tasks / elapsed
+    throughput: float
+    #: acceptance to delivery, median
+    latency_p50: float
+    #: the same, 95th percentile
+    latency_p95: float
+    #: the same, 99th percentile
+    latency_p99: float
+    #: seconds in the reorder buffer, mean over all tasks
+    hold_mean: float
+    #: the same, 95th percentile of the recent ones
+    hold_p95: float
+    #: the longest hold so far
+    hold_max: float
+
+
+def percentile(values: Iterable[float], q: float) -> float:
+    """The ``q`` quantile (0 to 1) by the nearest-rank method; 0.0 for no values."""
+    ordered = sorted(values)
+    if not ordered:
+        return 0.0
+    rank = max(0, min(len(ordered) - 1, round(q * len(ordered) + 0.5) - 1))
+    return ordered[rank]

@@ -1,0 +1,104 @@
+"""A device that only takes time: for tests, simulations and benchmarks of the scheduling."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.errors import ConfigError, DeviceLost
+
+__all__ = ("SimulatedDriver",)
+
+#: decides whether a task fails: a chance per call, or a function of the input
+Fail = float | Callable[[Any], object]
+
+
+class SimulatedDriver(Driver[Any, Any]):
+    """Returns its input, or ``function(input)``, after a stated time on the event loop's clock.
+
+    :param name: the device's name.
+    :param service_time: mean seconds per task. May be changed while running, to simulate drift.
+    :param noise: sigma of a log-normal factor of mean 1 on every call's time.
+    :param seed: of the noise and of random failures.
+    :param batch_cost: seconds each call costs on top, whatever its size.
+    :param max_batch: most tasks per call.
+    :param fail: a number is the chance that a call loses the device (``DeviceLost``). A function is
+        asked for every input: an exception it returns is that task's fault, ``True`` loses the
+        device, anything else is success.
+    :param function: what the device computes.
+    :param concurrency: calls in flight at once, each taking its own time.
+    :param estimate: seconds per task it claims when it opens (default: the truth).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        service_time: float,
+        *,
+        noise: float = 0.0,
+        seed: int = 42,
+        batch_cost: float = 0.0,
+        max_batch: int = 1,
+        fail: Fail | None = None,
+        function: Callable[[Any], Any] | None = None,
+        concurrency: int = 1,
+        estimate: float | None = None,
+    ) -> None:
+        for what, seconds in (("service_time", service_time), ("batch_cost", batch_cost)):
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise ConfigError(f"device {name!r}: {what} must be 0 or more, not {seconds}")
+        self.name = name
+        self.service_time = service_time
+        self.noise = noise
+        self.batch_cost = batch_cost
+        self.max_batch = max_batch
+        self.concurrency = concurrency
+        self.is_open = False
+        self._estimate = estimate
+        self._fail = fail
+        self._function = function
+        self._random = random.Random(f"{seed}/{name}")
+
+    async def open(self) -> None:
+        """Open at once."""
+        self.is_open = True
+
+    async def close(self) -> None:
+        """Close at once."""
+        self.is_open = False
+
+    async def calibrate(self) -> ServiceTime:
+        """Return the stated figures: nothing needs to be timed."""
+        per_task = self.service_time if self._estimate is None else self._estimate
+        return ServiceTime(self.batch_cost, per_task)
+
+    async def probe(self) -> None:
+        """Raise ``DeviceLost`` unless open."""
+        if not self.is_open:
+            raise DeviceLost(self.name, "is not open")
+
+    async def infer(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """Sleep for the batch's time, then return one output per input."""
+        if not self.is_open:
+            raise DeviceLost(self.name, "is not open")
+        seconds = self.batch_cost + self.service_time * len(batch)
+        if self.noise:
+            seconds *= self._random.lognormvariate(-self.noise * self.noise / 2, self.noise)
+        if seconds:
+            await asyncio.sleep(seconds)
+        if self._fail is None and self._function is None:
+            return batch
+        return [self._one(x) for x in batch]
+
+    def _one(self, x: Any) -> Any:
+        fail = self._fail
+        outcome = fail(x) if callable(fail) else fail is not None and self._random.random() < fail
+        if outcome is True:
+            raise DeviceLost(self.name, "was lost (simulated)")
+        if isinstance(outcome, BaseException):
+            return outcome
+        return x if self._function is None else self._function(x)
