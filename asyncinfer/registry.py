@@ -81,12 +81,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def remedy(module: str, *, dist: Distribution | None = None, prefer: str = "") -> str:
-    """The ``pip install`` command that brings ``module``: an extra of ``dist`` if one has it."""
+    """The ``pip install`` command that brings ``module``: the smallest fitting extra."""
     project = _DISTRIBUTIONS.get(module, module)
-    extras = _extras_with(project, dist)
-    if dist is None or not extras:
+    extras = _extras(dist) if dist else {}
+    fitting = [extra for extra, projects in extras.items() if _normalised(project) in projects]
+    if dist is None or not fitting:
         return f"pip install {project}"
-    extra = prefer if prefer in extras else extras[0]
+    extra = min(fitting, key=lambda extra: (extra != prefer, len(extras[extra])))
     return f"pip install '{dist.name}[{extra}]'"
 
 
@@ -112,14 +113,14 @@ def _find(group: str, kind: str, name: str) -> EntryPoint:
     raise ConfigError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
 
 
-def _extras_with(project: str, dist: Distribution | None) -> list[str]:
-    wanted = _normalised(project)
-    parsed = (_REQUIREMENT.match(line) for line in (dist.requires if dist else None) or ())
-    return [
-        match["extra"]
-        for match in parsed
-        if match and match["extra"] and _normalised(match["name"]) == wanted
-    ]
+def _extras(dist: Distribution) -> dict[str, set[str]]:
+    """The projects that each extra of a distribution brings."""
+    extras: dict[str, set[str]] = {}
+    for line in dist.requires or ():
+        match = _REQUIREMENT.match(line)
+        if match and match["extra"]:
+            extras.setdefault(match["extra"], set()).add(_normalised(match["name"]))
+    return extras
 
 
 def _normalised(project: str) -> str:
