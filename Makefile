@@ -56,7 +56,7 @@ format: setup  ## put the code into its standard form
 	.venv/bin/ruff format
 
 docs: setup  ## build the documentation into site/
-	.venv/bin/mkdocs build --strict --quiet
+	.venv/bin/mkdocs build --strict
 
 clean:  ## remove what the other targets made, .venv included
 	rm -rf .venv build dist site out .coverage .*_cache .hypothesis
