@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from asyncinfer.errors import ConfigError
+from asyncinfer.errors import ConfigError, InputError
 from asyncinfer.registry import did_you_mean, load_model, model_names
 
 __all__ = (
@@ -94,6 +94,10 @@ class Model:
     name: str
     #: returns what the driver takes as ``model``: a module, or the path of a file
     load: Callable[[], Any]
+    #: from an input, or the path of a file, to what the model takes
+    preprocess: Callable[[Any], Any] | None = None
+    #: from a raw output to the result
+    postprocess: Callable[[Any], Any] | None = None
     #: the built-in model behind it, if it is one
     builtin: BuiltinModel | None = None
 
@@ -107,25 +111,33 @@ class Model:
         """The input set that comes with a built-in model."""
         return self.builtin.inputs() if self.builtin else None
 
-    @property
-    def preprocess(self) -> Callable[[Any], Any] | None:
-        """From an input, or the path of a file, to what the model takes."""
-        return _Decoding(self.builtin) if self.builtin else None
-
-    @property
-    def postprocess(self) -> Callable[[Any], Any] | None:
-        """From a raw output to the result."""
-        return self.builtin.postprocess if self.builtin else None
-
 
 @dataclass(frozen=True)
-class _Decoding:
-    """A built-in model's ``preprocess`` that takes paths too, so that workers read the files."""
+class Decoding:
+    """A ``preprocess`` that takes paths too, so that the worker thread reads the files.
 
-    model: BuiltinModel
+    What cannot be read is an ``InputError`` that names the file.
+    """
+
+    #: from the path of a file to an input
+    decode: Callable[[Path], Any]
+    #: from an input to what the model takes
+    then: Callable[[Any], Any] | None = None
 
     def __call__(self, item: Any) -> Any:
-        return self.model.preprocess(self.model.decode(item) if isinstance(item, Path) else item)
+        """Decode ``item`` if it is a path, then preprocess it."""
+        if isinstance(item, Path):
+            item = self._read(item)
+        return item if self.then is None else self.then(item)
+
+    def _read(self, path: Path) -> Any:
+        try:
+            return self.decode(path)
+        except InputError:
+            raise
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise InputError(f"{path}: {reason}") from error
 
 
 def resolve(text: str) -> Model:
@@ -141,7 +153,8 @@ def resolve(text: str) -> Model:
         also = f"or a file ({', '.join(MODEL_FILES)}), or module:factory"
         raise ConfigError(f"unknown model {text!r}; {did_you_mean(text, model_names())}, {also}")
     found = builtin(text)
-    return Model(text, found.build, found)
+    decoding = Decoding(found.decode, found.preprocess)
+    return Model(text, found.build, decoding, found.postprocess, found)
 
 
 def builtin(name: str) -> BuiltinModel:
