@@ -20,13 +20,14 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer.model import Model, import_object, resolve
 from asyncinfer.registry import DriverFactory, did_you_mean, driver_names, load_driver
+from asyncinfer.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from asyncinfer.driver import Driver
@@ -79,12 +80,16 @@ class DeviceConfig:
         return factory
 
     def build(self, model: Model | None = None) -> Driver[Any, Any]:
-        """Make the driver, running ``model`` if it takes one and its options name no other."""
+        """Make the driver, running ``model`` if it takes one and its options name no other.
+
+        A model of its own is run with the steps around ``model`` where it brings none.
+        """
         factory = self.check()
         options = dict(self.options)
         known = _parameters(factory)
         if known is not None and "model" in known:
-            options = _with_model(options, resolve(self.model) if self.model else model, known)
+            own = resolve(self.model) if self.model else None
+            options = _with_model(options, own or model, model, known)
         try:
             inspect.signature(factory).bind(name=self.name, **options)
         except TypeError as error:
@@ -216,11 +221,27 @@ def _dispatcher(table: Any, source: str) -> dict[str, Any]:
         valid, expected = _DISPATCHER[key]
         if isinstance(value, bool) or not valid(value):
             raise ConfigError(f"{where}: {key!r} must be {expected}, not {value!r}")
-    return dict(table)
+    timeout = table.get("timeout")
+    return table | {"timeout": _timeouts(timeout, where)} if timeout is not None else dict(table)
+
+
+def _timeouts(value: Any, where: str) -> Timeouts:
+    if not isinstance(value, dict):
+        return Timeouts.of(value)
+    where = f"{where}, timeout"
+    _check_keys(value, {limit.name for limit in fields(Timeouts)}, where)
+    for key, seconds in value.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+            raise ConfigError(f"{where}: {key!r} must be seconds above 0, not {seconds!r}")
+    return Timeouts(**value)
 
 
 def _at_least(least: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and value >= least
+
+
+def _is_timeout(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, int | float) and value > 0)
 
 
 _DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -228,20 +249,27 @@ _DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "window": (_at_least(1), "a whole number from 1"),
     "queue_size": (_at_least(1), "a whole number from 1"),
     "retries": (_at_least(0), "a whole number from 0"),
-    "timeout": (lambda v: isinstance(v, int | float) and v > 0, "seconds above 0"),
+    "timeout": (_is_timeout, "seconds above 0, or a table of them"),
 }
 
 
-def _with_model(options: dict[str, Any], model: Model | None, known: set[str]) -> dict[str, Any]:
+def _with_model(
+    options: dict[str, Any], model: Model | None, common: Model | None, known: set[str]
+) -> dict[str, Any]:
+    """Add the model, and the steps around it; ``common`` gives those that ``model`` lacks."""
     for key in ("preprocess", "postprocess"):
         if isinstance(options.get(key), str):
             options[key] = import_object(options[key])
     if model is None:
         return options
-    given = {"preprocess": model.preprocess, "postprocess": model.postprocess}
-    if model.inputs:
-        given["warmup_input"] = model.inputs.items[0]
-    extra = {k: v for k, v in given.items() if v is not None and k in known}
+    common = common or model
+    built_in = model.builtin or common.builtin
+    given = {
+        "preprocess": model.preprocess or common.preprocess,
+        "postprocess": model.postprocess or common.postprocess,
+        "warmup_input": built_in.example() if built_in else None,
+    }
+    extra = {key: value for key, value in given.items() if value is not None and key in known}
     return extra | options | {"model": model.loaded}
 
 

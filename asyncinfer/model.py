@@ -85,6 +85,10 @@ class BuiltinModel(Protocol):
         """Read one file into an input; ``InputError`` if it is none."""
         ...
 
+    def example(self) -> Any:
+        """An input to warm up with, made without reading files."""
+        ...
+
 
 @dataclass
 class Model:
@@ -113,8 +117,19 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Deferred:
+    """One item of an input set, fetched when it is run: items may be files."""
+
+    inputs: InputSet
+    index: int
+
+    def __str__(self) -> str:
+        return str(self.inputs.names[self.index])
+
+
+@dataclass(frozen=True)
 class Decoding:
-    """A ``preprocess`` that takes paths too, so that the worker thread reads the files.
+    """A ``preprocess`` that takes paths and ``Deferred`` too: the worker thread reads the files.
 
     What cannot be read is an ``InputError`` that names the file.
     """
@@ -128,6 +143,8 @@ class Decoding:
         """Decode ``item`` if it is a path, then preprocess it."""
         if isinstance(item, Path):
             item = self._read(item)
+        elif isinstance(item, Deferred):
+            item = item.inputs.items[item.index]
         return item if self.then is None else self.then(item)
 
     def _read(self, path: Path) -> Any:
@@ -160,7 +177,16 @@ def resolve(text: str) -> Model:
 def builtin(name: str) -> BuiltinModel:
     """The built-in model registered as ``name``, checked to have all that ``BuiltinModel`` says."""
     found = load_model(name)
-    needed = ("name", "description", "preprocess", "postprocess", "build", "inputs", "decode")
+    needed = (
+        "name",
+        "description",
+        "preprocess",
+        "postprocess",
+        "build",
+        "inputs",
+        "decode",
+        "example",
+    )
     missing = [part for part in needed if not hasattr(found, part)]
     if missing:
         raise ConfigError(f"model {name!r} is not complete: it lacks {', '.join(missing)}")

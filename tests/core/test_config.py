@@ -9,6 +9,7 @@ import pytest
 from asyncinfer import config, model
 from asyncinfer.errors import ConfigError, InputError
 from asyncinfer.testing import SimulatedDriver
+from asyncinfer.timeouts import Timeouts
 
 GOOD = """
 [dispatcher]
@@ -66,6 +67,7 @@ def tiny(monkeypatch):
         build=lambda: object(),
         inputs=lambda: SimpleNamespace(names=["a"], items=[7], targets=None),
         decode=lambda path: f"decoded {path}",
+        example=lambda: 7,
     )
     monkeypatch.setattr(model, "model_names", lambda: ["tiny"])
     monkeypatch.setattr(model, "load_model", lambda name: found)
@@ -76,7 +78,11 @@ def test_a_good_file(tmp_path):
     file = tmp_path / "devices.toml"
     file.write_text(GOOD)
     found = config.load(file)
-    assert found.dispatcher == {"policy": "greedy", "window": 64, "timeout": 2}
+    assert found.dispatcher == {
+        "policy": "greedy",
+        "window": 64,
+        "timeout": Timeouts(total=2),
+    }
     assert [(d.driver, d.name) for d in found.devices] == [
         ("simulated", "slow"),
         ("torch", "torch"),
@@ -84,6 +90,11 @@ def test_a_good_file(tmp_path):
     driver = found.devices[0].build()
     assert isinstance(driver, SimulatedDriver)
     assert (driver.name, driver.service_time, driver.max_batch) == ("slow", 0.5, 4)
+
+
+def test_time_limits_by_name():
+    found = config.parse("[dispatcher.timeout]\nrun = 2.5\nqueue = 1\n")
+    assert found.dispatcher == {"timeout": Timeouts(run=2.5, queue=1)}
 
 
 def device(body):
@@ -110,6 +121,8 @@ def device(body):
         ("[dispatcher]\nwindow = 0\n", r"\[dispatcher\]: 'window' must be a whole number from 1"),
         ("[dispatcher]\nretries = true\n", r"'retries' must be a whole number from 0, not True"),
         ("[dispatcher]\ntimeout = -1\n", r"'timeout' must be seconds above 0"),
+        ("[dispatcher.timeout]\nrunn = 1\n", r"timeout: unknown key 'runn'; did you mean 'run'"),
+        ("[dispatcher.timeout]\nrun = 0\n", r"timeout: 'run' must be seconds above 0, not 0"),
         ("[dispatcher]\npolicy = 1\n", r"'policy' must be a text"),
         ("dispatcher = 1\n", r"\[dispatcher\] must be a table"),
         ("[[device\n", r"c\.toml: not valid TOML: .*line 1"),
@@ -228,7 +241,8 @@ def test_options_win_over_the_command_line(torch, tiny, tmp_path):
     driver = found.build(model.resolve("tiny"))
     assert driver.model == str(tmp_path / "net.pt2")
     assert driver.postprocess(3) == -3
-    assert driver.preprocess is None
+    assert driver.preprocess(3) == ("pre", 3)
+    assert found.build().preprocess is None
 
 
 def test_a_model_is_needed(torch):
