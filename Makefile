@@ -49,7 +49,7 @@ lint: setup  ## check style, types and the layers of imports
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/pyright
-	.venv/bin/lint-imports --no-cache
+	.venv/bin/lint-imports --no-logo --no-cache
 
 format: setup  ## put the code into its standard form
 	.venv/bin/ruff check --fix
