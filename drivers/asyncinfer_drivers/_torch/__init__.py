@@ -1,0 +1,1 @@
+"""The synchronous half of the torch driver: everything here runs in its worker thread."""

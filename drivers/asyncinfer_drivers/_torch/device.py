@@ -1,0 +1,65 @@
+"""Which torch device to use, and which errors are its own."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from asyncinfer.errors import ConfigError
+
+__all__ = ("available", "check_name", "choose", "is_device_fault", "synchronize")
+
+_NAME = re.compile(r"cpu|mps|auto|cuda(:\d+)?")
+
+#: beginnings or parts of messages that older releases raise as a bare RuntimeError
+_FAULTS = re.compile(
+    r"CUDA error|CUDA driver error|CUDA out of memory|cuDNN error|CUBLAS_STATUS_"
+    r"|HIP error|HIP out of memory|MPS backend out of memory"
+)
+
+
+def check_name(wanted: str) -> None:
+    """Raise ``ConfigError`` unless ``wanted`` is spelt as ``choose`` takes it."""
+    if not isinstance(wanted, str) or not _NAME.fullmatch(wanted):
+        raise ConfigError(f"unknown torch device {wanted!r}; known: cpu, cuda, cuda:N, mps, auto")
+
+
+def choose(wanted: str, cuda: int, mps: bool) -> str:
+    """The torch device for ``wanted``, on a host with ``cuda`` CUDA devices and perhaps MPS.
+
+    ``"auto"`` is the first of CUDA, MPS and CPU that is there; ``"cuda"`` is ``"cuda:0"``.
+    Raises ``ConfigError`` that says what is there.
+    """
+    check_name(wanted)
+    have = [*(f"cuda:{index}" for index in range(cuda)), *(["mps"] if mps else []), "cpu"]
+    if wanted == "auto":
+        return have[0]
+    name = "cuda:0" if wanted == "cuda" else wanted
+    if name not in have:
+        raise ConfigError(f"torch device {wanted!r} is not available; here: {', '.join(have)}")
+    return name
+
+
+def available() -> tuple[int, bool]:
+    """Number of CUDA devices, and whether MPS works: the arguments of ``choose``."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return cuda, torch.backends.mps.is_available()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has finished everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether ``error`` says that the accelerator failed or is full, rather than the input."""
+    types: list[type[BaseException]] = [torch.cuda.OutOfMemoryError]
+    if accelerator := getattr(torch, "AcceleratorError", None):  # torch 2.8
+        types.append(accelerator)
+    if isinstance(error, tuple(types)):
+        return True
+    return isinstance(error, RuntimeError) and _FAULTS.search(str(error)) is not None

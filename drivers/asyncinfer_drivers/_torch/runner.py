@@ -1,0 +1,169 @@
+"""Runs batches of tasks through one module, in whatever thread calls it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
+from asyncinfer_drivers._torch.device import is_device_fault, synchronize
+from asyncinfer_drivers._torch.threads import CoreShare, bind
+from asyncinfer_drivers._worker import as_exception
+
+__all__ = ("Runner",)
+
+logger = logging.getLogger("asyncinfer.torch")
+
+#: (position in the batch, its tensor)
+_Placed: TypeAlias = tuple[int, torch.Tensor]
+
+#: shapes and dtypes remembered as good; a model that takes ever new ones needs no more
+_MAX_ACCEPTED = 32
+
+
+@dataclass
+class Runner:
+    """One module on one device, with the steps around it."""
+
+    #: the device's name in errors
+    name: str
+    module: nn.Module
+    device: torch.device
+    preprocess: Callable[[Any], Any] | None
+    postprocess: Callable[[Any], Any] | None
+    #: ``None`` on an accelerator
+    share: CoreShare | None
+    slowdown: float
+    #: sleeps for that many seconds, or less when closing
+    pause: Callable[[float], None]
+
+    def __post_init__(self) -> None:
+        self._accepted: dict[Signature, None] = {}
+        self._warned = False
+
+    def warm_up(self, item: Any, batch: int) -> None:
+        """Run ``item`` in its smallest and a larger batch; ``ConfigError`` if it fails."""
+        for size in sorted({1, min(2, batch)}):
+            error = next((o for o in self.run([item] * size) if isinstance(o, BaseException)), None)
+            if error is not None:
+                raise ConfigError(f"{self.name}: the warm-up input failed: {error}") from error
+
+    def run(self, batch: Sequence[Any]) -> list[Any]:
+        """One output per task, or the exception that is its own fault.
+
+        Raises ``DeviceLost`` if the device failed.
+        """
+        started = time.perf_counter()
+        if self.share is not None:
+            bind(self.share.threads)
+        outputs: list[Any] = [None] * len(batch)
+        for signature, group in self._grouped(batch, outputs):
+            self._run_group(signature, group, outputs)
+        synchronize(self.device)
+        if self.slowdown > 1:
+            self.pause((self.slowdown - 1) * (time.perf_counter() - started))
+        return outputs
+
+    def probe(self) -> None:
+        """Compute something small on the device; ``DeviceLost`` if that fails."""
+        try:
+            total = float(torch.ones(2, device=self.device).sum())
+            synchronize(self.device)
+        except Exception as error:
+            raise DeviceLost(self.name, f"failed its probe: {error}") from error
+        if total != 2:
+            raise DeviceLost(self.name, f"failed its probe: 1 + 1 is {total}")
+
+    def _grouped(
+        self, batch: Sequence[Any], outputs: list[Any]
+    ) -> list[tuple[Signature, list[_Placed]]]:
+        """Tasks that can be stacked, the largest group first; failures go to ``outputs``."""
+        groups: dict[Signature, list[_Placed]] = {}
+        for index, item in enumerate(batch):
+            try:
+                with torch.inference_mode():
+                    tensor = to_tensor(self.preprocess(item) if self.preprocess else item)
+            except BaseException as error:
+                outputs[index] = self._blame(error)
+            else:
+                groups.setdefault(Signature.of(tensor), []).append((index, tensor))
+        return sorted(groups.items(), key=lambda entry: len(entry[1]), reverse=True)
+
+    def _run_group(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> None:
+        if len(group) > 1 and self._run_together(signature, group, outputs):
+            return
+        for index, tensor in group:
+            try:
+                row = self._forward([tensor])[0]
+            except BaseException as error:
+                outputs[index] = self._refusal(signature, self._blame(error))
+            else:
+                self._accept(signature)
+                outputs[index] = self._finish(row)
+
+    def _run_together(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> bool:
+        """Run the group as one batch; ``False`` if the model raises, whosever fault it is."""
+        try:
+            results = self._forward([tensor for _, tensor in group])
+        except BaseException as error:
+            self._note_failed_batch(len(group), self._blame(error))
+            return False
+        self._accept(signature)
+        for (index, _), row in zip(group, results, strict=True):
+            outputs[index] = self._finish(row)
+        return True
+
+    def _forward(self, tensors: list[torch.Tensor]) -> list[Any]:
+        # stack copies: neither the model nor who holds the output can reach the inputs
+        with torch.inference_mode():
+            output = self.module(torch.stack(tensors).to(self.device))
+        return rows(output, len(tensors))  # outside, for tensors without inference mode's limits
+
+    def _finish(self, row: Any) -> Any:
+        if self.postprocess is None:
+            return row
+        try:
+            return self.postprocess(row)
+        except BaseException as error:
+            return self._blame(error)
+
+    def _blame(self, error: BaseException) -> Exception:
+        """The exception to put in the task's place, unless the device is to blame."""
+        if is_device_fault(error):
+            first = str(error).strip().partition("\n")[0]
+            raise DeviceLost(self.name, first or type(error).__name__) from error
+        traceback.clear_frames(error.__traceback__)
+        if error.__traceback__ is not None:  # the frame of this class: it holds the whole batch
+            error.__traceback__ = error.__traceback__.tb_next
+        return as_exception(error)
+
+    def _refusal(self, signature: Signature, error: Exception) -> Exception:
+        """The model's own error, or an ``InputError`` if other shapes are known to work."""
+        if not self._accepted or signature in self._accepted:
+            return error
+        refused = InputError(
+            f"the model refused an input of {signature}, it has accepted "
+            f"{next(iter(self._accepted))}: convert the input, or give the driver a preprocess"
+        )
+        refused.__cause__ = error
+        return refused
+
+    def _accept(self, signature: Signature) -> None:
+        if len(self._accepted) < _MAX_ACCEPTED:
+            self._accepted[signature] = None
+
+    def _note_failed_batch(self, size: int, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: a batch of %d failed and its tasks are run one by one; if the model takes no "
+                "batches, set max_batch=1 (%s)", self.name, size, error,
+            )  # fmt: skip

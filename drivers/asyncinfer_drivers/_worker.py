@@ -1,0 +1,216 @@
+"""A thread of its own for a driver whose calls block.
+
+The event loop's default executor is not used: it is shared, bounded, and a thread is picked for
+each call anew, while libraries such as torch keep settings per thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from asyncinfer.errors import DeviceLost
+
+__all__ = ("EXIT_GRACE", "Worker", "as_exception")
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: seconds all workers together get to end when the interpreter exits
+EXIT_GRACE = 2.0
+
+
+class Worker:
+    """Runs blocking functions one after another in one thread; coroutines await them.
+
+    One event loop uses it at a time. The thread is a daemon: a call that never returns, which
+    nothing can interrupt, does not keep the program from exiting. At exit all workers are told to
+    stop and are given ``EXIT_GRACE`` seconds, so that an idle or nearly finished thread ends
+    properly.
+
+    ``device`` names the device in errors and the thread in debuggers; ``at_end`` is called in the
+    thread when it ends.
+    """
+
+    def __init__(self, device: str, at_end: Callable[[], None] | None = None) -> None:
+        self._device = device
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._ended: Future[None] = Future()
+        self._ended.set_running_or_notify_cancel()  # who waits for it cannot cancel it
+        self._thread = threading.Thread(
+            target=_work,
+            args=(device, self._jobs, self._stopping, self._ended, at_end),
+            name=f"asyncinfer-{device}",
+            daemon=True,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether ``run`` may be called."""
+        return self._thread.is_alive() and not self._stopping.is_set()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+        _running.add(self)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``function`` in the thread, in the caller's ``contextvars`` context.
+
+        What it raises is raised here; what is no ``Exception`` (``SystemExit``) as a
+        ``RuntimeError`` caused by it. Raises ``DeviceLost`` if the worker is stopped before the
+        call begins.
+
+        A cancelled call that has not begun never will. One that runs cannot be interrupted: it is
+        waited for, and then ``CancelledError`` is raised.
+        """
+        if not self.alive:
+            raise DeviceLost(self._device, "not open")
+        context = copy_context()
+        loop = asyncio.get_running_loop()
+        job = _Job(lambda: context.run(function, *args, **kwargs), loop, loop.create_future())
+        self._jobs.put(job)
+        try:
+            await job.done
+        except asyncio.CancelledError:
+            if not job.claim():
+                await _outlast(job.when_posted())
+            raise
+        return job.outcome()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep in the worker thread, but not beyond ``stop``."""
+        self._stopping.wait(seconds)
+
+    async def stop(self, timeout: float | None = None) -> bool:
+        """Drop the calls that wait, let the running one end, end the thread.
+
+        Returns whether the thread is gone. After ``timeout`` seconds it is left behind, to end by
+        itself once the running call returns. May be called again, and by several tasks.
+        """
+        self._stopping.set()
+        self._jobs.put(None)
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._ended), timeout)
+        except TimeoutError:
+            return False
+        self._thread.join()  # it has nothing left to do
+        return True
+
+
+class _Job(Generic[T]):
+    """One call: handed to the thread, and posted back to the loop that awaits it."""
+
+    def __init__(
+        self,
+        function: Callable[[], T],
+        loop: asyncio.AbstractEventLoop,
+        done: asyncio.Future[None],
+    ) -> None:
+        self.function: Callable[[], T] | None = function
+        self.loop = loop
+        self.done = done
+        self._posted = False
+        self._finished: asyncio.Future[None] | None = None
+        self._lock = threading.Lock()
+        self._value: T
+        self._error: Exception | None = None
+
+    def claim(self) -> bool:
+        """True for the first who asks: the thread that runs it, or the caller that drops it."""
+        return self._lock.acquire(blocking=False)
+
+    def when_posted(self) -> asyncio.Future[None]:
+        """Done when the thread has finished this job, even though ``done`` was cancelled."""
+        finished = self.loop.create_future()
+        if self._posted:
+            finished.set_result(None)
+        self._finished = finished
+        return finished
+
+    def outcome(self) -> T:
+        """The value, or raise the error. Once only, so that the error's frames are not kept."""
+        if self._error is None:
+            return self._value
+        try:
+            raise self._error
+        finally:
+            self._error = None
+
+    def work(self, lost: Exception | None) -> None:
+        """Run it in the calling thread, or fail it with ``lost``; post the result to the loop."""
+        function, self.function = self.function, None
+        if lost is not None or function is None:
+            self._error = lost
+        else:
+            try:
+                self._value = function()
+            except BaseException as error:
+                self._error = as_exception(error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self._post)
+
+    def _post(self) -> None:
+        self._posted = True
+        for future in (self.done, self._finished):
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """``error`` itself, or a ``RuntimeError`` for what would end the thread or the event loop."""
+    if isinstance(error, Exception):
+        return error
+    wrapped = RuntimeError(f"{type(error).__name__} was raised: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+async def _outlast(finished: asyncio.Future[None]) -> None:
+    while not finished.done():
+        try:
+            await asyncio.wait((finished,))
+        except asyncio.CancelledError:
+            continue  # the caller raises one
+
+
+def _work(
+    device: str,
+    jobs: SimpleQueue[_Job[Any] | None],
+    stopping: threading.Event,
+    ended: Future[None],
+    at_end: Callable[[], None] | None,
+) -> None:
+    try:
+        while (job := jobs.get()) is not None:
+            if job.claim():
+                job.work(DeviceLost(device, "closed") if stopping.is_set() else None)
+            del job  # and with it the inputs and outputs
+        if at_end is not None:
+            at_end()
+    finally:
+        ended.set_result(None)
+
+
+_running: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    deadline = time.monotonic() + EXIT_GRACE
+    workers = list(_running)
+    for worker in workers:
+        worker._stopping.set()
+        worker._jobs.put(None)
+    for worker in workers:
+        worker._thread.join(max(0.0, deadline - time.monotonic()))

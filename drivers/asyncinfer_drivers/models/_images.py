@@ -1,0 +1,58 @@
+"""Reading picture files that may be anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncinfer.errors import InputError
+from asyncinfer_drivers.models._base import need
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ("MAX_PIXELS", "read_image", "to_rgb")
+
+#: more would take over 150 MB decoded: refused before decoding
+MAX_PIXELS = 50_000_000
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture in the file, decoded and turned upright.
+
+    Raises ``InputError``, in one line, if there is no such file, or it is no picture or damaged,
+    or has more than ``MAX_PIXELS`` pixels.
+    """
+    image_module = need("PIL.Image")
+    path = Path(path)
+    try:
+        with image_module.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: more than {MAX_PIXELS:,} pixels")
+            upright: Image.Image = need("PIL.ImageOps").exif_transpose(image)
+            upright.load()
+            return upright
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except image_module.UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image that can be read") from error
+    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
+        raise InputError(f"{path}: more than {MAX_PIXELS:,} pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as an image: {_one_line(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Greyscale (16 bit too), palette and CMYK as RGB; what is transparent becomes white."""
+    module = need("PIL.Image")
+    if image.mode.startswith("I"):  # 16 bit in 32: converting would clip
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        paper = module.new("RGBA", layer.size, "white")
+        image = module.alpha_composite(paper, layer)
+    return image.convert("RGB")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
