@@ -75,7 +75,7 @@ class Estimator:
             slope = (self._product - mean * self._seconds) / spread
             slope = min(max(slope, 0.0), self._seconds / mean)
             return ServiceTime(self._seconds - slope * mean, slope)
-        before = self.line.of(1) and self.line.per_batch + self.line.per_task * mean
+        before = self.line.per_batch + self.line.per_task * mean
         if before <= 0.0:
             return ServiceTime(0.0, self._seconds / mean)
         scale = self._seconds / before

@@ -12,7 +12,7 @@ EventKind = Literal[
     "device.opening",
     "device.ready",
     "device.lost",
-    "device.waiting",
+    "device.backing_off",
     "device.draining",
     "device.removed",
     "task.finished",

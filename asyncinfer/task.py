@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from asyncinfer.errors import TaskError
 
-if TYPE_CHECKING:
-    from asyncinfer.lane import Lane
+__all__ = ("Task", "TaskHome")
 
-__all__ = ("Task",)
+
+class TaskHome(Protocol):
+    """What a task needs of the lane it belongs to."""
+
+    number: int
+
+    def finish(self, task: Task) -> None:
+        """Take the task's result or error."""
+        ...
+
+    def give_back(self, tasks: list[Task]) -> None:
+        """Take back tasks that were not started."""
+        ...
 
 
 class Task:
@@ -24,6 +35,8 @@ class Task:
     value: Any = None
     error: TaskError | None = None
     done = False
+    #: done, and an earlier task is not
+    held = False
     device = ""
     attempts = 0
     started = math.nan
@@ -34,7 +47,7 @@ class Task:
     future: asyncio.Future[Any] | None = None
     context: contextvars.Context | None = None
 
-    def __init__(self, lane: Lane, index: int, value: Any, submitted: float) -> None:
+    def __init__(self, lane: TaskHome, index: int, value: Any, submitted: float) -> None:
         self.lane = lane
         self.index = index
         self.input = value

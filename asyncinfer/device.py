@@ -1,0 +1,204 @@
+"""One device as the dispatcher sees it: its driver, its state, what it runs, how fast it is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError
+from asyncinfer.estimator import Estimator
+from asyncinfer.task import Task
+
+__all__ = ("Burst", "Device", "DeviceState")
+
+
+class DeviceState(StrEnum):
+    """Where a device is in its life."""
+
+    #: not ready yet
+    OPENING = "opening"
+    #: up, nothing to do
+    READY = "ready"
+    #: up, running tasks
+    BUSY = "busy"
+    #: failed; being closed
+    LOST = "lost"
+    #: pausing before it is opened again
+    BACKING_OFF = "backing_off"
+    #: finishes what it runs, takes no more
+    DRAINING = "draining"
+    #: closed for good
+    REMOVED = "removed"
+
+
+class Burst:
+    """Tasks handed to a device at once: run one batch after the other by one asyncio task."""
+
+    def __init__(self, device: Device, tasks: list[Task], batch: int, now: float) -> None:
+        self.device = device
+        self.pending: deque[Task] = deque(tasks)
+        self.running: list[Task] = []
+        self.batch = batch
+        self.started = now
+        #: False once its tasks were taken away: what it still brings is ignored
+        self.live = True
+        self.runner: asyncio.Task[None] | None = None
+        self._expected: float | None = None
+
+    def next_batch(self, now: float) -> list[Task]:
+        """Move the next batch from pending to running."""
+        pending = self.pending
+        if self.batch == 1:
+            self.running = [pending.popleft()]
+        else:
+            size = min(self.batch, len(pending))
+            self.running = [pending.popleft() for _ in range(size)]
+        self.started = now
+        self._expected = None
+        return self.running
+
+    def remaining(self, now: float) -> float:
+        """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
+        if self._expected is None:
+            self._expected = self.device.expect(len(self.running) or self.batch)
+        if math.isnan(self._expected):
+            return now - self.started
+        return abs(self.started + self._expected - now)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody wants any of its tasks any more."""
+        return all(task.done for task in self.running) and all(t.done for t in self.pending)
+
+
+class Device:
+    """A driver with its state. Changed only by the dispatcher's own synchronous code."""
+
+    def __init__(self, driver: Driver[Any, Any], position: int) -> None:
+        self.driver = driver
+        self.name = _name_of(driver)
+        self.position = position
+        self.max_batch = _positive(driver, "max_batch")
+        self.concurrency = _positive(driver, "concurrency")
+        self.estimator = Estimator()
+        self.bursts: list[Burst] = []
+        self.tasks = 0
+        self.batches = 0
+        self.errors = 0
+        #: openings that failed, or that were lost before finishing anything, in a row
+        self.failures = 0
+        self._state = DeviceState.OPENING
+        self._busy_seconds = 0.0
+        self._busy_since = 0.0
+        self._touched = 0.0
+
+    # ---- state
+
+    @property
+    def state(self) -> DeviceState:
+        """Its state, with ready and busy told apart."""
+        if self._state is DeviceState.READY and self.bursts:
+            return DeviceState.BUSY
+        return self._state
+
+    def become(self, state: DeviceState, now: float) -> None:
+        """Change state. The only place that does."""
+        self._state = state
+        self._touched = now
+
+    @property
+    def up(self) -> bool:
+        """Whether it takes tasks, now or when it has finished the present ones."""
+        return self._state is DeviceState.READY
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a call now."""
+        return self._state is DeviceState.READY and len(self.bursts) < self.concurrency
+
+    # ---- what it runs
+
+    def begin(self, burst: Burst, now: float) -> None:
+        """A burst was handed to it."""
+        if not self.bursts:
+            self._busy_since = now
+        self.bursts.append(burst)
+
+    def end(self, burst: Burst, now: float) -> None:
+        """A burst left it, finished or taken away. Idempotent."""
+        if burst not in self.bursts:
+            return
+        self.bursts.remove(burst)
+        self._touched = now
+        if not self.bursts:
+            self._busy_seconds += now - self._busy_since
+
+    def busy_seconds(self, now: float) -> float:
+        """Seconds in which it had at least one call in flight."""
+        return self._busy_seconds + (now - self._busy_since if self.bursts else 0.0)
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks it is running or has reserved."""
+        return sum(len(burst.running) + len(burst.pending) for burst in self.bursts)
+
+    @property
+    def reserved(self) -> int:
+        """Tasks it has and has not started."""
+        return sum(len(burst.pending) for burst in self.bursts)
+
+    # ---- how fast it is (a scheduling.WorkerView)
+
+    def expect(self, batch: int) -> float:
+        """Seconds a call with ``batch`` tasks should take; ``nan`` while unknown."""
+        return self.estimator.expect(batch)
+
+    @property
+    def _usual(self) -> float:
+        return self.estimator.usual_batch or self.max_batch
+
+    @property
+    def latency(self) -> float:
+        """Seconds of one call at its usual batch size; ``nan`` while unknown."""
+        return self.estimator.expect(self._usual)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two finished tasks under load; ``nan`` while unknown."""
+        return self.estimator.expect(self._usual) / (self._usual * self.concurrency)
+
+    def free_in(self, now: float) -> float:
+        """Seconds until it can start another call."""
+        if len(self.bursts) < self.concurrency:
+            return 0.0
+        return min(burst.remaining(now) for burst in self.bursts)
+
+    def rested(self, now: float) -> float:
+        """Seconds since it last finished something or was opened."""
+        return now - self._touched
+
+
+def _name_of(driver: object) -> str:
+    name = getattr(driver, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{driver!r} is no driver: it needs a name, a non-empty string")
+    if not callable(getattr(driver, "infer", None)):
+        raise ConfigError(f"device {name!r} is no driver: it has no coroutine method infer(batch)")
+    return name
+
+
+def _positive(driver: Driver[Any, Any], attribute: str) -> int:
+    value = getattr(driver, attribute, 1)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
+    return value
+
+
+def names(devices: Sequence[Device]) -> str:
+    """The devices and their states, for messages."""
+    return ", ".join(f"{device.name} ({device.state})" for device in devices) or "none"

@@ -1,0 +1,295 @@
+"""The dispatcher: owns the drivers, hands out tasks, gives results back in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Generic, Literal, TypeVar, overload
+
+import anyio
+
+from asyncinfer.device import Device
+from asyncinfer.driver import Driver
+from asyncinfer.engine import Engine
+from asyncinfer.errors import ClosedError, ConfigError, TaskError
+from asyncinfer.events import EventHook
+from asyncinfer.recorder import logger
+from asyncinfer.scheduling import Policy, policy_named
+from asyncinfer.stats import DeviceStats, DispatcherStats
+from asyncinfer.stream import ResultStream, Stream
+from asyncinfer.timeouts import Timeouts
+
+__all__ = ("Dispatcher",)
+
+InT = TypeVar("InT")
+OutT = TypeVar("OutT")
+
+
+class Dispatcher(Generic[InT, OutT]):
+    """Runs tasks over all its devices at once, each at its own pace, results in order.
+
+    ::
+
+        async with Dispatcher([TorchDriver(model), CortexM4Driver("/dev/ttyACM0")]) as dispatcher:
+            label = await dispatcher.infer(image)
+            async for label in dispatcher.stream(images):
+                ...
+
+    :param drivers: one per device; their names must differ.
+    :param policy: which task a free device pulls: ``"eft"`` (earliest finish time, the default),
+        the baselines ``"greedy"``, ``"static"``, ``"sync"`` and ``"serial"``, or a
+        :class:`~asyncinfer.scheduling.Policy` object for this dispatcher alone.
+    :param window: a task may start only if its index is below that of the next result to deliver
+        plus ``window``; per stream. It bounds the reorder buffer.
+    :param queue_size: how many tasks a stream is read ahead of its window.
+    :param retries: how often a failed task is run again before it fails for good.
+    :param timeout: seconds from acceptance to result, or :class:`Timeouts` for each limit by name.
+    :param hedge: reserved for copies of overdue tasks; must be ``None``.
+    :param on_event: called with every :class:`~asyncinfer.events.Event`, on the event loop.
+
+    Entering it opens all devices at once. One that cannot be opened with a ``DeviceError`` is tried
+    again in the background if another one opened; anything else a driver raises is raised.
+    Leaving it normally drains, leaving it by an exception cancels. It may be entered again.
+
+    Raises ``ConfigError`` for arguments that make no sense.
+    """
+
+    def __init__(
+        self,
+        drivers: Iterable[Driver[InT, OutT]],
+        *,
+        policy: str | Policy = "eft",
+        window: int = 1024,
+        queue_size: int = 1024,
+        retries: int = 2,
+        timeout: float | Timeouts | None = None,
+        hedge: None = None,
+        on_event: EventHook | None = None,
+    ) -> None:
+        self._drivers = list(drivers)
+        self._policy = policy
+        self._window = _at_least(1, "window", window)
+        self._queue_size = _at_least(1, "queue_size", queue_size)
+        self._retries = _at_least(0, "retries", retries)
+        self._timeouts = Timeouts.of(timeout)
+        self._on_event = on_event
+        self._engine: Engine | None = None
+        if hedge is not None:
+            raise ConfigError("hedge must be None: copies of overdue tasks are not available yet")
+        policy_named(policy)
+        _devices(self._drivers)
+
+    # ---- life
+
+    async def __aenter__(self) -> Dispatcher[InT, OutT]:
+        if self._engine is not None and self._engine.running:
+            raise ClosedError("the dispatcher is open already: enter it once at a time")
+        engine = Engine(
+            _devices(self._drivers),
+            policy=policy_named(self._policy),
+            window=self._window,
+            queue_size=self._queue_size,
+            retries=self._retries,
+            timeouts=self._timeouts,
+            on_event=self._on_event,
+        )
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(engine.close)
+            await engine.open()
+            undo.pop_all()
+        self._engine = engine
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                await self.drain(self._timeouts.drain)
+        except TimeoutError:
+            logger.warning("not drained within %s s: cancelling the rest", self._timeouts.drain)
+        finally:
+            await self.close()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Accept no more tasks, and wait until the accepted ones have ended. Idempotent.
+
+        Sources are read no further; results stay ready for their consumers. Raises
+        ``TimeoutError`` after ``timeout`` seconds; the tasks then go on.
+        """
+        if self._engine is not None:
+            await self._engine.drain(timeout)
+
+    async def close(self) -> None:
+        """Cancel what is not finished and close all devices. Idempotent.
+
+        Waiting callers get ``ClosedError``. Every step is bounded by ``Timeouts.close``.
+        """
+        if self._engine is not None:
+            await self._engine.close()
+
+    # ---- work
+
+    async def infer(self, value: InT) -> OutT:
+        """Run one task and return its output, or raise its ``TaskError``.
+
+        Waits while ``queue_size`` tasks are queued. Cancelling it withdraws the task. Raises
+        ``ClosedError`` if the dispatcher is not open.
+        """
+        output: OutT = await self._open_engine().call(value)
+        return output
+
+    @overload
+    def stream(
+        self,
+        xs: Iterable[InT] | AsyncIterable[InT],
+        *,
+        ordered: bool = True,
+        return_exceptions: Literal[False] = False,
+    ) -> Stream[OutT]: ...
+
+    @overload
+    def stream(
+        self,
+        xs: Iterable[InT] | AsyncIterable[InT],
+        *,
+        ordered: bool = True,
+        return_exceptions: Literal[True],
+    ) -> Stream[OutT | TaskError]: ...
+
+    def stream(
+        self,
+        xs: Iterable[InT] | AsyncIterable[InT],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Stream[OutT] | Stream[OutT | TaskError]:
+        """Run every input of ``xs`` and iterate over the outputs.
+
+        :param xs: an iterable or async iterable, finite or endless. It is read at most
+            ``queue_size`` ahead of the window. A generator is closed when the stream ends early.
+        :param ordered: in the order of the inputs; ``False`` gives them as they are finished.
+        :param return_exceptions: yield the ``TaskError`` of a failed task instead of raising it.
+
+        An error raised by ``xs`` itself is raised after the outputs of what it had given. Raises
+        ``ClosedError`` if the dispatcher is not open, ``TypeError`` if ``xs`` is not iterable.
+        """
+        return Stream(
+            self._open_engine(),
+            _iterable(xs),
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+    def results(
+        self, xs: Iterable[InT] | AsyncIterable[InT], *, ordered: bool = True
+    ) -> ResultStream[OutT]:
+        """Like :meth:`stream`, but iterate over :class:`Result` records, failed tasks included."""
+        return ResultStream(self._open_engine(), _iterable(xs), ordered=ordered)
+
+    # ---- devices
+
+    async def add(self, driver: Driver[InT, OutT]) -> None:
+        """Open one more device; it takes part as soon as it is up.
+
+        Raises ``ConfigError`` if the name is taken, ``ClosedError``, or what opening it raises.
+        """
+        await self._open_engine().add(driver)
+
+    async def remove(self, name: str, *, drain: bool = True) -> None:
+        """Close a device and forget it.
+
+        With ``drain`` it finishes what it runs; without, that goes to other devices. Raises
+        ``ConfigError`` if there is no such device.
+        """
+        await self._open_engine().remove(name, drain=drain)
+
+    def stats(self) -> DispatcherStats:
+        """A snapshot of counters and times since the dispatcher was opened.
+
+        Raises ``ClosedError`` if it never was.
+        """
+        if self._engine is None:
+            raise ClosedError("the dispatcher was never opened: enter it with `async with`")
+        return snapshot(self._engine)
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise ClosedError("the dispatcher is not open: enter it with `async with`")
+        self._engine.check_open()
+        return self._engine
+
+
+def snapshot(engine: Engine) -> DispatcherStats:
+    """The counters of an engine, as they are now."""
+    recorder, lanes = engine.recorder, engine.pool.lanes
+    elapsed = recorder.elapsed
+    finished = recorder.finished
+    return DispatcherStats(
+        devices=tuple(_device_stats(device, engine) for device in engine.devices),
+        submitted=recorder.submitted,
+        finished=finished,
+        failed=recorder.failed,
+        retried=recorder.retried,
+        queue_depth=sum(lane.intake.qsize() for lane in lanes),
+        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.pool.retries),
+        running=sum(device.in_flight for device in engine.devices),
+        reorder_buffer=recorder.reorder_buffer,
+        max_reorder=recorder.max_reorder,
+        elapsed=elapsed,
+        throughput=finished / elapsed if elapsed > 0 else 0.0,
+        latency_p50=recorder.latency(0.50),
+        latency_p95=recorder.latency(0.95),
+        latency_p99=recorder.latency(0.99),
+        hold_mean=recorder.hold_sum / finished if finished else 0.0,
+        hold_p95=recorder.hold(0.95),
+        hold_max=recorder.hold_max,
+    )
+
+
+def _device_stats(device: Device, engine: Engine) -> DeviceStats:
+    now = engine.clock()
+    busy = device.busy_seconds(now)
+    end = now if device.bursts else engine.recorder.last_end
+    span = end - engine.recorder.first_start
+    return DeviceStats(
+        name=device.name,
+        state=device.state,
+        tasks=device.tasks,
+        batches=device.batches,
+        errors=device.errors,
+        in_flight=device.in_flight,
+        busy_seconds=busy,
+        utilisation=min(1.0, busy / span) if span > 0 else 0.0,
+        service_time=device.interval,
+        latency=device.latency,
+    )
+
+
+def _devices(drivers: Sequence[Driver[InT, OutT]]) -> list[Device]:
+    devices = [Device(driver, position) for position, driver in enumerate(drivers)]
+    seen: set[str] = set()
+    for device in devices:
+        if device.name in seen:
+            raise ConfigError(f"two devices are called {device.name!r}: names must differ")
+        seen.add(device.name)
+    return devices
+
+
+def _iterable(xs: Iterable[InT] | AsyncIterable[InT]) -> Iterable[InT] | AsyncIterable[InT]:
+    if not isinstance(xs, AsyncIterable):
+        iter(xs)  # raises TypeError, naming the type
+    return xs
+
+
+def _at_least(least: int, name: str, value: float) -> int:
+    if value == math.inf:
+        return 2**62
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of {least} or more, not {value!r}")
+    return value

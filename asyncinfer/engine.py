@@ -1,0 +1,327 @@
+"""What runs while a dispatcher is open: lanes, devices, and the parts that serve them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from typing import Any
+
+import anyio
+
+from asyncinfer.deadlines import Deadlines
+from asyncinfer.device import Device, DeviceState, names
+from asyncinfer.driver import Driver
+from asyncinfer.errors import (
+    ClosedError,
+    ConfigError,
+    DeadlineExceeded,
+    DeviceError,
+    NoDeviceError,
+    QueueTimeout,
+    TaskError,
+)
+from asyncinfer.events import EventHook
+from asyncinfer.executor import Executor
+from asyncinfer.intake import feed
+from asyncinfer.keeper import Keeper
+from asyncinfer.lane import CallLane, Lane
+from asyncinfer.pool import Pool
+from asyncinfer.recorder import Recorder, logger
+from asyncinfer.scheduling import Policy
+from asyncinfer.task import Task
+from asyncinfer.timeouts import Timeouts
+
+__all__ = ("Engine",)
+
+
+class Engine:
+    """One opening of a dispatcher. Made on the event loop it belongs to."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        *,
+        policy: Policy,
+        window: int,
+        queue_size: int,
+        retries: int,
+        timeouts: Timeouts,
+        on_event: EventHook | None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.clock = clock_of(self.loop)
+        self.recorder = Recorder(self.clock, on_event)
+        self.devices = list(devices)
+        self.accepting = False
+        #: from opening to the end of closing
+        self.running = True
+        self._window = window
+        self._queue_size = queue_size
+        self._timeouts = timeouts
+        self._feeders: dict[Lane, asyncio.Task[None]] = {}
+        self._lanes = 0
+        self.keeper = Keeper(self.recorder, self.clock, self.loop, timeouts)
+        self._executor = Executor(
+            self.recorder,
+            self.clock,
+            self.loop,
+            retries=retries,
+            run_timeout=timeouts.run,
+            lost=self.keeper.recover,
+        )
+        self.pool = Pool(policy, self.recorder, self.clock, self.loop, self._executor.start)
+        self._executor.pool = self.keeper.pool = self.pool
+        self._deadlines = self._watch(timeouts)
+        self.calls = self.new_lane(ordered=False, kind=CallLane)
+        self.pool.lanes.append(self.calls)
+
+    def _watch(self, timeouts: Timeouts) -> list[Deadlines]:
+        limits = (
+            (timeouts.total, lambda task: task.done, self._out_of_time),
+            (timeouts.queue, self._was_started, self._not_started),
+        )
+        return [
+            Deadlines(seconds, self.clock, self.loop, settled, expire)
+            for seconds, settled, expire in limits
+            if seconds is not None
+        ]
+
+    # ---- devices
+
+    async def open(self) -> None:
+        """Open all devices at once. One that fails is tried again later, if another is up."""
+        failed: dict[Device, DeviceError] = {}
+        async with anyio.create_task_group() as group:
+            for device in self.devices:
+                group.start_soon(self._open_one, device, failed)
+        self.pool.members.extend(self.devices)
+        if failed and len(failed) == len(self.devices):
+            first, *others = failed.values()
+            for other in others:
+                first.add_note(str(other))
+            raise first
+        for device, error in failed.items():
+            self.recorder.device_event("device.lost", device.name, error)
+            device.failures += 1
+            self.keeper.recover(device, [])
+        self.accepting = True
+
+    async def _open_one(self, device: Device, failed: dict[Device, DeviceError]) -> None:
+        try:
+            await self.keeper.open(device)
+        except DeviceError as error:
+            failed[device] = error
+
+    async def add(self, driver: Driver[Any, Any]) -> None:
+        """Open one more device and let it take part."""
+        position = max((device.position for device in self.devices), default=-1) + 1
+        device = Device(driver, position)
+        if any(other.name == device.name for other in self.devices):
+            raise ConfigError(f"there is a device {device.name!r} already: names must differ")
+        self.devices.append(device)
+        try:
+            await self.keeper.open(device)
+        except BaseException:
+            self.devices.remove(device)
+            await self.keeper.close_driver(device, [])
+            raise
+        self.pool.members.append(device)
+        self.pool.wake()
+
+    async def remove(self, name: str, *, drain: bool) -> None:
+        """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
+        device = next((d for d in self.devices if d.name == name), None)
+        if device is None:
+            raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
+        if device.up and drain:
+            device.become(DeviceState.DRAINING, self.clock())
+            self.recorder.device_event("device.draining", name)
+            self.pool.reclaim()
+            self.pool.wake()
+            while device.bursts:
+                await asyncio.wait([b.runner for b in device.bursts if b.runner is not None])
+        bursts = self._executor.take_back(device)
+        device.become(DeviceState.DRAINING, self.clock())
+        self.pool.members.remove(device)
+        self.devices.remove(device)
+        self.pool.wake()
+        await self.keeper.close([device], bursts)
+
+    # ---- lanes
+
+    def new_lane(self, *, ordered: bool, kind: type[Lane] = Lane) -> Lane:
+        """A lane for one stream, in the context of who asks for it."""
+        lane = kind(
+            self._lanes,
+            self.recorder,
+            self.clock,
+            window=self._window,
+            queue_size=self._queue_size,
+            ordered=ordered,
+        )
+        self._lanes += 1
+        return lane
+
+    def begin(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+        """Start to read ``source`` into ``lane``. Raises ``ClosedError``."""
+        self.check_open()
+        self.pool.lanes.append(lane)
+        self._feeders[lane] = self.loop.create_task(
+            self._feed(lane, source), name=f"asyncinfer source {lane.number}", context=lane.context
+        )
+
+    async def _feed(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+        error: BaseException | None = None
+        try:
+            await feed(source, lane.intake, lambda inputs: self.accept(lane, inputs), self.clock)
+        except asyncio.CancelledError:
+            error = ClosedError("the dispatcher was closed before the source was read to its end")
+        except Exception as raised:
+            error = raised
+        finally:
+            self._feeders.pop(lane, None)
+            lane.end(error)
+            self.pool.wake()
+
+    def accept(self, lane: Lane, inputs: list[Any]) -> list[Task]:
+        """Make tasks of inputs, watched for their deadlines."""
+        tasks = lane.accept(inputs)
+        for watch in self._deadlines:
+            watch.add(tasks)
+        self.pool.wake()
+        return tasks
+
+    async def call(self, value: Any) -> Any:
+        """Run one task of its own."""
+        await self.calls.intake.room()
+        self.check_open()
+        task = self.accept(self.calls, [value])[0]
+        task.context = contextvars.copy_context()
+        task.future = self.loop.create_future()
+        self.calls.intake.put_nowait([task])
+        try:
+            return await task.future
+        except asyncio.CancelledError:
+            if not task.done:
+                self.calls.discard(task)
+                self._release([task])
+            raise
+
+    def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
+        """Nobody wants the lane's results any more; returns the reader that is now ending."""
+        lane.source_error = lane.source_error or error
+        dropped = dict.fromkeys(lane.close())
+        for device in self.devices:
+            for burst in device.bursts:
+                dropped.update(dict.fromkeys(t for t in burst.running if t.lane is lane))
+                dropped.update(dict.fromkeys(t for t in burst.pending if t.lane is lane))
+        dropped.update(dict.fromkeys(t for t in self.pool.retries if t.lane is lane))
+        tasks = [task for task in dropped if not task.done]
+        for task in tasks:
+            task.done = True
+            task.input = None
+            if task.future is not None and not task.future.done():
+                task.future.set_exception(error or ClosedError("the call was dropped"))
+        self.recorder.dropped += len(tasks)
+        self._release(tasks)
+        self.leave(lane)
+        feeder = self._feeders.get(lane)
+        if feeder is not None:
+            feeder.cancel()
+        return feeder
+
+    def leave(self, lane: Lane) -> None:
+        """The lane is finished: count it no more among those that take turns."""
+        if lane in self.pool.lanes and lane is not self.calls:
+            self.pool.lanes.remove(lane)
+
+    def _release(self, tasks: Iterable[Task]) -> None:
+        """Free the devices of tasks nobody waits for."""
+        gone = set(tasks)
+        for device in self.devices:
+            for burst in list(device.bursts):
+                if burst.abandoned and not gone.isdisjoint((*burst.running, *burst.pending)):
+                    self._executor.abandon(burst)
+        self.pool.wake()
+
+    # ---- deadlines
+
+    def _was_started(self, task: Task) -> bool:
+        if task.done or task.attempts:
+            return True
+        return any(task in burst.running for device in self.devices for burst in device.bursts)
+
+    def _out_of_time(self, task: Task) -> None:
+        seconds = self._timeouts.total
+        if any(device.up for device in self.devices):
+            self._end(task, DeadlineExceeded, f"not finished within {seconds} s")
+            return
+        text = f"no device is up after {seconds} s; there are {names(self.devices)}"
+        self._end(task, NoDeviceError, text)
+
+    def _not_started(self, task: Task) -> None:
+        text = f"not started within the queue timeout of {self._timeouts.queue} s"
+        self._end(task, QueueTimeout, text)
+
+    def _end(self, task: Task, kind: type[TaskError], text: str) -> None:
+        lane = task.lane
+        if isinstance(lane, Lane):
+            lane.withdraw(task)
+        task.finished = self.clock()
+        task.fail(kind, text)
+        lane.finish(task)
+        self.recorder.task_event("task.failed", task, task.error)
+        self._release([task])
+
+    # ---- the end
+
+    def check_open(self) -> None:
+        """Raise ``ClosedError`` unless work is accepted."""
+        if not self.accepting:
+            raise ClosedError("the dispatcher is closed, or closing: it accepts no more tasks")
+
+    async def drain(self, timeout: float | None) -> None:
+        """Accept no more, and wait for what was accepted. Raises ``TimeoutError``."""
+        self.accepting = False
+        await self._stop_reading()
+        for lane in self.pool.lanes:
+            lane.lift_window()
+        self.pool.wake()
+        async with asyncio.timeout(timeout):
+            await self.pool.quiet()
+
+    async def _stop_reading(self) -> None:
+        feeders = list(self._feeders.values())
+        for feeder in feeders:
+            feeder.cancel()
+        if feeders:
+            _, left = await asyncio.wait(feeders, timeout=self._timeouts.close)
+            if left:
+                logger.warning("%d sources did not stop within the close timeout", len(left))
+
+    async def close(self) -> None:
+        """Cancel what is not finished, and close all devices."""
+        self.accepting = False
+        error = ClosedError("the dispatcher was closed before this was finished")
+        for lane in list(self.pool.lanes):
+            if not lane.finished:
+                self.drop(lane, error)
+        with anyio.CancelScope(shield=True):
+            await self._stop_reading()
+            await self.keeper.close(self.devices)
+        for watch in self._deadlines:
+            watch.stop()
+        self.pool.stop()
+        self.running = False
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """A precise clock on the loop's own scale.
+
+    uvloop's ``time()`` is the monotonic clock cached to the millisecond, so the clock itself is
+    read. A loop whose time is something else (a virtual one) is asked.
+    """
+    return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time
+

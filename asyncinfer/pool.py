@@ -1,0 +1,234 @@
+"""Brings waiting tasks and free devices together: the one place where tasks are handed out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from asyncinfer.device import Burst, Device
+from asyncinfer.lane import Lane
+from asyncinfer.recorder import Recorder
+from asyncinfer.scheduling import Grant, Policy
+from asyncinfer.task import Task, TaskHome
+
+__all__ = ("Pool",)
+
+#: seconds of its own service time that a device may reserve ahead
+QUANTUM = 0.001
+#: most tasks in one burst, so that devices which answer at once leave the event loop its turns
+BURST = 64
+#: shortest pause before resting devices are asked again, in seconds
+RECHECK = 0.0005
+
+Start = Callable[[Burst], None]
+
+
+class Pool:
+    """The devices that are up, the lanes with work, and the policy that pairs them.
+
+    ``wake`` is called on every change (a task came, a device is free, the window moved); the
+    pairing itself runs once per turn of the event loop, so a thousand changes cost one pass.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        recorder: Recorder,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        start: Start,
+    ) -> None:
+        self.members: list[Device] = []
+        self.lanes: list[Lane] = []
+        #: failed tasks, to be run alone, on a device that has not failed them if there is one
+        self.retries: deque[Task] = deque()
+        self.now = 0.0
+        self._policy = policy
+        self._recorder = recorder
+        self._clock = clock
+        self._loop = loop
+        self._start = start
+        self._turn = 0
+        self._reserved = 0
+        self._up: list[Device] = []
+        self._wakeup: asyncio.Handle | None = None
+        self._recheck: asyncio.TimerHandle | None = None
+        self._quiet: asyncio.Event | None = None
+
+    # ---- what policies see (a scheduling.PoolView)
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """The devices that are up."""
+        return self._up
+
+    @property
+    def waiting(self) -> int:
+        """Tasks inside the windows that may be started, those reserved and not started included."""
+        return self._reserved + sum(len(lane.waiting) for lane in self.lanes)
+
+    @property
+    def backlog(self) -> bool:
+        """Whether tasks queue behind a window."""
+        return any(not lane.intake.empty() for lane in self.lanes)
+
+    def index(self, offset: int) -> int:
+        """Index in its stream of the waiting task at ``offset``."""
+        lane, offset = self._locate(offset)
+        return lane.waiting[offset].index
+
+    # ---- pairing
+
+    def wake(self) -> None:
+        """Pair tasks with devices in the next turn of the event loop."""
+        if self._wakeup is None:
+            self._wakeup = self._loop.call_soon(self._pair)
+
+    async def quiet(self) -> None:
+        """Wait until every accepted task has ended."""
+        while self._recorder.unfinished:
+            self._quiet = asyncio.Event()
+            await self._quiet.wait()
+        self._quiet = None
+
+    def stop(self) -> None:
+        """Pair no more."""
+        for handle in (self._wakeup, self._recheck):
+            if handle is not None:
+                handle.cancel()
+        self._wakeup = self._recheck = None
+
+    def _pair(self) -> None:
+        self._wakeup = None
+        self.now = self._clock()
+        for lane in self.lanes:
+            lane.admit()
+        self._up = [device for device in self.members if device.up]
+        if self.retries:
+            self._pair_retries()
+        free = [device for device in self._up if device.free]
+        if len(free) > 1:
+            free.sort(key=_fastest_first)
+        self._reserved = sum(device.reserved for device in self._up)
+        resting = [device for device in free if not self._fill(device)]
+        if resting and self.waiting:
+            self._ask_again()
+        if self._quiet is not None and not self._recorder.unfinished:
+            self._quiet.set()
+
+    def _fill(self, device: Device) -> bool:
+        """Give ``device`` what its policy says; tell whether it is now full."""
+        while device.free and self.waiting:
+            grant = self._policy.pull(device, self)
+            if grant is None:
+                return False
+            tasks = self._take(device, grant)
+            if not tasks:
+                return False
+            self._reserved += max(0, len(tasks) - grant.count)
+            self._hand_out(device, tasks, grant.count)
+        return not device.free
+
+    def _take(self, device: Device, grant: Grant) -> list[Task]:
+        skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
+        if skip >= self.waiting - self._reserved:
+            skip = grant.skip
+            self.reclaim()
+        lane, offset = self._locate(skip)
+        count = grant.count
+        if self._policy.reserves and lane.one_context:
+            count = max(count, self._reservation(device, count))
+        self._turn = self.lanes.index(lane) + 1
+        return lane.take(offset, count)
+
+    def _reservation(self, device: Device, batch: int) -> int:
+        """Tasks worth a quantum of the device's time, and no more than its share."""
+        seconds = device.expect(batch)
+        if not seconds < QUANTUM:
+            return batch
+        share = (self.waiting - self._reserved) // len(self._up)
+        calls = min(QUANTUM / seconds, share / batch, BURST / batch)
+        return batch * max(1, int(calls))
+
+    def _hand_out(self, device: Device, tasks: list[Task], batch: int) -> None:
+        burst = Burst(device, tasks, min(batch, device.max_batch), self.now)
+        device.begin(burst, self.now)
+        self._start(burst)
+
+    def _locate(self, offset: int) -> tuple[Lane, int]:
+        """Where the waiting task at ``offset`` is, the lanes taking turns task by task."""
+        lanes = [lane for lane in self._in_turn() if lane.waiting]
+        level = 0
+        while len(lanes) > 1:
+            depth = min(len(lane.waiting) for lane in lanes) - level
+            if offset < depth * len(lanes):
+                break
+            offset -= depth * len(lanes)
+            level += depth
+            lanes = [lane for lane in lanes if len(lane.waiting) > level]
+        rounds, turn = divmod(offset, len(lanes))
+        return lanes[turn], level + rounds
+
+    def _in_turn(self) -> Iterable[Lane]:
+        turn = self._turn % len(self.lanes)
+        return (*self.lanes[turn:], *self.lanes[:turn])
+
+    def reclaim(self) -> None:
+        """Take back what is reserved and not started, because another device would rest."""
+        for device in self._up:
+            for burst in device.bursts:
+                give_back(burst.pending)
+        self._reserved = 0
+
+    # ---- tasks that failed once
+
+    def _pair_retries(self) -> None:
+        for task in sorted(self.retries, key=_oldest_first):
+            device = None if task.done else self._device_for(task)
+            if task.done or device is not None:
+                self.retries.remove(task)
+            if device is not None:
+                self._hand_out(device, [task], 1)
+
+    def _device_for(self, task: Task) -> Device | None:
+        """The fastest free device that has not failed the task; any, if all have."""
+        untried = [device for device in self._up if device.name not in task.devices]
+        free = [device for device in untried or self._up if device.free]
+        return min(free, key=_fastest_first, default=None)
+
+    # ---- devices that rest
+
+    def _ask_again(self) -> None:
+        """Time alone can change the answer: a device that is overdue may never finish."""
+        busy = [device.free_in(self.now) for device in self._up if not device.free]
+        delay = max(RECHECK, min(busy, default=RECHECK) * 1.1)
+        at = self._loop.time() + delay
+        if self._recheck is not None:
+            if self._recheck.when() <= at:
+                return
+            self._recheck.cancel()
+        self._recheck = self._loop.call_later(delay, self._recheck_now)
+
+    def _recheck_now(self) -> None:
+        self._recheck = None
+        self.wake()
+
+
+def give_back(tasks: deque[Task]) -> None:
+    """Return tasks that were not started to the lanes they came from; empties ``tasks``."""
+    by_lane: dict[TaskHome, list[Task]] = {}
+    for task in tasks:
+        by_lane.setdefault(task.lane, []).append(task)
+    tasks.clear()
+    for lane, own in by_lane.items():
+        lane.give_back(own)
+
+
+def _fastest_first(device: Device) -> float:
+    return math.inf if math.isnan(device.latency) else device.latency
+
+
+def _oldest_first(task: Task) -> float:
+    return task.submitted
