@@ -18,7 +18,9 @@ from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from asyncinfer.errors import DeviceLost
+from anyio import CancelScope
+
+from asyncinfer.errors import DeviceLost, DeviceTimeout
 
 __all__ = ("EXIT_GRACE", "Worker", "as_exception")
 
@@ -44,6 +46,7 @@ class Worker:
     def __init__(self, device: str, at_end: Callable[[], None] | None = None) -> None:
         self._device = device
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._awaited: set[_Job[Any]] = set()
         self._stopping = threading.Event()
         self._ended: Future[None] = Future()
         self._ended.set_running_or_notify_cancel()  # who waits for it cannot cancel it
@@ -79,6 +82,7 @@ class Worker:
         context = copy_context()
         loop = asyncio.get_running_loop()
         job = _Job(lambda: context.run(function, *args, **kwargs), loop, loop.create_future())
+        self._awaited.add(job)
         self._jobs.put(job)
         try:
             await job.done
@@ -86,6 +90,8 @@ class Worker:
             if not job.claim():
                 await _outlast(job.when_posted())
             raise
+        finally:
+            self._awaited.discard(job)
         return job.outcome()
 
     def pause(self, seconds: float) -> None:
@@ -95,8 +101,9 @@ class Worker:
     async def stop(self, timeout: float | None = None) -> bool:
         """Drop the calls that wait, let the running one end, end the thread.
 
-        Returns whether the thread is gone. After ``timeout`` seconds it is left behind, to end by
-        itself once the running call returns. May be called again, and by several tasks.
+        Returns whether the thread is gone. After ``timeout`` seconds, or when cancelled, it is
+        left behind, to end by itself once the running call returns; who awaits that call gets
+        ``DeviceTimeout``. May be called again, and by several tasks.
         """
         self._stopping.set()
         self._jobs.put(None)
@@ -104,6 +111,9 @@ class Worker:
             await asyncio.wait_for(asyncio.wrap_future(self._ended), timeout)
         except TimeoutError:
             return False
+        finally:
+            for job in self._awaited:
+                job.abandon(DeviceTimeout(self._device, "closed while it was computing"))
         self._thread.join()  # it has nothing left to do
         return True
 
@@ -160,6 +170,12 @@ class _Job(Generic[T]):
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self.loop.call_soon_threadsafe(self._post)
 
+    def abandon(self, error: Exception) -> None:
+        """On the loop: let go who waits for it, while the thread is still at it."""
+        if not self._posted and not self.loop.is_closed():
+            self._error = error
+            self._post()
+
     def _post(self) -> None:
         self._posted = True
         for future in (self.done, self._finished):
@@ -177,11 +193,12 @@ def as_exception(error: BaseException) -> Exception:
 
 
 async def _outlast(finished: asyncio.Future[None]) -> None:
-    while not finished.done():
-        try:
-            await asyncio.wait((finished,))
-        except asyncio.CancelledError:
-            continue  # the caller raises one
+    with CancelScope(shield=True):  # anyio would cancel again and again
+        while not finished.done():
+            try:
+                await asyncio.wait((finished,))
+            except asyncio.CancelledError:
+                continue  # the caller raises one
 
 
 def _work(

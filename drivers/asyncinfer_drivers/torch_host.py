@@ -86,7 +86,7 @@ class TorchDriver(Driver[Any, Any]):
         warmup_input: Any = None,
         slowdown: float = 1.0,
         concurrency: int = 1,
-        close_timeout: float = 30.0,
+        close_timeout: float = 10.0,
     ) -> None:
         check_name(device)
         for option, value in (("threads", threads), ("max_batch", max_batch)):
@@ -123,6 +123,8 @@ class TorchDriver(Driver[Any, Any]):
         except BaseException:
             await self.close()
             raise
+        if self._session is not session:
+            raise DeviceLost(self.name, "closed while it was opening")
 
     async def close(self) -> None:
         """End the thread and release the model. Idempotent.
