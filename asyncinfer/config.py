@@ -47,7 +47,7 @@ _PRESETS: dict[str, tuple[dict[str, Any], str]] = {
         _STAND_IN,
     ),
 }
-_TORCH_DEVICES = ("cuda", "mps", "xpu")
+_TORCH_DEVICES = ("cuda", "mps")
 
 
 @dataclass(frozen=True)

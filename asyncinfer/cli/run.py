@@ -1,0 +1,222 @@
+"""``asyncinfer run``: a stream of inputs through a model on several devices."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asyncinfer import config as configuration
+from asyncinfer.cli.arguments import Config, Devices, Json, Policy, Window
+from asyncinfer.cli.arguments import Model as ModelOption
+from asyncinfer.cli.inputs import Inputs, Named, collect, read_picture
+from asyncinfer.cli.output import emit, note, seconds, table
+from asyncinfer.cli.progress import Progress
+from asyncinfer.cli.rows import Write, opened, row_of
+from asyncinfer.cli.tools import device_facts, run_async
+from asyncinfer.config import DeviceConfig
+from asyncinfer.dispatcher import Dispatcher
+from asyncinfer.driver import Driver
+from asyncinfer.model import Decoding, Model, import_object, resolve
+from asyncinfer.result import Result
+from asyncinfer.stats import DispatcherStats
+
+__all__ = ("run",)
+
+Steps = Annotated[
+    str | None, typer.Option(help="module:function, run in the worker thread.", show_default=False)
+]
+
+
+def run(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUTS]...", help="Files, globs, a .npy array, an input set, or -."
+        ),
+    ] = None,
+    model: ModelOption = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--inputs", help="The same as INPUTS, as an option.", show_default=False),
+    ] = None,
+    devices: Devices = None,
+    config: Config = None,
+    policy: Policy = None,
+    window: Window = None,
+    preprocess: Steps = None,
+    postprocess: Steps = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write rows to this .csv or .jsonl file.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a model over inputs on the given devices; results are written in order as they come.
+
+    asyncinfer run --model efficientnet_lite0 --devices cpu cpu -- photos/*.jpg
+
+    A built-in model brings its own inputs. Without --output, rows go to standard output. Inputs
+    that cannot be read become rows with an error, and the exit status 1. Ctrl-C ends the run with
+    a summary of what was done.
+    """
+    settings = configuration.load(config) if config else configuration.Config()
+    chosen = configuration.select(devices or [], settings)
+    used = _model(model, chosen, preprocess, postprocess)
+    source = collect([*(files or []), *(inputs or [])], used)
+    given = {"policy": policy, "window": window}
+    options = dict(settings.dispatcher) | {k: v for k, v in given.items() if v is not None}
+    drivers = [device.build(used) for device in chosen]
+    _tell(chosen)
+    with opened(output, quiet=as_json) as write:
+        progress = Progress(source.count, shown=as_json or output is not None)
+        session = Session(drivers, options, source, write, progress)
+        facts = run_async(session.run())
+    facts["model"] = used.name if used else None
+    emit(facts) if as_json else _show(facts)
+    if facts["interrupted"]:
+        raise typer.Exit(130)
+    if facts["failed"]:
+        raise typer.Exit(1)
+
+
+def _model(
+    name: str | None,
+    chosen: Sequence[DeviceConfig],
+    preprocess: str | None,
+    postprocess: str | None,
+) -> Model | None:
+    """The model all devices share, with the steps around it; file inputs always work."""
+    name = name or next((device.model for device in chosen if device.model), None)
+    if name is None:
+        return None
+    model = resolve(name)
+    before = import_object(preprocess) if preprocess else model.preprocess
+    if not isinstance(before, Decoding):
+        before = Decoding(read_picture, before)
+    after = import_object(postprocess) if postprocess else model.postprocess
+    return replace(model, preprocess=before, postprocess=after)
+
+
+def _tell(chosen: Sequence[DeviceConfig]) -> None:
+    for device in chosen:
+        if device.note:
+            note(f"{device.name}: {device.note}")
+
+
+@dataclass
+class Session:
+    """One run: what goes in, and what has come out so far."""
+
+    drivers: Sequence[Driver[Any, Any]]
+    options: Mapping[str, Any]
+    source: Inputs
+    write: Write
+    progress: Progress
+    names: dict[int, str] = field(default_factory=dict)
+    done: int = 0
+    failed: int = 0
+    right: int = 0
+    in_order: bool = True
+    first: float = math.inf
+    last: float = -math.inf
+
+    async def run(self) -> dict[str, Any]:
+        """Stream everything, or what there is until Ctrl-C; return the summary."""
+        interrupted = False
+        async with Dispatcher(self.drivers, **self.options) as dispatcher:
+            try:
+                await self._stream(dispatcher)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.uncancel():
+                    raise
+                interrupted = True
+            stats = dispatcher.stats()
+            if interrupted:
+                await dispatcher.close()
+        return self._summary(stats) | {"interrupted": interrupted}
+
+    async def _stream(self, dispatcher: Dispatcher[Any, Any]) -> None:
+        targets = self.source.targets()
+        with self.progress:
+            lines = self.source.lines
+            items = self._lines(lines) if lines else self._items()
+            async with dispatcher.results(items) as results:
+                async for result in results:
+                    self._deliver(result, targets)
+                    self.progress(dispatcher)
+
+    def _items(self) -> Iterator[Any]:
+        for index, (name, item) in enumerate(self.source):
+            self.names[index] = name
+            yield item
+
+    async def _lines(self, lines: AsyncIterator[Named]) -> AsyncIterator[Any]:
+        index = 0
+        async for name, item in lines:
+            self.names[index] = name
+            index += 1
+            yield item
+
+    def _deliver(self, result: Result[Any], targets: Iterator[Any] | None) -> None:
+        self.in_order = self.in_order and result.index == self.done
+        self.done += 1
+        self.failed += result.error is not None
+        self.first = min(self.first, result.started)
+        self.last = max(self.last, result.finished)
+        if targets is not None:
+            self.right += next(targets) == result.value
+        self.write(row_of(self.names.pop(result.index), result))
+
+    def _summary(self, stats: DispatcherStats) -> dict[str, Any]:
+        makespan = max(0.0, self.last - self.first) if self.done else 0.0
+        known = self.source.targets() is not None and self.done
+        return {
+            "tasks": self.done,
+            "failed": self.failed,
+            "in_order": self.in_order,
+            "seconds": makespan,
+            "throughput": self.done / makespan if makespan else 0.0,
+            "accuracy": self.right / self.done if known else None,
+            "latency": {
+                "p50": stats.latency_p50,
+                "p95": stats.latency_p95,
+                "p99": stats.latency_p99,
+            },
+            "mean_hold": stats.hold_mean,
+            "max_reorder": stats.max_reorder,
+            "devices": [device_facts(device, makespan) for device in stats.devices],
+        }
+
+
+def _show(facts: Mapping[str, Any]) -> None:
+    """The summary, on standard error: standard output has the rows."""
+    from rich.console import Console
+
+    rows = [
+        (
+            device["name"],
+            device["tasks"],
+            f"{device['throughput']:.4g}",
+            f"{device['utilisation']:.1%}",
+            seconds(device["service_time"]),
+        )
+        for device in facts["devices"]
+    ]
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    screen.print(table(("device", "tasks", "tasks/s", "utilisation", "service time"), rows))
+    count, failed = facts["tasks"], facts["failed"]
+    text = f"{count} tasks in {seconds(facts['seconds'])}: {facts['throughput']:.4g} tasks/s"
+    if facts["accuracy"] is not None:
+        text += f", {facts['accuracy']:.2%} right"
+    if failed:
+        text += f"; {failed} failed"
+    if facts["interrupted"]:
+        text += "; interrupted"
+    screen.print(text, markup=False)

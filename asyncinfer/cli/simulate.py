@@ -1,0 +1,160 @@
+"""``asyncinfer simulate``: the real dispatcher on made-up devices and virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asyncinfer import theory
+from asyncinfer.cli.arguments import Json
+from asyncinfer.cli.output import emit, people, seconds, table
+from asyncinfer.cli.timeline import Timeline, check_picture, picture
+from asyncinfer.cli.tools import device_facts
+from asyncinfer.dispatcher import Dispatcher
+from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.testing import SimulatedDriver, run_virtual
+
+__all__ = ("simulate",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to simulate."""
+
+    service_times: Sequence[float]
+    tasks: int
+    window: int
+    noise: float
+    policy: str
+    seed: int
+
+
+def simulate(
+    service_times: Annotated[
+        list[float],
+        typer.Option("--service-times", help="Seconds per task of each device.", metavar="T..."),
+    ],
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks.")] = 1000,
+    window: Annotated[int, typer.Option(min=1, help="Tasks in flight in order.")] = 1024,
+    noise: Annotated[
+        float, typer.Option(min=0.0, help="Sigma of a log-normal factor of mean 1 on each time.")
+    ] = 0.0,
+    policy: Annotated[str, typer.Option(help="eft, greedy, static, sync or serial.")] = "eft",
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
+    plot: Annotated[
+        Path | None, typer.Option(help="Save the Gantt chart to this file.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the dispatcher on simulated devices in virtual time, and compare with the optimum.
+
+    asyncinfer simulate --service-times 0.005 0.1 1.0 --tasks 1000 --window 100
+    """
+    check_picture(plot)
+    plan = Plan(service_times, tasks, window, noise, policy, seed)
+    drivers = _drivers(plan)
+    timeline = Timeline(driver.name for driver in drivers)
+    facts = run_virtual(_stream(drivers, plan, timeline))
+    facts = {**vars(plan), **facts, **_compared(plan, facts["makespan"])}
+    if plot:
+        title = f"{policy}, window {window}: {facts['ratio']:.3f} x optimum"
+        picture(plot, {title: timeline})
+    if as_json:
+        emit(facts)
+    else:
+        _show(facts, timeline)
+
+
+def _drivers(plan: Plan) -> list[SimulatedDriver]:
+    for t in plan.service_times:
+        if not (t > 0 and math.isfinite(t)):
+            raise ConfigError(f"--service-times: give seconds above 0, not {t}")
+    return [
+        SimulatedDriver(f"{n}: {seconds(t)}", t, noise=plan.noise, seed=plan.seed)
+        for n, t in enumerate(plan.service_times, 1)
+    ]
+
+
+async def _stream(
+    drivers: Sequence[SimulatedDriver], plan: Plan, timeline: Timeline
+) -> dict[str, Any]:
+    first, last, expected = math.inf, -math.inf, 0
+    dispatcher = Dispatcher(drivers, policy=plan.policy, window=plan.window, on_event=timeline)
+    async with dispatcher:
+        async for result in dispatcher.results(range(plan.tasks)):
+            if result.unwrap() != expected:
+                raise AsyncInferError(f"task {result.index} came in place of {expected}")
+            first, last = min(first, result.started), max(last, result.finished)
+            expected += 1
+        stats = dispatcher.stats()
+    makespan = last - first
+    busy = sum(device.busy_seconds for device in stats.devices)
+    return {
+        "in_order": expected == plan.tasks,
+        "makespan": makespan,
+        "utilisation": busy / (len(drivers) * makespan),
+        "throughput": plan.tasks / makespan,
+        "mean_hold": stats.hold_mean,
+        "max_hold": stats.hold_max,
+        "max_reorder": stats.max_reorder,
+        "devices": [device_facts(device, makespan) for device in stats.devices],
+    }
+
+
+def _compared(plan: Plan, makespan: float) -> Mapping[str, Any]:
+    """The optimum for the mean service times, and how far the run was from it."""
+    times, tasks = plan.service_times, plan.tasks
+    optimum = theory.optimum_makespan(times, tasks)
+    windowed = theory.windowed_makespan(times, tasks, plan.window)
+    return {
+        "optimum": optimum,
+        "ratio": makespan / optimum,
+        "window_needed": theory.window_needed(times),
+        "windowed_optimum": windowed,
+        "windowed_ratio": makespan / windowed,
+        "total_rate": theory.total_rate(times),
+        "formulas": {
+            "plain_pull": theory.greedy_makespan(times, tasks),
+            "equal_split": theory.static_makespan(times, tasks),
+            "lock_step": theory.lockstep_makespan(times, tasks),
+        },
+    }
+
+
+def _show(facts: Mapping[str, Any], timeline: Timeline) -> None:
+    screen = people()
+    screen.print(timeline.text(max(20, min(100, screen.width - 30))))
+    screen.print()
+    rows = [
+        (
+            device["name"],
+            device["tasks"],
+            f"{device['utilisation']:.1%}",
+        )
+        for device in facts["devices"]
+    ]
+    screen.print(table(("device", "tasks", "utilisation"), rows))
+    screen.print()
+    for name, value in _lines(facts):
+        screen.print(f"{name:<13} {value}")
+
+
+def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    needed, window = facts["window_needed"], facts["window"]
+    best = f"{seconds(facts['optimum'])} ({facts['ratio']:.4f} times that)"
+    if window < needed:
+        best += f"; in order in this window {seconds(facts['windowed_optimum'])}"
+    return [
+        ("makespan", seconds(facts["makespan"])),
+        ("optimum", best),
+        ("utilisation", f"{facts['utilisation']:.1%}"),
+        ("throughput", f"{facts['throughput']:.4g} tasks/s of {facts['total_rate']:.4g}"),
+        ("hold", f"mean {seconds(facts['mean_hold'])}, longest {seconds(facts['max_hold'])}"),
+        ("reorder", f"{facts['max_reorder']} results at most"),
+        ("window", f"{window}; every device takes part from {needed}"),
+    ]
