@@ -24,7 +24,6 @@ PARAMETERS = {
         "hedge": None,
         "on_event": None,
     },
-    "Dispatcher.infer": {"x": inspect.Parameter.empty},
     "Dispatcher.stream": {
         "xs": inspect.Parameter.empty,
         "ordered": True,
@@ -124,6 +123,10 @@ def test_contract_parameters(path: str) -> None:
     extra = [name for name in actual if name not in expected and name != "self"]
     required = [name for name in extra if actual[name] is inspect.Parameter.empty]
     assert required == []
+
+
+def test_infer_takes_one_task() -> None:
+    inspect.signature(asyncinfer.Dispatcher.infer).bind("self", "the task")
 
 
 def test_device_errors_name_the_device_and_task_errors_the_task() -> None:
