@@ -68,9 +68,9 @@ def _is_file(text: str) -> bool:
 def _call(factory: Callable[[], Any], name: str) -> Any:
     try:
         return factory()
-    except AsyncInferError:
-        raise
     except Exception as error:
+        if isinstance(error, AsyncInferError) or is_device_fault(error):
+            raise
         raise ConfigError(f"model {name} failed: {type(error).__name__}: {error}") from error
 
 

@@ -140,10 +140,7 @@ class Runner:
         if is_device_fault(error):
             first = str(error).strip().partition("\n")[0]
             raise DeviceLost(self.name, first or type(error).__name__) from error
-        traceback.clear_frames(error.__traceback__)
-        if error.__traceback__ is not None:  # the frame of this class: it holds the whole batch
-            error.__traceback__ = error.__traceback__.tb_next
-        return as_exception(error)
+        return as_exception(_light(error))
 
     def _refusal(self, signature: Signature, error: Exception) -> Exception:
         """The model's own error, or an ``InputError`` if other shapes are known to work."""
@@ -165,5 +162,19 @@ class Runner:
             self._warned = True
             logger.warning(
                 "%s: a batch of %d failed and its tasks are run one by one; if the model takes no "
-                "batches, set max_batch=1 (%s)", self.name, size, error,
+                "batches, set max_batch=1 (%s)", self.name, size, str(error),
             )  # fmt: skip
+
+
+def _light(error: BaseException) -> BaseException:
+    """``error`` with its traceback as a note: frames would keep the batch and the model alive.
+
+    The caller may keep many errors, and each frame leads to those it was called from.
+    """
+    if not isinstance(error, InputError) and not hasattr(error, "__notes__"):
+        error.add_note("".join(traceback.format_exception(error)).rstrip())
+    link: BaseException | None = error
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
