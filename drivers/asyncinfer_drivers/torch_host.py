@@ -55,8 +55,9 @@ class TorchDriver(Driver[Any, Any]):
 
     ``device`` is ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or ``"auto"``: the first there is
     of CUDA, MPS and CPU. ``threads`` is the number of intra-op threads on a CPU; by default the
-    host's cores are divided among the CPU drivers that are open, as they come and go. It holds for
-    this driver's thread only (on torch builds without OpenMP: for the whole process).
+    host's cores but one, which is left to the event loop, are divided among the CPU drivers that
+    are open, as they come and go; each has at least one thread. It holds for this driver only (on
+    torch builds without OpenMP: for the whole process).
 
     ``warmup_input`` is one raw input. With it ``open`` runs the model once, failing with
     ``ConfigError`` if that fails, and ``calibrate`` can tell how long a call takes.

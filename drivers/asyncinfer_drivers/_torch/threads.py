@@ -89,7 +89,11 @@ def _elsewhere(function: Callable[[], T]) -> T:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: torch's default, CPU affinity and the container's quota.
+    """Cores for torch: those this process may use but one, which is the event loop's; at least 1.
+
+    Limits are torch's default, CPU affinity and the container's quota. Without a core of its own
+    the loop stutters, and threads that wait for one another at the end of every operation, on a
+    core short, slow a small model down a hundred times.
 
     Call it in a thread that has not set its own number. torch's default counts physical cores and
     follows ``OMP_NUM_THREADS`` and ``torch.set_num_threads`` in the main program.
@@ -98,7 +102,7 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     limits.append(quota(Path("/sys/fs/cgroup/cpu.max")) or limits[0])
-    return max(1, min(limits))
+    return max(1, min(limits) - 1)
 
 
 def quota(file: Path) -> int | None:

@@ -1,0 +1,209 @@
+"""What may be given as a model, and what happens to it."""
+
+import asyncio
+import copy
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._torch.load import load
+from asyncinfer_drivers.models import digits
+from asyncinfer_drivers.torch_host import TorchDriver
+
+CPU = torch.device("cpu")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Inputs and what the bare net makes of them."""
+    data = digits.inputs()
+    items = [digits.preprocess(item) for item in data.items[:12]]
+    net = digits.build()
+    with torch.inference_mode():
+        outputs = [net(item.unsqueeze(0))[0].clone() for item in items]
+    assert len({tuple(output.tolist()) for output in outputs}) == len(items)
+    return items, outputs
+
+
+async def check(model, expected, **options):
+    items, outputs = expected
+    driver = TorchDriver(model, max_batch=4, **options)
+    await driver.open()
+    try:
+        got = [row for n in range(0, 12, 4) for row in await driver.infer(items[n : n + 4])]
+    finally:
+        await driver.close()
+    torch.testing.assert_close(got, outputs)
+
+
+class NoFlags(nn.Module):
+    """Not changed by evaluation mode: shows in its output whether it is training."""
+
+    def forward(self, x):
+        return x + (1 if self.training else 0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The digits net as files of each kind."""
+    folder = tmp_path_factory.mktemp("models")
+    net, example = digits.build(), torch.zeros(2, 1, 8, 8)
+    torch.jit.trace(net, example).save(folder / "traced.pt")
+    torch.jit.script(net.train()).save(folder / "training.ts")
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net.eval(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "any.pt2")
+    torch.export.save(torch.export.export(net, (example[:1],)), folder / "one.pt2")
+    torch.save(net.state_dict(), folder / "weights.pt")
+    (folder / "text.pt").write_text("no model")
+    with zipfile.ZipFile(folder / "other.pt2", "w") as archive:
+        archive.writestr("a", "b")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["traced.pt", "training.ts", "any.pt2", "one.pt2"])
+async def test_files(files, expected, name):
+    await check(files / name, expected)
+
+
+async def test_a_file_by_its_name(files, expected, monkeypatch):
+    await check(str(files / "any.pt2"), expected)
+    monkeypatch.chdir(files)
+    await check("traced.pt", expected)
+
+
+async def test_an_exported_program_as_a_module(files, expected):
+    await check(torch.export.load(files / "any.pt2").module(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.pt2", "no such model file: .*none.pt2$"),
+        ("text.pt", "text.pt is neither a TorchScript nor a .pt2 file$"),
+        ("weights.pt", "weights.pt is no TorchScript file: .*; weights alone need their module"),
+        ("other.pt2", "other.pt2 is no torch.export file: "),
+    ],
+)
+async def test_files_that_are_no_models(files, name, message):
+    driver = TorchDriver(files / name)
+    with pytest.raises(ConfigError, match=message) as caught:
+        await driver.open()
+    assert "\n" not in str(caught.value)
+    await driver.close()
+
+
+async def test_factories(expected):
+    await check(digits.build, expected)
+    await check("asyncinfer_drivers.models.digits:build", expected)
+    await check(lambda: digits.build().train(), expected)
+
+
+async def test_built_in_models(expected):
+    items, outputs = digits.inputs().items[:12], [int(o.argmax()) for o in expected[1]]
+    for model in ("digits", digits.MODEL, lambda: digits.MODEL):
+        driver = TorchDriver(model, max_batch=12)
+        await driver.open()
+        assert await driver.infer(items) == outputs
+        assert await driver.calibrate() is not None
+        await driver.close()
+
+
+async def test_own_steps_go_before_those_of_a_built_in_model(expected):
+    steps = {"preprocess": lambda x: x, "postprocess": lambda x: x}
+    await check("digits", expected, warmup_input=torch.zeros(1, 8, 8), **steps)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("digit", "unknown model 'digit'; did you mean 'digits'\\? known: .*digits"),
+        ("no.such:thing", "cannot import 'no.such:thing'"),
+        ("math:thing", "cannot import 'math:thing'"),
+        ("math:pi", "model is a float: give an nn.Module"),
+        (lambda: 1, "model is a int: give an nn.Module"),
+        (lambda: 1 / 0, "model .*<lambda> failed: ZeroDivisionError: division by zero"),
+        (None, "model is a NoneType"),
+    ],
+)
+async def test_no_models(model, message):
+    driver = TorchDriver(model)
+    with pytest.raises(ConfigError, match=message):
+        await driver.open()
+
+
+async def test_a_model_that_cannot_be_copied():
+    class Stuck(nn.Module):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot copy a socket")
+
+    driver = TorchDriver(Stuck(), name="dev")
+    with pytest.raises(ConfigError, match="dev: cannot load the model: TypeError: cannot copy"):
+        await driver.open()
+
+
+# --- a module that others hold too --------------------------------------------------------------
+
+
+def test_a_module_in_evaluation_mode_is_shared():
+    net = digits.build()
+    assert load(net, CPU).module is load(net, CPU).module is net
+
+
+@pytest.mark.parametrize("part", ["whole", "one layer"])
+def test_a_module_in_training_is_copied_and_stays_as_it_is(part):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
+    (net if part == "whole" else net[1]).train()
+    before = copy.deepcopy(net.state_dict())
+    loaded = load(net, CPU).module
+    assert loaded is not net
+    assert not any(each.training for each in loaded.modules())
+    assert net[1].training
+    assert net.training is (part == "whole")
+    torch.testing.assert_close(dict(net.state_dict()), dict(before))
+    assert loaded[0].weight.data_ptr() != net[0].weight.data_ptr()
+
+
+def test_a_module_elsewhere_is_copied_and_stays_there():
+    net = digits.build()
+    moved = load(net, torch.device("meta")).module
+    assert {p.device.type for p in net.parameters()} == {"cpu"}
+    assert {p.device.type for p in moved.parameters()} == {"meta"}
+
+
+async def test_a_driver_never_trains():
+    net = NoFlags()
+    driver = TorchDriver(net)
+    await driver.open()
+    assert await driver.infer([1.0]) == [1]
+    await driver.close()
+    assert net.training
+
+
+async def test_drivers_that_share_one_module_at_the_same_time(expected):
+    items, outputs = expected
+    net = digits.build()
+    drivers = [TorchDriver(net, name=f"d{n}", threads=1, max_batch=4) for n in range(3)]
+    await asyncio.gather(*(driver.open() for driver in drivers))
+    assert all(driver._session.runner.module is net for driver in drivers)
+
+    async def run(driver):
+        return [row for n in [*range(0, 12, 4)] * 5 for row in await driver.infer(items[n : n + 4])]
+
+    for got in await asyncio.gather(*map(run, drivers)):
+        torch.testing.assert_close(got, outputs * 5)
+    await asyncio.gather(*(driver.close() for driver in drivers))
+
+
+def test_paths_of_home_directories(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    assert load(Path("~/traced.pt"), CPU).module
