@@ -172,6 +172,11 @@ class Device:
         """Seconds between two finished tasks under load; ``nan`` while unknown."""
         return self.estimator.expect(self._usual) / (self._usual * self.concurrency)
 
+    @property
+    def deviation(self) -> float:
+        """Mean relative deviation of its calls from what was expected, 0 to 1."""
+        return self.estimator.deviation
+
     def free_in(self, now: float) -> float:
         """Seconds until it can start another call."""
         if len(self.bursts) < self.concurrency:

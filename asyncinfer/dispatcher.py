@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Generic, Literal, TypeVar, overload
 
-import anyio
-
 from asyncinfer.device import Device
 from asyncinfer.driver import Driver
 from asyncinfer.engine import Engine

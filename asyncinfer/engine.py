@@ -324,4 +324,3 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     read. A loop whose time is something else (a virtual one) is asked.
     """
     return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time
-

@@ -1,17 +1,17 @@
 """Every error asyncinfer raises, in one tree.
 
-    AsyncInferError
-    ├── ConfigError            what was asked for cannot be set up
-    ├── ClosedError            the dispatcher no longer accepts or finishes work
-    ├── InputError             raised by drivers: no device could take this input
-    ├── DeviceError(device)    the device's fault: its tasks move to another device
-    │   ├── DeviceLost         it is gone: unplugged, killed, unreachable
-    │   ├── DeviceTimeout      it did not answer in time (phase: open, run, close)
-    │   └── ProtocolError      it answered, but not what the contract says
-    └── TaskError(index)       the one error a task ends with
-        ├── QueueTimeout       no device took it in time
-        ├── DeadlineExceeded   its overall deadline passed
-        └── NoDeviceError      its time ran out with no device left to run it
+AsyncInferError
+├── ConfigError            what was asked for cannot be set up
+├── ClosedError            the dispatcher no longer accepts or finishes work
+├── InputError             raised by drivers: no device could take this input
+├── DeviceError(device)    the device's fault: its tasks move to another device
+│   ├── DeviceLost         it is gone: unplugged, killed, unreachable
+│   ├── DeviceTimeout      it did not answer in time (phase: open, run, close)
+│   └── ProtocolError      it answered, but not what the contract says
+└── TaskError(index)       the one error a task ends with
+    ├── QueueTimeout       no device took it in time
+    ├── DeadlineExceeded   its overall deadline passed
+    └── NoDeviceError      its time ran out with no device left to run it
 """
 
 from __future__ import annotations

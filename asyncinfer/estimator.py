@@ -29,6 +29,8 @@ class Estimator:
         self.line = ServiceTime(0.0, 0.0)
         #: exponentially weighted batch size; 0 until one was run
         self.usual_batch = 0.0
+        #: exponentially weighted mean of |measured / expected - 1|
+        self.deviation = 0.0
         self._seconds = 0.0
         self._batch_squared = 0.0
         self._product = 0.0
@@ -46,9 +48,12 @@ class Estimator:
             return math.nan
         return max(SHORTEST, self.line.per_batch + self.line.per_task * batch)
 
-    def add(self, batch: int, seconds: float) -> None:
+    def add(self, batch: float, seconds: float) -> None:
         """Learn from one call."""
         gain = max(GAIN, 1 / (self.samples + 1))
+        if self.known:
+            off = min(1.0, abs(seconds / self.expect(batch) - 1))
+            self.deviation += gain * (off - self.deviation)
         if self.samples:
             seconds, gain = self._tamed(batch, seconds, gain)
         self.samples += 1
@@ -59,7 +64,7 @@ class Estimator:
         self.line = self._fit()
         self.known = True
 
-    def _tamed(self, batch: int, seconds: float, gain: float) -> tuple[float, float]:
+    def _tamed(self, batch: float, seconds: float, gain: float) -> tuple[float, float]:
         expected = self.expect(batch)
         side = (seconds > expected * OUTLIER) - (seconds * OUTLIER < expected)
         again = side != 0 and side == self._outlier_side

@@ -109,9 +109,7 @@ async def _feed_sync(
         await asyncio.sleep(0)
 
 
-def _read(
-    source: Iterator[Any], items: list[Any], most: int, clock: Callable[[], float]
-) -> bool:
+def _read(source: Iterator[Any], items: list[Any], most: int, clock: Callable[[], float]) -> bool:
     """Append up to ``most`` inputs, for a turn's time; tell whether there may be more."""
     until = clock() + TURN
     for item in source:

@@ -127,8 +127,8 @@ class Pool:
             tasks = self._take(device, grant)
             if not tasks:
                 return False
-            self._reserved += max(0, len(tasks) - grant.count)
-            self._hand_out(device, tasks, grant.count)
+            self._reserved += max(0, len(tasks) - grant.take)
+            self._hand_out(device, tasks, grant.take)
         return not device.free
 
     def _take(self, device: Device, grant: Grant) -> list[Task]:
@@ -137,7 +137,7 @@ class Pool:
             skip = grant.skip
             self.reclaim()
         lane, offset = self._locate(skip)
-        count = grant.count
+        count = grant.take
         if self._policy.reserves and lane.one_context:
             count = max(count, self._reservation(device, count))
         self._turn = self.lanes.index(lane) + 1

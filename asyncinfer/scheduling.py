@@ -33,10 +33,10 @@ RETRY_REST = 200
 
 
 class Grant(NamedTuple):
-    """Skip ``skip`` waiting tasks, then take ``count`` consecutive ones in one call."""
+    """Skip ``skip`` waiting tasks, then take ``take`` consecutive ones in one call."""
 
     skip: int
-    count: int
+    take: int
 
 
 class WorkerView(Protocol):
@@ -59,6 +59,11 @@ class WorkerView(Protocol):
     @property
     def interval(self) -> float:
         """Time between two finished tasks while it is kept busy."""
+        ...
+
+    @property
+    def deviation(self) -> float:
+        """Mean relative deviation of its calls from what was expected, 0 to 1."""
         ...
 
     def expect(self, batch: int) -> float:
@@ -120,6 +125,10 @@ class EarliestFinish:
     with ``T`` the interval between a device's completions, ``L`` its latency and ``r`` the time
     until it is free. For a device that runs one task at a time ``L = T``. If fewer than ``N_i``
     + 1 tasks wait, the others will be done with all of them first, and device *i* rests.
+
+    Where service times vary, a slow task that turns out slower still would hold up everything, so
+    among faster devices ``L_i`` counts as ``L_i * (1 + d)``, ``d`` being the mean relative
+    deviation seen. Without noise ``d`` is 0 and the rule is exact.
     """
 
     reserves = True
@@ -152,12 +161,13 @@ def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
     0 for a device of unknown speed; other devices of unknown speed are not counted on.
     """
     count = 0
+    late = latency * max(other.deviation for other in pool.devices)
     for other in pool.devices:
         if other is device:
             continue
         lead = latency - other.latency  # nan, hence no lead, where either is unknown
         if lead > 0:
-            lead -= other.free_in(pool.now)
+            lead += late - other.free_in(pool.now)
             if lead > 0:
                 count += math.ceil(lead / other.interval - TIE)
     return count

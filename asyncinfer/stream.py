@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from asyncinfer.engine import Engine
-from asyncinfer.lane import Lane
 from asyncinfer.result import Result
 from asyncinfer.task import Task
 

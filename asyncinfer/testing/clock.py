@@ -16,7 +16,7 @@ class DeadlockError(RuntimeError):
     """Every coroutine waits for another one, and no timer is set: real time would hang."""
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type,misc]  # platform alias
+class _JumpingSelector(selectors.DefaultSelector):
     """Instead of waiting for a timer, move the clock to it."""
 
     def __init__(self) -> None:
