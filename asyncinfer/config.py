@@ -162,7 +162,7 @@ def _named(name: str, own: Mapping[str, DeviceConfig]) -> DeviceConfig:
     if name.partition(":")[0] in _TORCH_DEVICES:
         return DeviceConfig("torch", name, {"device": name}, source)
     if name.startswith("sim:"):
-        note = "simulated: runs no model, returns its input"
+        note = "runs no model, returns its input"
         return DeviceConfig("simulated", name, {"service_time": _seconds(name)}, source, note)
     if name != "cortex_m4":
         known = {*own, *_PRESETS, *_TORCH_DEVICES, "cortex_m4", "sim:SECONDS"}

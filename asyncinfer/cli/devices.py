@@ -23,7 +23,7 @@ NAMES = ("auto", "cpu", "mac_studio", "raspberry_pi", "cortex_m4", "sim:0.1")
 
 
 def devices(config: Config = None, as_json: Json = False) -> None:
-    """List drivers, built-in models, this host's devices, and those of a config.
+    """List drivers, models and devices.
 
     The exit status is 1 if a device of the config could not be used.
     """

@@ -64,12 +64,11 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and (fields := getattr(value, "_fields", None)):
+        return dict(zip(fields, map(plain, value), strict=True))
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
     if isinstance(value, Sequence | Set) and not isinstance(value, bytes | bytearray):
         return [plain(part) for part in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
+    to_list = getattr(value, "tolist", None)
+    return str(value) if to_list is None else plain(to_list())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from asyncinfer import config as configuration
 from asyncinfer.cli.arguments import Config, Devices, Json, Policy, Window
@@ -22,6 +24,7 @@ from asyncinfer.cli.tools import device_facts, run_async
 from asyncinfer.config import DeviceConfig
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError
 from asyncinfer.model import Decoding, Model, import_object, resolve
 from asyncinfer.result import Result
 from asyncinfer.stats import DispatcherStats
@@ -57,7 +60,9 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a model over inputs on the given devices; results are written in order as they come.
+    """Stream inputs through a model on several devices.
+
+    Results are written in order as they come.
 
     asyncinfer run --model efficientnet_lite0 --devices cpu cpu -- photos/*.jpg
 
@@ -66,7 +71,7 @@ def run(
     a summary of what was done.
     """
     settings = configuration.load(config) if config else configuration.Config()
-    chosen = configuration.select(devices or [], settings)
+    chosen = _select(devices or [], settings)
     used = _model(model, chosen, preprocess, postprocess)
     source = collect([*(files or []), *(inputs or [])], used)
     given = {"policy": policy, "window": window}
@@ -85,6 +90,16 @@ def run(
         raise typer.Exit(1)
 
 
+def _select(names: Sequence[str], settings: configuration.Config) -> list[DeviceConfig]:
+    try:
+        return configuration.select(names, settings)
+    except ConfigError as error:
+        if any(Path(name).suffix and Path(name).exists() for name in names):
+            hint = "put inputs before --devices, or after --"
+            raise ConfigError(f"{error}; {hint}") from error
+        raise
+
+
 def _model(
     name: str | None,
     chosen: Sequence[DeviceConfig],
@@ -95,6 +110,8 @@ def _model(
     name = name or next((device.model for device in chosen if device.model), None)
     if name is None:
         return None
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for module:function
     model = resolve(name)
     before = import_object(preprocess) if preprocess else model.preprocess
     if not isinstance(before, Decoding):
@@ -197,8 +214,6 @@ class Session:
 
 def _show(facts: Mapping[str, Any]) -> None:
     """The summary, on standard error: standard output has the rows."""
-    from rich.console import Console
-
     rows = [
         (
             device["name"],

@@ -51,7 +51,9 @@ def simulate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the dispatcher on simulated devices in virtual time, and compare with the optimum.
+    """Try made-up devices in virtual time.
+
+    The real dispatcher runs on simulated devices, and is compared with the optimum.
 
     asyncinfer simulate --service-times 0.005 0.1 1.0 --tasks 1000 --window 100
     """

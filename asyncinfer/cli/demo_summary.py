@@ -1,0 +1,120 @@
+"""What the demo found, as figures and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from asyncinfer.cli.demo_stage import Stage
+from asyncinfer.cli.output import people, seconds, table
+
+__all__ = ("show", "summary")
+
+#: what to say when the best device alone was faster
+SHARED = (
+    "  Slower: these devices share this host's cores and Python's lock, and calls of microseconds "
+    "keep one another waiting."
+)
+
+
+def summary(stages: Sequence[Stage]) -> dict[str, Any]:
+    """The one object that ``--json`` prints."""
+    tasks = sum(len(stage.items) for stage in stages)
+    elapsed = sum(stage.together.seconds for stage in stages)
+    alone = {name: tasks / took for name, took in _alone(stages)}
+    best = max(alone, key=alone.__getitem__)
+    return {
+        "tasks": tasks,
+        "in_order": all(stage.in_order for stage in stages),
+        "accuracy": next(a for stage in stages if (a := stage.accuracy) is not None),
+        "throughput": tasks / elapsed,
+        "best_single": best,
+        "best_single_throughput": alone[best],
+        "speedup": tasks / elapsed / alone[best],
+        "seconds": elapsed,
+        "devices": [_device(stages, row, elapsed) for row in range(len(stages[0].devices))],
+        "stages": [_stage(stage) for stage in stages],
+    }
+
+
+def _alone(stages: Sequence[Stage]) -> Iterator[tuple[str, float]]:
+    """Seconds each device needs alone for all stages; the devices of a row are one device."""
+    for row, device in enumerate(stages[0].devices):
+        names = [stage.devices[row].name for stage in stages]
+        took = sum(stage.alone[n].seconds for stage, n in zip(stages, names, strict=True))
+        yield _common_name(device.name), took
+
+
+def _common_name(name: str) -> str:
+    return name.partition("-")[0] if name.startswith("batch-") else name
+
+
+def _device(stages: Sequence[Stage], row: int, elapsed: float) -> Mapping[str, Any]:
+    """One device over all stages."""
+    stats = [stage.together.devices[row] for stage in stages]
+    tasks = sum(device.tasks for device in stats)
+    busy = sum(device.busy_seconds for device in stats)
+    return {
+        "name": _common_name(stats[0].name),
+        "tasks": tasks,
+        "utilisation": busy / elapsed,
+        "service_time": busy / tasks if tasks else None,
+    }
+
+
+def _stage(stage: Stage) -> Mapping[str, Any]:
+    tasks, took = len(stage.items), stage.together.seconds
+    alone = {name: tasks / outcome.seconds for name, outcome in stage.alone.items()}
+    best = max(alone, key=alone.__getitem__)
+    return {
+        "model": stage.model.name,
+        "heading": stage.heading,
+        "tasks": tasks,
+        "in_order": stage.in_order,
+        "accuracy": stage.accuracy,
+        "seconds": took,
+        "throughput": tasks / took,
+        "best_single": best,
+        "best_single_throughput": alone[best],
+        "speedup": tasks / took / alone[best],
+        "mean_hold": stage.together.held,
+        "devices": [
+            {
+                "name": device.name,
+                "tasks": device.tasks,
+                "utilisation": device.busy_seconds / took,
+                "service_time": device.busy_seconds / device.tasks if device.tasks else None,
+                "alone_throughput": alone[device.name],
+            }
+            for device in stage.together.devices
+        ],
+    }
+
+
+def show(facts: Mapping[str, Any]) -> None:
+    """Print the tables of ``summary`` for people."""
+    screen = people()
+    columns = ("device", "tasks", "utilisation", "service time", "alone")
+    for stage in facts["stages"]:
+        rows = [
+            (
+                device["name"],
+                device["tasks"],
+                f"{device['utilisation']:.1%}",
+                seconds(device["service_time"]),
+                f"{device['alone_throughput']:.4g} tasks/s",
+            )
+            for device in stage["devices"]
+        ]
+        screen.print()
+        screen.print(table(columns, rows, title=stage["heading"]))
+        screen.print(
+            f"{stage['throughput']:.4g} tasks/s together, {stage['speedup']:.2f} times the best "
+            f"single device ({stage['best_single']}, {stage['best_single_throughput']:.4g})"
+        )
+        if stage["speedup"] < 1:
+            screen.print(SHARED)
+    screen.print()
+    screen.print(f"{facts['tasks']} tasks, all in order: {'yes' if facts['in_order'] else 'NO'}")
+    screen.print(f"digits right: {facts['accuracy']:.2%}")
+    screen.print(f"timeline: {facts['timeline']}")
