@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -37,43 +36,58 @@ class DeviceState(StrEnum):
 
 
 class Burst:
-    """Tasks handed to a device at once: run one batch after the other by one asyncio task."""
+    """Tasks of one lane handed to a device at once: run one batch after the other."""
 
     def __init__(self, device: Device, tasks: list[Task], batch: int, now: float) -> None:
         self.device = device
-        self.pending: deque[Task] = deque(tasks)
-        self.running: list[Task] = []
+        self.tasks = tasks
         self.batch = batch
-        self.started = now
+        #: tasks[passed:at] have outputs that were not passed on yet, the next batch is running
+        self.passed = 0
+        self.at = 0
+        self.outputs: list[Any] = []
+        self.calls = 0
+        #: when the device got it, its present call started, and its last call ended
+        self.began = self.started = self.ended = now
         #: False once its tasks were taken away: what it still brings is ignored
         self.live = True
         self.runner: asyncio.Task[None] | None = None
-        self._expected: float | None = None
+        #: ends it when a call takes too long
+        self.timer: asyncio.TimerHandle | None = None
 
-    def next_batch(self, now: float) -> list[Task]:
-        """Move the next batch from pending to running."""
-        pending = self.pending
-        if self.batch == 1:
-            self.running = [pending.popleft()]
-        else:
-            size = min(self.batch, len(pending))
-            self.running = [pending.popleft() for _ in range(size)]
-        self.started = now
-        self._expected = None
-        return self.running
+    @property
+    def running(self) -> list[Task]:
+        """The tasks of the present call."""
+        return self.tasks[self.at : self.at + self.batch]
+
+    @property
+    def reserved(self) -> int:
+        """Number of tasks that were not started."""
+        return max(0, len(self.tasks) - self.at - self.batch)
+
+    def take_reserved(self) -> list[Task]:
+        """Remove and return the tasks that were not started."""
+        tasks = self.tasks[self.at + self.batch :]
+        del self.tasks[self.at + self.batch :]
+        return tasks
+
+    def take_rest(self) -> list[Task]:
+        """Remove and return the tasks that have no output."""
+        tasks = self.tasks[self.at :]
+        del self.tasks[self.at :]
+        return tasks
 
     def remaining(self, now: float) -> float:
         """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
-        if self._expected is None:
-            self._expected = self.device.expect(len(self.running) or self.batch)
-        if math.isnan(self._expected):
+        expected = self.device.expect(min(self.batch, len(self.tasks) - self.at))
+        if math.isnan(expected):
             return now - self.started
-        return abs(self.started + self._expected - now)
+        return abs(self.started + expected - now)
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody wants any of its tasks any more."""
-        return all(task.done for task in self.running) and all(t.done for t in self.pending)
+        return all(task.done for task in self.tasks[self.at :])
 
 
 class Device:
@@ -145,12 +159,12 @@ class Device:
     @property
     def in_flight(self) -> int:
         """Tasks it is running or has reserved."""
-        return sum(len(burst.running) + len(burst.pending) for burst in self.bursts)
+        return sum(len(burst.tasks) - burst.at for burst in self.bursts)
 
     @property
     def reserved(self) -> int:
         """Tasks it has and has not started."""
-        return sum(len(burst.pending) for burst in self.bursts)
+        return sum(burst.reserved for burst in self.bursts)
 
     # ---- how fast it is (a scheduling.WorkerView)
 

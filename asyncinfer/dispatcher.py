@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from operator import attrgetter
 from types import TracebackType
-from typing import Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from asyncinfer.device import Device
 from asyncinfer.driver import Driver
@@ -14,9 +15,11 @@ from asyncinfer.engine import Engine
 from asyncinfer.errors import ClosedError, ConfigError, TaskError
 from asyncinfer.events import EventHook
 from asyncinfer.recorder import logger
+from asyncinfer.result import Result
 from asyncinfer.scheduling import Policy, policy_named
 from asyncinfer.stats import DeviceStats, DispatcherStats
-from asyncinfer.stream import ResultStream, Stream
+from asyncinfer.stream import Stream
+from asyncinfer.task import Task
 from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Dispatcher",)
@@ -157,7 +160,7 @@ class Dispatcher(Generic[InT, OutT]):
         xs: Iterable[InT] | AsyncIterable[InT],
         *,
         ordered: bool = True,
-        return_exceptions: Literal[True],
+        return_exceptions: bool,
     ) -> Stream[OutT | TaskError]: ...
 
     def stream(
@@ -166,7 +169,7 @@ class Dispatcher(Generic[InT, OutT]):
         *,
         ordered: bool = True,
         return_exceptions: bool = False,
-    ) -> Stream[OutT] | Stream[OutT | TaskError]:
+    ) -> Stream[Any]:
         """Run every input of ``xs`` and iterate over the outputs.
 
         :param xs: an iterable or async iterable, finite or endless. It is read at most
@@ -181,14 +184,31 @@ class Dispatcher(Generic[InT, OutT]):
             self._open_engine(),
             _iterable(xs),
             ordered=ordered,
-            return_exceptions=return_exceptions,
+            raises=not return_exceptions,
+            output=attrgetter("value"),
         )
 
     def results(
         self, xs: Iterable[InT] | AsyncIterable[InT], *, ordered: bool = True
-    ) -> ResultStream[OutT]:
+    ) -> Stream[Result[OutT]]:
         """Like :meth:`stream`, but iterate over :class:`Result` records, failed tasks included."""
-        return ResultStream(self._open_engine(), _iterable(xs), ordered=ordered)
+        engine = self._open_engine()
+
+        def result(task: Task) -> Result[OutT]:
+            failed = task.error is not None
+            return Result(
+                task.index,
+                None if failed else task.value,
+                task.error,
+                task.run.device,
+                task.attempts,
+                task.submitted,
+                task.run.started,
+                task.run.finished,
+                engine.clock(),
+            )
+
+        return Stream(engine, _iterable(xs), ordered=ordered, raises=False, output=result)
 
     # ---- devices
 

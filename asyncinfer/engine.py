@@ -215,8 +215,7 @@ class Engine:
         dropped = dict.fromkeys(lane.close())
         for device in self.devices:
             for burst in device.bursts:
-                dropped.update(dict.fromkeys(t for t in burst.running if t.lane is lane))
-                dropped.update(dict.fromkeys(t for t in burst.pending if t.lane is lane))
+                dropped.update(dict.fromkeys(t for t in burst.tasks if t.lane is lane))
         dropped.update(dict.fromkeys(t for t in self.pool.retries if t.lane is lane))
         tasks = [task for task in dropped if not task.done]
         for task in tasks:
@@ -242,7 +241,7 @@ class Engine:
         gone = set(tasks)
         for device in self.devices:
             for burst in list(device.bursts):
-                if burst.abandoned and not gone.isdisjoint((*burst.running, *burst.pending)):
+                if burst.abandoned and not gone.isdisjoint(burst.tasks):
                     self._executor.abandon(burst)
         self.pool.wake()
 
@@ -269,9 +268,9 @@ class Engine:
         lane = task.lane
         if isinstance(lane, Lane):
             lane.withdraw(task)
-        task.finished = self.clock()
-        task.fail(kind, text)
-        lane.finish(task)
+        task.fail(self.clock(), kind, text)
+        self.recorder.failed += 1
+        lane.finish([task])
         self.recorder.task_event("task.failed", task, task.error)
         self._release([task])
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from asyncinfer.device import Burst, Device
 from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, InputError, ProtocolError
 from asyncinfer.pool import Pool, give_back
 from asyncinfer.recorder import Recorder
-from asyncinfer.task import Task
+from asyncinfer.task import Run, Task
 
 __all__ = ("Executor",)
 
 #: what a driver may raise besides ``DeviceError`` when its device is gone
 GONE = (ConnectionError, EOFError)
+#: results of calls shorter than this, in seconds, are passed on together
+PROMPT = 100e-6
 
 
 class Executor:
@@ -42,129 +44,123 @@ class Executor:
 
     def start(self, burst: Burst) -> None:
         """Run ``burst`` in the context of its first task."""
-        context = burst.pending[0].context or contextvars.copy_context()
+        context = burst.tasks[0].context or contextvars.copy_context()
         name = f"asyncinfer {burst.device.name}"
         burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
 
     async def _run(self, burst: Burst) -> None:
         device = burst.device
-        infer, clock = device.driver.infer, self._clock
-        first = ended = clock()
-        calls = tasks = 0
         try:
-            while burst.pending and burst.live:
-                batch = burst.next_batch(ended)
-                outputs = await self._call(burst, infer, batch)
-                begun, ended = ended, clock()
-                if not burst.live:
-                    return
-                if outputs is None:
-                    continue
-                calls += 1
-                tasks += len(batch)
-                self._returned(burst, batch, outputs, begun, ended)
+            await self._work(burst)
         except asyncio.CancelledError:
-            pass  # whoever cancels has taken the tasks, or wants them to go elsewhere
-        finally:
-            if calls and burst.live:
-                device.estimator.add(tasks / calls, (ended - first) / calls)
-            self._end(burst, calls, tasks, first, ended)
-
-    async def _call(
-        self, burst: Burst, infer: Callable[[list[Any]], Any], batch: list[Task]
-    ) -> Any:
-        """The driver's outputs, or ``None`` if it failed and that has been dealt with."""
-        timer = None
-        if self._run_timeout is not None:
-            timer = self._loop.call_later(self._run_timeout, self._overran, burst)
-        try:
-            return await infer([task.input for task in batch])
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is None or current.cancelling() or not burst.live:
-                raise
-            self.fail(burst.device, DeviceLost(burst.device.name, "cancelled its own call"))
+            if burst.live and not _is_cancelled():
+                self.fail(device, DeviceLost(device.name, "cancelled its own call"))
         except DeviceError as error:
-            self.fail_if(burst, error)
+            self._fail_if_live(burst, error)
         except GONE as error:
-            self.fail_if(burst, _lost(burst.device, error))
-        except Exception as error:  # the model raised: the tasks' fault, or one of theirs
-            self._raised(burst, batch, error)
+            self._fail_if_live(burst, _lost(device, error))
+        except Exception as error:  # the model raised: the tasks' fault, or that of one of them
+            self._raised(burst, error)
         finally:
-            if timer is not None:
-                timer.cancel()
-        return None
+            self._end(burst)
 
-    def _end(self, burst: Burst, calls: int, tasks: int, first: float, ended: float) -> None:
+    async def _work(self, burst: Burst) -> None:
+        """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
+        infer, clock = burst.device.driver.infer, self._clock
+        tasks, size = burst.tasks, burst.batch
+        inputs = [task.input for task in tasks]
+        passed_on = burst.began = burst.started = clock()
+        while burst.at < len(tasks):
+            batch = inputs[burst.at : burst.at + size]
+            if self._run_timeout is not None:
+                self._limit(burst)
+            outputs = await infer(batch)
+            if not burst.live:
+                return
+            if outputs is None or len(outputs) != len(batch):
+                raise _wrong_count(burst.device, outputs, batch)
+            burst.outputs.extend(outputs)
+            burst.calls += 1
+            burst.at += len(batch)
+            burst.ended = burst.started = now = clock()
+            if now - passed_on > PROMPT:
+                self._pass_on(burst, passed_on)
+                passed_on = now
+        self._pass_on(burst, passed_on)
+
+    def _end(self, burst: Burst) -> None:
         device = burst.device
-        now = self._clock()
-        device.end(burst, now)
-        device.batches += calls
-        device.tasks += tasks
-        if calls:
+        if burst.outputs and burst.live:
+            self._pass_on(burst, burst.began)
+        device.end(burst, self._clock())
+        if burst.timer is not None:
+            burst.timer.cancel()
+        if burst.calls:
             device.failures = 0
-            self._recorder.ran(first, ended)
+            device.batches += burst.calls
+            device.tasks += burst.at
+            seconds = (burst.ended - burst.began) / burst.calls
+            device.estimator.add(burst.at / burst.calls, seconds)
+            self._recorder.ran(burst.began, burst.ended)
         if burst.live:
-            burst.pending.extendleft(reversed(burst.running))
-            give_back(burst.pending)
+            give_back(burst.take_rest())
         self.pool.wake()
 
     # ---- outcomes
 
-    def _returned(
-        self, burst: Burst, batch: list[Task], outputs: Any, started: float, ended: float
-    ) -> None:
-        device = burst.device
-        name = device.name
-        if not hasattr(outputs, "__len__") or len(outputs) != len(batch):
-            count = len(outputs) if hasattr(outputs, "__len__") else type(outputs).__name__
-            text = f"returned {count} outputs for {len(batch)} inputs: one each is the contract"
-            self.fail(device, ProtocolError(name, text))
-            return
-        burst.running = []
-        observed = self._recorder.observed
-        for task, output in zip(batch, outputs, strict=True):
-            if task.done:
+    def _pass_on(self, burst: Burst, started: float) -> None:
+        """Give the lane the outputs that have come since ``started``."""
+        run = Run(burst.device.name, started, burst.ended)
+        done = []
+        for task, output in zip(burst.tasks[burst.passed : burst.at], burst.outputs, strict=True):
+            if task.done:  # it ended otherwise meanwhile
                 continue
-            task.started, task.finished = started, ended
             if isinstance(output, BaseException):
-                self._task_failed(task, output, device)
+                self._task_failed(task, output, run, burst.device)
                 continue
+            task.run = run
             task.value = output
-            task.device = name
-            task.attempts += 1
-            task.lane.finish(task)
-            if observed:
+            done.append(task)
+        burst.passed = burst.at
+        burst.outputs = []
+        if done:
+            done[0].lane.finish(done)
+        if self._recorder.observed:
+            for task in done:
                 self._recorder.task_event("task.finished", task)
 
-    def _raised(self, burst: Burst, batch: list[Task], error: Exception) -> None:
-        ended = self._clock()
-        burst.running = []
-        for task in batch:
-            task.started, task.finished = burst.started, ended
-            if task.done:
-                continue
-            if len(batch) == 1:
-                self._task_failed(task, error, burst.device)
-            else:  # which one is to blame shows when each is run alone
-                self.pool.retries.append(task)
+    def _raised(self, burst: Burst, error: Exception) -> None:
+        """The model raised: the fault of the one task that ran, or of one of several."""
+        if not burst.live:
+            return
+        self._pass_on(burst, burst.began)
+        batch = burst.running
+        del burst.tasks[burst.at : burst.at + burst.batch]
+        if len(batch) == 1:
+            run = Run(burst.device.name, burst.started, self._clock())
+            self._task_failed(batch[0], error, run, burst.device)
+        else:  # each alone: that shows which one is to blame
+            self.pool.retries.extend(batch)
 
-    def _task_failed(self, task: Task, error: BaseException, device: Device) -> None:
+    def _task_failed(self, task: Task, error: BaseException, run: Run, device: Device) -> None:
         """One attempt failed: try again elsewhere, or end the task with its error."""
+        if task.done:
+            return
         device.errors += 1
-        task.note(error, device.name)
+        task.note(error, run)
         if task.attempts <= self._retries and not isinstance(error, InputError):
             self._recorder.retried += 1
-            self._recorder.task_event("task.retried", task, error)
             self.pool.retries.append(task)
+            self._recorder.task_event("task.retried", task, error)
             return
-        task.fail()
-        task.lane.finish(task)
+        task.fail(run.finished)
+        self._recorder.failed += 1
+        task.lane.finish([task])
         self._recorder.task_event("task.failed", task, error)
 
     # ---- the device's fault
 
-    def fail_if(self, burst: Burst, error: DeviceError) -> None:
+    def _fail_if_live(self, burst: Burst, error: DeviceError) -> None:
         """The device failed under ``burst``, unless the burst had been taken away before."""
         if burst.live:
             self.fail(burst.device, error)
@@ -181,19 +177,26 @@ class Executor:
         now = self._clock()
         bursts = list(device.bursts)
         for burst in bursts:
+            if burst.outputs:
+                self._pass_on(burst, burst.began)
             burst.live = False
             device.end(burst, now)
-            running = [task for task in burst.running if not task.done]
-            if error is None:
-                burst.pending.extendleft(reversed(running))
-            else:
+            if error is not None:
+                running = burst.running
+                del burst.tasks[burst.at : burst.at + burst.batch]
+                run = Run(device.name, burst.started, now)
                 for task in running:
-                    task.started, task.finished = burst.started, now
-                    self._task_failed(task, error, device)
-            give_back(burst.pending)
+                    self._task_failed(task, error, run, device)
+            give_back(burst.take_rest())
             _cancel(burst)
         self.pool.wake()
         return bursts
+
+    def _limit(self, burst: Burst) -> None:
+        """Start the run timeout for the next call."""
+        if burst.timer is not None:
+            burst.timer.cancel()
+        burst.timer = self._loop.call_later(self._run_timeout or 0.0, self._overran, burst)
 
     def _overran(self, burst: Burst) -> None:
         if burst.live:
@@ -209,6 +212,17 @@ def _cancel(burst: Burst) -> None:
     runner = burst.runner
     if runner is not None and runner is not asyncio.current_task():
         runner.cancel()
+
+
+def _is_cancelled() -> bool:
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+def _wrong_count(device: Device, outputs: Sequence[Any] | None, batch: list[Any]) -> ProtocolError:
+    count = "no" if outputs is None else len(outputs)
+    text = f"returned {count} outputs for {len(batch)} inputs: one output each is the contract"
+    return ProtocolError(device.name, text)
 
 
 def _lost(device: Device, error: BaseException) -> DeviceLost:

@@ -6,16 +6,17 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from asyncinfer.task import Task
 
 __all__ = ("Intake", "feed")
 
-#: most inputs read from a synchronous source before the event loop gets a turn
-BURST = 64
-#: seconds after which a slow synchronous source gives the event loop a turn
-TURN = 0.001
+#: most inputs read from a synchronous source in one turn of the event loop
+BURST = 256
+#: seconds of reading after which a source counts as slow, and is read one by one
+TURN = 0.0005
 
 
 class Intake(asyncio.Queue[list[Task]]):
@@ -97,23 +98,17 @@ async def _feed_sync(
     accept: Callable[[list[Any]], list[Task]],
     clock: Callable[[], float],
 ) -> None:
-    more = True
-    while more:
+    most = 1
+    while True:
         room = await intake.room()
+        begun = clock()
         items: list[Any] = []
         try:
-            more = _read(source, items, min(room, BURST), clock)
-        finally:
+            items.extend(islice(source, min(room, most)))
+        finally:  # a list keeps what it got from an iterator that raises
             if items:
                 intake.put_nowait(accept(items))
+        if not items:
+            return
+        most = 1 if clock() - begun > TURN else min(BURST, 2 * most)
         await asyncio.sleep(0)
-
-
-def _read(source: Iterator[Any], items: list[Any], most: int, clock: Callable[[], float]) -> bool:
-    """Append up to ``most`` inputs, for a turn's time; tell whether there may be more."""
-    until = clock() + TURN
-    for item in source:
-        items.append(item)
-        if len(items) >= most or clock() > until:
-            return True
-    return False

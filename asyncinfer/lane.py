@@ -52,6 +52,8 @@ class Lane:
         self.admitted = 0
         self.delivered = 0
         self.held = 0
+        #: count of delivered results at which the window is to be moved on
+        self.refill_at: float = 0
         #: no task will be accepted any more
         self.ended = False
         #: what stopped the source before its end, told to the consumer after the last result
@@ -61,7 +63,6 @@ class Lane:
         self._recorder = recorder
         self._clock = clock
         self._consumer: asyncio.Future[None] | None = None
-        self._refilled = 0
 
     # ---- from the source into the window
 
@@ -95,7 +96,7 @@ class Lane:
             alive = [task for task in burst if not task.done]
             self.waiting.extend(alive)
             if self.ordered and len(alive) < len(burst):  # some ran out of time in the queue
-                self._flush()
+                self._flush(0)
 
     # ---- waiting tasks
 
@@ -121,42 +122,35 @@ class Lane:
 
     # ---- finished tasks
 
-    def finish(self, task: Task) -> None:
-        """Take the result or error of ``task``, and deliver what is now in order."""
-        task.done = True
-        task.input = None
+    def finish(self, tasks: list[Task]) -> None:
+        """Take the results or errors of ``tasks``, and deliver what is now in order."""
+        for task in tasks:
+            task.done = True
+            task.input = None
         if self.closed:
             return
-        if not self.ordered:
-            self._pass_on(task)
-            return
-        slots = self.slots
-        if slots and slots[0] is task:
-            self._flush()
+        if self.ordered:
+            self._flush(len(tasks))
         else:
-            task.held = True
-            self._hold(1)
+            self._recorder.ended(tasks, self._clock())
+            self._deliver(tasks)
 
-    def _flush(self) -> None:
-        slots, ready = self.slots, self.ready
-        now = self._clock()
+    def _flush(self, more: int) -> None:
+        """Deliver what is in order, now that ``more`` tasks are done."""
+        slots, ready = self.slots, []
         while slots and slots[0].done:
-            task = slots.popleft()
-            ready.append(task)
-            self._recorder.ended(task, now)
-            if task.held:
-                self._hold(-1)
+            ready.append(slots.popleft())
+        self._hold(more - len(ready))
         if ready:
-            self._wake()
+            self._recorder.ended(ready, self._clock())
+            self._deliver(ready)
 
     def _hold(self, change: int) -> None:
         self.held += change
         self._recorder.held(change)
 
-    def _pass_on(self, task: Task) -> None:
-        """Deliver a task of an unordered lane."""
-        self._recorder.ended(task, self._clock())
-        self.ready.append(task)
+    def _deliver(self, tasks: list[Task]) -> None:
+        self.ready.extend(tasks)
         self._wake()
 
     def discard(self, task: Task) -> None:
@@ -199,14 +193,9 @@ class Lane:
         if self._consumer is not None and not self._consumer.done():
             self._consumer.set_result(None)
 
-    def next_ready(self) -> tuple[Task, bool]:
-        """Hand out the next result; tell whether it is time to move the window on."""
-        task = self.ready.popleft()
-        self.delivered += 1
-        due = not self.ready or self.delivered - self._refilled >= min(REFILL, self.window / 4)
-        if due:
-            self._refilled = self.delivered
-        return task, due
+    def move_on(self) -> None:
+        """Set when, if results stay ready, the window is next to be moved on."""
+        self.refill_at = self.delivered + min(REFILL, self.window / 4)
 
     def close(self) -> list[Task]:
         """Forget everything; return the tasks that had been accepted and not finished."""
@@ -229,16 +218,16 @@ class CallLane(Lane):
 
     one_context = False
 
-    def _pass_on(self, task: Task) -> None:
-        self._recorder.ended(task, self._clock())
-        self.delivered += 1
-        future = task.future
-        if future is None or future.done():
-            return
-        if task.error is not None:
-            future.set_exception(task.error)
-        else:
-            future.set_result(task.value)
+    def _deliver(self, tasks: list[Task]) -> None:
+        self.delivered += len(tasks)
+        for task in tasks:
+            future = task.future
+            if future is None or future.done():
+                continue
+            if task.error is not None:
+                future.set_exception(task.error)
+            else:
+                future.set_result(task.value)
 
 
 def _index(task: Task) -> int:

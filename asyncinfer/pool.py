@@ -11,7 +11,7 @@ from asyncinfer.device import Burst, Device
 from asyncinfer.lane import Lane
 from asyncinfer.recorder import Recorder
 from asyncinfer.scheduling import Grant, Policy
-from asyncinfer.task import Task, TaskHome
+from asyncinfer.task import Task
 
 __all__ = ("Pool",)
 
@@ -179,7 +179,7 @@ class Pool:
         """Take back what is reserved and not started, because another device would rest."""
         for device in self._up:
             for burst in device.bursts:
-                give_back(burst.pending)
+                give_back(burst.take_reserved())
         self._reserved = 0
 
     # ---- tasks that failed once
@@ -216,14 +216,10 @@ class Pool:
         self.wake()
 
 
-def give_back(tasks: deque[Task]) -> None:
-    """Return tasks that were not started to the lanes they came from; empties ``tasks``."""
-    by_lane: dict[TaskHome, list[Task]] = {}
-    for task in tasks:
-        by_lane.setdefault(task.lane, []).append(task)
-    tasks.clear()
-    for lane, own in by_lane.items():
-        lane.give_back(own)
+def give_back(tasks: list[Task]) -> None:
+    """Return tasks of one lane that were not started."""
+    if tasks:
+        tasks[0].lane.give_back(tasks)
 
 
 def _fastest_first(device: Device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from asyncinfer.events import Event, EventHook, EventKind
 from asyncinfer.stats import percentile
@@ -44,22 +44,20 @@ class Recorder:
         """Tasks accepted that have not ended."""
         return self.submitted - self.finished - self.dropped
 
-    def ended(self, task: Task, now: float) -> None:
-        """A task became ready for its consumer at ``now``."""
-        self.finished += 1
-        self._latencies.append(now - task.submitted)
-        hold = now - task.finished
-        self._holds.append(hold)
-        self.hold_sum += hold
-        if hold > self.hold_max:
-            self.hold_max = hold
-        if task.error is not None:
-            self.failed += 1
+    def ended(self, tasks: Sequence[Task], now: float) -> None:
+        """Tasks became ready for their consumer at ``now``."""
+        self.finished += len(tasks)
+        holds = [now - task.run.finished for task in tasks]
+        self._holds.extend(holds)
+        self._latencies.extend([now - task.submitted for task in tasks])
+        self.hold_sum += sum(holds)
+        self.hold_max = max(self.hold_max, *holds)
 
     def held(self, change: int) -> None:
         """The reorder buffers grew by ``change`` results."""
         self.reorder_buffer += change
-        self.max_reorder = max(self.max_reorder, self.reorder_buffer)
+        if self.reorder_buffer > self.max_reorder:
+            self.max_reorder = self.reorder_buffer
 
     def ran(self, started: float, ended: float) -> None:
         """A call took from ``started`` to ``ended``."""
@@ -101,7 +99,8 @@ class Recorder:
         if self._hook is not None:
             now = self._clock()
             number = task.lane.number
-            self._emit(Event(kind, now, task.device, task.index, number, task.started, error))
+            device, started, _ = task.run
+            self._emit(Event(kind, now, device, task.index, number, started, error))
 
     def _emit(self, event: Event) -> None:
         if self._hook is None:

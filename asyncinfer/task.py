@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asyncinfer.errors import TaskError
 
-__all__ = ("Task", "TaskHome")
+__all__ = ("NOT_RUN", "Run", "Task", "TaskHome")
 
 
 class TaskHome(Protocol):
@@ -17,13 +17,24 @@ class TaskHome(Protocol):
 
     number: int
 
-    def finish(self, task: Task) -> None:
-        """Take the task's result or error."""
+    def finish(self, tasks: list[Task]) -> None:
+        """Take the results or errors of some of its tasks."""
         ...
 
     def give_back(self, tasks: list[Task]) -> None:
         """Take back tasks that were not started."""
         ...
+
+
+class Run(NamedTuple):
+    """One attempt, shared by the tasks that were run together. Seconds on the loop's clock."""
+
+    device: str
+    started: float
+    finished: float
+
+
+NOT_RUN = Run("", math.nan, math.nan)
 
 
 class Task:
@@ -32,15 +43,13 @@ class Task:
     The defaults live on the class, so that making one costs four assignments.
     """
 
+    #: the output, or the error it ended with
     value: Any = None
     error: TaskError | None = None
     done = False
-    #: done, and an earlier task is not
-    held = False
-    device = ""
-    attempts = 0
-    started = math.nan
-    finished = math.nan
+    #: the last attempt
+    run = NOT_RUN
+    #: what failed attempts met, and where
     causes: tuple[BaseException, ...] = ()
     devices: tuple[str, ...] = ()
     #: set for tasks of ``infer``: where the answer goes, and the caller's context
@@ -53,13 +62,20 @@ class Task:
         self.input = value
         self.submitted = submitted
 
-    def note(self, cause: BaseException, device: str) -> None:
-        """Remember a failed attempt on ``device``."""
-        self.attempts += 1
-        self.device = device
-        self.causes = (*self.causes, cause)
-        self.devices = (*self.devices, device)
+    @property
+    def attempts(self) -> int:
+        """How often it was run to an end."""
+        return len(self.causes) + (self.done and self.error is None)
 
-    def fail(self, kind: type[TaskError] = TaskError, message: str = "") -> None:
+    def note(self, cause: BaseException, run: Run) -> None:
+        """Remember a failed attempt."""
+        self.run = run
+        self.causes = (*self.causes, cause)
+        self.devices = (*self.devices, run.device)
+
+    def fail(self, now: float, kind: type[TaskError] = TaskError, message: str = "") -> None:
         """Make the error this task ends with out of what it met."""
-        self.error = kind(self.index, self.attempts, self.causes, self.devices, message)
+        self.run = self.run._replace(finished=now)
+        self.value = self.error = kind(
+            self.index, self.attempts, self.causes, self.devices, message
+        )
