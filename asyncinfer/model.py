@@ -116,15 +116,21 @@ class Model:
         return self.builtin.inputs() if self.builtin else None
 
 
-@dataclass(frozen=True)
 class Deferred:
     """One item of an input set, fetched when it is run: items may be files."""
 
-    inputs: InputSet
-    index: int
+    __slots__ = ("_index", "_inputs")
+
+    def __init__(self, inputs: InputSet, index: int) -> None:
+        self._inputs = inputs
+        self._index = index
 
     def __str__(self) -> str:
-        return str(self.inputs.names[self.index])
+        return str(self._inputs.names[self._index])
+
+    def fetch(self) -> Any:
+        """The item itself."""
+        return self._inputs.items[self._index]
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class Decoding:
         if isinstance(item, Path):
             item = self._read(item)
         elif isinstance(item, Deferred):
-            item = item.inputs.items[item.index]
+            item = item.fetch()
         return item if self.then is None else self.then(item)
 
     def _read(self, path: Path) -> Any:

@@ -50,7 +50,7 @@ def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
         "tasks": device.tasks,
         "batches": device.batches,
         "errors": device.errors,
-        "utilisation": device.busy_seconds / elapsed if elapsed else 0.0,
+        "utilisation": min(1.0, device.busy_seconds / elapsed) if elapsed else 0.0,
         "service_time": device.service_time,
         "throughput": device.tasks / elapsed if elapsed else 0.0,
     }
