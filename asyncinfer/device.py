@@ -104,7 +104,7 @@ class Device:
         self.tasks = 0
         self.batches = 0
         self.errors = 0
-        #: openings that failed, or that were lost before finishing anything, in a row
+        #: how often it was lost, or could not be opened, since it last finished something
         self.failures = 0
         self._state = DeviceState.OPENING
         self._busy_seconds = 0.0

@@ -17,7 +17,8 @@ from asyncinfer.events import EventHook
 from asyncinfer.recorder import logger
 from asyncinfer.result import Result
 from asyncinfer.scheduling import Policy, policy_named
-from asyncinfer.stats import DeviceStats, DispatcherStats
+from asyncinfer.snapshot import snapshot
+from asyncinfer.stats import DispatcherStats
 from asyncinfer.stream import Stream
 from asyncinfer.task import Task
 from asyncinfer.timeouts import Timeouts
@@ -217,7 +218,7 @@ class Dispatcher(Generic[InT, OutT]):
 
         Raises ``ConfigError`` if the name is taken, ``ClosedError``, or what opening it raises.
         """
-        await self._open_engine().add(driver)
+        await self._open_engine().keeper.add(driver)
 
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Close a device and forget it.
@@ -225,7 +226,7 @@ class Dispatcher(Generic[InT, OutT]):
         With ``drain`` it finishes what it runs; without, that goes to other devices. Raises
         ``ConfigError`` if there is no such device.
         """
-        await self._open_engine().remove(name, drain=drain)
+        await self._open_engine().keeper.remove(name, drain=drain)
 
     def stats(self) -> DispatcherStats:
         """A snapshot of counters and times since the dispatcher was opened.
@@ -241,52 +242,6 @@ class Dispatcher(Generic[InT, OutT]):
             raise ClosedError("the dispatcher is not open: enter it with `async with`")
         self._engine.check_open()
         return self._engine
-
-
-def snapshot(engine: Engine) -> DispatcherStats:
-    """The counters of an engine, as they are now."""
-    recorder, lanes = engine.recorder, engine.pool.lanes
-    elapsed = recorder.elapsed
-    finished = recorder.finished
-    return DispatcherStats(
-        devices=tuple(_device_stats(device, engine) for device in engine.devices),
-        submitted=recorder.submitted,
-        finished=finished,
-        failed=recorder.failed,
-        retried=recorder.retried,
-        queue_depth=sum(lane.intake.qsize() for lane in lanes),
-        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.pool.retries),
-        running=sum(device.in_flight for device in engine.devices),
-        reorder_buffer=recorder.reorder_buffer,
-        max_reorder=recorder.max_reorder,
-        elapsed=elapsed,
-        throughput=finished / elapsed if elapsed > 0 else 0.0,
-        latency_p50=recorder.latency(0.50),
-        latency_p95=recorder.latency(0.95),
-        latency_p99=recorder.latency(0.99),
-        hold_mean=recorder.hold_sum / finished if finished else 0.0,
-        hold_p95=recorder.hold(0.95),
-        hold_max=recorder.hold_max,
-    )
-
-
-def _device_stats(device: Device, engine: Engine) -> DeviceStats:
-    now = engine.clock()
-    busy = device.busy_seconds(now)
-    end = now if device.bursts else engine.recorder.last_end
-    span = end - engine.recorder.first_start
-    return DeviceStats(
-        name=device.name,
-        state=device.state,
-        tasks=device.tasks,
-        batches=device.batches,
-        errors=device.errors,
-        in_flight=device.in_flight,
-        busy_seconds=busy,
-        utilisation=min(1.0, busy / span) if span > 0 else 0.0,
-        service_time=device.interval,
-        latency=device.latency,
-    )
 
 
 def _devices(drivers: Sequence[Driver[InT, OutT]]) -> list[Device]:

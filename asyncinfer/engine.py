@@ -11,13 +11,10 @@ from typing import Any
 import anyio
 
 from asyncinfer.deadlines import Deadlines
-from asyncinfer.device import Device, DeviceState, names
-from asyncinfer.driver import Driver
+from asyncinfer.device import Device, names
 from asyncinfer.errors import (
     ClosedError,
-    ConfigError,
     DeadlineExceeded,
-    DeviceError,
     NoDeviceError,
     QueueTimeout,
     TaskError,
@@ -53,16 +50,16 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.clock = clock_of(self.loop)
         self.recorder = Recorder(self.clock, on_event)
-        self.devices = list(devices)
+        #: from the end of opening to the beginning of closing
         self.accepting = False
-        #: from opening to the end of closing
+        #: from the beginning of opening to the end of closing
         self.running = True
         self._window = window
         self._queue_size = queue_size
         self._timeouts = timeouts
         self._feeders: dict[Lane, asyncio.Task[None]] = {}
         self._lanes = 0
-        self.keeper = Keeper(self.recorder, self.clock, self.loop, timeouts)
+        self.keeper = Keeper(devices, self.recorder, self.clock, self.loop, timeouts)
         self._executor = Executor(
             self.recorder,
             self.clock,
@@ -73,6 +70,7 @@ class Engine:
         )
         self.pool = Pool(policy, self.recorder, self.clock, self.loop, self._executor.start)
         self._executor.pool = self.keeper.pool = self.pool
+        self.keeper.take_back = self._executor.take_back
         self._deadlines = self._watch(timeouts)
         self.calls = self.new_lane(ordered=False, kind=CallLane)
         self.pool.lanes.append(self.calls)
@@ -87,67 +85,6 @@ class Engine:
             for seconds, settled, expire in limits
             if seconds is not None
         ]
-
-    # ---- devices
-
-    async def open(self) -> None:
-        """Open all devices at once. One that fails is tried again later, if another is up."""
-        failed: dict[Device, DeviceError] = {}
-        async with anyio.create_task_group() as group:
-            for device in self.devices:
-                group.start_soon(self._open_one, device, failed)
-        self.pool.members.extend(self.devices)
-        if failed and len(failed) == len(self.devices):
-            first, *others = failed.values()
-            for other in others:
-                first.add_note(str(other))
-            raise first
-        for device, error in failed.items():
-            self.recorder.device_event("device.lost", device.name, error)
-            device.failures += 1
-            self.keeper.recover(device, [])
-        self.accepting = True
-
-    async def _open_one(self, device: Device, failed: dict[Device, DeviceError]) -> None:
-        try:
-            await self.keeper.open(device)
-        except DeviceError as error:
-            failed[device] = error
-
-    async def add(self, driver: Driver[Any, Any]) -> None:
-        """Open one more device and let it take part."""
-        position = max((device.position for device in self.devices), default=-1) + 1
-        device = Device(driver, position)
-        if any(other.name == device.name for other in self.devices):
-            raise ConfigError(f"there is a device {device.name!r} already: names must differ")
-        self.devices.append(device)
-        try:
-            await self.keeper.open(device)
-        except BaseException:
-            self.devices.remove(device)
-            await self.keeper.close_driver(device, [])
-            raise
-        self.pool.members.append(device)
-        self.pool.wake()
-
-    async def remove(self, name: str, *, drain: bool) -> None:
-        """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
-        device = next((d for d in self.devices if d.name == name), None)
-        if device is None:
-            raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
-        if device.up and drain:
-            device.become(DeviceState.DRAINING, self.clock())
-            self.recorder.device_event("device.draining", name)
-            self.pool.reclaim()
-            self.pool.wake()
-            while device.bursts:
-                await asyncio.wait([b.runner for b in device.bursts if b.runner is not None])
-        bursts = self._executor.take_back(device)
-        device.become(DeviceState.DRAINING, self.clock())
-        self.pool.members.remove(device)
-        self.devices.remove(device)
-        self.pool.wake()
-        await self.keeper.close([device], bursts)
 
     # ---- lanes
 
@@ -213,7 +150,7 @@ class Engine:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
         lane.source_error = lane.source_error or error
         dropped = dict.fromkeys(lane.close())
-        for device in self.devices:
+        for device in self.keeper.devices:
             for burst in device.bursts:
                 dropped.update(dict.fromkeys(t for t in burst.tasks if t.lane is lane))
         dropped.update(dict.fromkeys(t for t in self.pool.retries if t.lane is lane))
@@ -239,7 +176,7 @@ class Engine:
     def _release(self, tasks: Iterable[Task]) -> None:
         """Free the devices of tasks nobody waits for."""
         gone = set(tasks)
-        for device in self.devices:
+        for device in self.keeper.devices:
             for burst in list(device.bursts):
                 if burst.abandoned and not gone.isdisjoint(burst.tasks):
                     self._executor.abandon(burst)
@@ -250,14 +187,16 @@ class Engine:
     def _was_started(self, task: Task) -> bool:
         if task.done or task.attempts:
             return True
-        return any(task in burst.running for device in self.devices for burst in device.bursts)
+        return any(
+            task in burst.running for device in self.keeper.devices for burst in device.bursts
+        )
 
     def _out_of_time(self, task: Task) -> None:
         seconds = self._timeouts.total
-        if any(device.up for device in self.devices):
+        if any(device.up for device in self.keeper.devices):
             self._end(task, DeadlineExceeded, f"not finished within {seconds} s")
             return
-        text = f"no device is up after {seconds} s; there are {names(self.devices)}"
+        text = f"no device is up after {seconds} s; there are {names(self.keeper.devices)}"
         self._end(task, NoDeviceError, text)
 
     def _not_started(self, task: Task) -> None:
@@ -274,7 +213,12 @@ class Engine:
         self.recorder.task_event("task.failed", task, task.error)
         self._release([task])
 
-    # ---- the end
+    # ---- from opening to closing
+
+    async def open(self) -> None:
+        """Open all devices, then accept work."""
+        await self.keeper.open_all()
+        self.accepting = True
 
     def check_open(self) -> None:
         """Raise ``ClosedError`` unless work is accepted."""
@@ -309,7 +253,7 @@ class Engine:
                 self.drop(lane, error)
         with anyio.CancelScope(shield=True):
             await self._stop_reading()
-            await self.keeper.close(self.devices)
+            await self.keeper.close_all()
         for watch in self._deadlines:
             watch.stop()
         self.pool.stop()

@@ -9,9 +9,9 @@ from typing import Any
 
 import anyio
 
-from asyncinfer.device import Burst, Device, DeviceState
-from asyncinfer.driver import SupportsCalibrate
-from asyncinfer.errors import DeviceError, DeviceTimeout
+from asyncinfer.device import Burst, Device, DeviceState, names
+from asyncinfer.driver import Driver, SupportsCalibrate
+from asyncinfer.errors import ConfigError, DeviceError, DeviceTimeout
 from asyncinfer.pool import Pool
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.timeouts import Timeouts
@@ -29,18 +29,94 @@ class Keeper:
 
     def __init__(
         self,
+        devices: Sequence[Device],
         recorder: Recorder,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         timeouts: Timeouts,
     ) -> None:
+        self.devices = list(devices)
         self.pool: Pool
+        #: takes all its tasks from a device, and returns what then still runs there
+        self.take_back: Callable[[Device], list[Burst]]
         self._recorder = recorder
         self._clock = clock
         self._loop = loop
         self._timeouts = timeouts
         self._random = random.Random(42)
         self._recovering: dict[Device, asyncio.Task[None]] = {}
+
+    # ---- all of them
+
+    async def open_all(self) -> None:
+        """Open all devices at once. One that fails is tried again later, if another is up.
+
+        Raises the ``DeviceError`` if all fail, and at once what is no ``DeviceError``.
+        """
+        errors: dict[Device, Exception] = {}
+        async with anyio.create_task_group() as group:
+
+            async def attempt(device: Device) -> None:
+                try:
+                    await self.open(device)
+                except Exception as error:
+                    errors[device] = error
+                    if not isinstance(error, DeviceError):
+                        group.cancel_scope.cancel()
+
+            for device in self.devices:
+                group.start_soon(attempt, device)
+        fatal = [error for error in errors.values() if not isinstance(error, DeviceError)]
+        if fatal:
+            raise fatal[0]
+        if errors and len(errors) == len(self.devices):
+            first, *others = errors.values()
+            for other in others:
+                first.add_note(str(other))
+            raise first
+        self.pool.members.extend(self.devices)
+        self.pool.wake()
+        for device, error in errors.items():
+            self._recorder.device_event("device.lost", device.name, error)
+            self.recover(device, [])
+
+    async def add(self, driver: Driver[Any, Any]) -> None:
+        """Open one more device and let it take part. Raises what opening it raises."""
+        position = max((device.position for device in self.devices), default=-1) + 1
+        device = Device(driver, position)
+        if any(other.name == device.name for other in self.devices):
+            raise ConfigError(f"there is a device {device.name!r} already: names must differ")
+        self.devices.append(device)
+        try:
+            await self.open(device)
+        except BaseException:
+            self.devices.remove(device)
+            await self.close_driver(device, [])
+            raise
+        self.pool.members.append(device)
+        self.pool.wake()
+
+    async def remove(self, name: str, *, drain: bool) -> None:
+        """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
+        device = next((d for d in self.pool.members if d.name == name), None)
+        if device is None:
+            raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
+        drained = device.up and drain
+        device.become(DeviceState.DRAINING, self._clock())
+        self._recorder.device_event("device.draining", name)
+        self.pool.reclaim()
+        while drained and device.bursts:
+            await asyncio.wait([b.runner for b in device.bursts if b.runner is not None])
+        bursts = self.take_back(device)
+        self.pool.members.remove(device)
+        await self.close([device], bursts)
+        self.devices.remove(device)
+
+    async def close_all(self) -> None:
+        """Close every device for good."""
+        await self.close(self.devices)
+
+    # ---- one
 
     async def open(self, device: Device) -> None:
         """Open and calibrate; raises what the driver raises, a timeout as ``DeviceTimeout``."""
@@ -69,6 +145,7 @@ class Keeper:
         if leaving or device in self._recovering:
             return
         device.become(DeviceState.LOST, self._clock())
+        device.failures += 1
         task = self._loop.create_task(
             self._recover(device, bursts), name=f"asyncinfer recover {device.name}"
         )
@@ -81,17 +158,17 @@ class Keeper:
             device.become(DeviceState.BACKING_OFF, self._clock())
             self._recorder.device_event("device.backing_off", device.name)
             await asyncio.sleep(self._pause(device.failures))
-            device.failures += 1
             try:
                 await self.open(device)
             except Exception as error:
+                device.failures += 1
                 self._recorder.device_event("device.lost", device.name, error)
                 await self.close_driver(device, [])
             else:
                 return
 
     def _pause(self, failures: int) -> float:
-        pause: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 20))
+        pause: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 20))
         return pause * self._random.uniform(0.5, 1.0)
 
     async def close(self, devices: Iterable[Device], bursts: Sequence[Burst] = ()) -> None:
@@ -132,9 +209,10 @@ class Keeper:
         if not tasks:
             return
         with anyio.CancelScope(shield=True):
-            _, left = await asyncio.wait(tasks, timeout=self._timeouts.close)
+            await asyncio.wait(tasks, timeout=self._timeouts.close)
+        left = sum(not task.done() for task in tasks)
         if left:
-            logger.warning("device %r is wedged: %d calls left behind", device.name, len(left))
+            logger.warning("device %r is wedged: %d calls left behind", device.name, left)
 
 
 def _call(device: Device, method: str) -> Coroutine[Any, Any, None]:

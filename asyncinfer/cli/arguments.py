@@ -66,6 +66,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
             return [*expanded, *arguments[position:]]
         if argument.startswith("-") and not _is_value(argument):
             flag, fresh = (argument, True) if argument in SEVERAL else ("", False)
+        elif argument == "-" and flag != "--inputs":
+            flag = ""  # standard input is no device
         elif flag and not fresh:
             expanded.append(flag)
         else:
