@@ -1,0 +1,103 @@
+"""``asyncinfer simulate``: the figures of the design, and its outputs."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncinfer.cli import simulate
+from asyncinfer.testing import run_virtual
+
+THREE = ["0.005", "0.1", "1.0"]
+PAPER = ["1.2", "1.5", "1.1", "2.0", "1.8", "1.3", "1.7", "1.4"]
+
+
+@pytest.mark.parametrize(
+    ("times", "tasks", "window", "greedy", "eft"),
+    [
+        (THREE, 100, 100, 2.083, 1.000),
+        (THREE, 1000, 1000, 1.054, 1.000),
+        (THREE, 10000, 100, 2.089, 1.005),
+        (["0.01", "0.02", "0.04", "0.08"], 100, 100, 1.037, 1.000),
+        (PAPER, 1000, 100, 1.000, 1.000),
+    ],
+)
+def test_table_of_the_design(cli, times, tasks, window, greedy, eft):
+    given = ["simulate", "--service-times", *times, "--tasks", tasks, "--window", window, "--json"]
+    plain, ours = cli(*given, "--policy", "greedy").json, cli(*given).json
+    assert plain["ratio"] == pytest.approx(greedy, abs=1e-3)
+    assert ours["ratio"] == pytest.approx(eft, abs=1e-3)
+    assert ours["mean_hold"] <= 0.001 * max(map(float, times))
+    assert ours["in_order"] is plain["in_order"] is True
+
+
+def test_json_has_what_is_promised(cli):
+    facts = cli("simulate", "--service-times", *THREE, "--tasks", 300, "--json").json
+    promised = {"makespan", "optimum", "ratio", "utilisation", "mean_hold", "max_reorder"}
+    extra = {"policy", "window", "window_needed", "windowed_optimum", "throughput", "devices"}
+    assert promised | extra <= facts.keys()
+    assert facts["makespan"] == pytest.approx(facts["ratio"] * facts["optimum"])
+    assert sum(device["tasks"] for device in facts["devices"]) == 300
+    assert 0 < facts["utilisation"] <= 1
+
+
+@pytest.mark.parametrize("policy", ["static", "sync", "serial"])
+def test_the_baselines_are_worse(cli, policy):
+    given = ["simulate", "--service-times", *THREE, "--tasks", 60, "--policy", policy, "--json"]
+    facts = cli(*given).json
+    assert facts["policy"] == policy
+    assert facts["ratio"] > 1.03
+
+
+def test_noise_is_the_same_for_the_same_seed(cli):
+    given = ["simulate", "--service-times", *PAPER, "--noise", 0.3, "--json", "--seed"]
+    one, same, other = (cli(*given, seed).json["makespan"] for seed in (1, 1, 2))
+    assert one == same != other
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.floats(0.01, 2.0), min_size=1, max_size=5),
+    st.integers(1, 200),
+    st.sampled_from(["eft", "greedy"]),
+)
+def test_no_policy_beats_the_optimum(times, tasks, policy):
+    plan = simulate.Plan(times, tasks, 64, 0.0, policy, 42)
+    timeline = simulate.Timeline([])
+    facts = run_virtual(simulate._stream(simulate._drivers(plan), plan, timeline))
+    facts |= simulate._compared(plan, facts["makespan"])
+    assert facts["ratio"] >= 1 - 1e-9
+    assert facts["in_order"]
+
+
+def test_people_see_a_chart(cli):
+    ran = cli("simulate", "--service-times", *THREE, "--tasks", 300, "--window", 100)
+    assert "1: 5 ms   │██" in ran.out
+    assert "makespan" in ran.out
+    assert "every device takes part from 211" in ran.out
+
+
+def test_plot(cli, tmp_path):
+    picture = tmp_path / "chart.png"
+    ran = cli("simulate", "--service-times", *THREE, "--tasks", 400, "--plot", picture, "--json")
+    assert json.loads(ran.out)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--service-times 0.1 0", "--service-times: give seconds above 0, not 0.0"),
+        ("--service-times nan", "--service-times: give seconds above 0, not nan"),
+        ("--service-times 0.1 --tasks 0", "--tasks"),
+        ("--service-times 0.1 --window 0", "--window"),
+        ("--service-times 0.1 --policy best", "unknown policy 'best': choose one of eft"),
+        ("--service-times 0.1 --plot x.xyz", "x.xyz: write a picture as .png"),
+        ("--service-times 0.1 --plot /no/such/x.png", "no such folder: /no/such"),
+    ],
+)
+def test_bad_input(cli, arguments, message):
+    ran = cli("simulate", *arguments.split())
+    assert (ran.status, ran.out) == (2, "")
+    assert message in ran.error
