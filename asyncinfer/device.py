@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from asyncinfer.driver import Driver
+from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError
 from asyncinfer.estimator import Estimator
 from asyncinfer.task import Task
@@ -46,14 +46,20 @@ class Burst:
         self.passed = 0
         self.at = 0
         self.outputs: list[Any] = []
-        self.calls = 0
-        #: when the device got it, its present call started, and its last call ended
-        self.began = self.started = self.ended = now
+        #: when its first call started
+        self.began = now
+        #: when its present call started and the one before ended
+        self.since = now
         #: False once its tasks were taken away: what it still brings is ignored
         self.live = True
         self.runner: asyncio.Task[None] | None = None
         #: ends it when a call takes too long
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def calls(self) -> int:
+        """Number of calls that returned."""
+        return -(-self.at // self.batch)
 
     @property
     def running(self) -> list[Task]:
@@ -81,8 +87,8 @@ class Burst:
         """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
         expected = self.device.expect(min(self.batch, len(self.tasks) - self.at))
         if math.isnan(expected):
-            return now - self.started
-        return abs(self.started + expected - now)
+            return now - self.since
+        return abs(self.since + expected - now)
 
     @property
     def abandoned(self) -> bool:
@@ -100,6 +106,10 @@ class Device:
         self.max_batch = _positive(driver, "max_batch")
         self.concurrency = _positive(driver, "concurrency")
         self.estimator = Estimator()
+        #: seconds of one call at its usual batch size; ``nan`` while unknown
+        self.latency = math.nan
+        #: seconds between two finished tasks under load; ``nan`` while unknown
+        self.interval = math.nan
         self.bursts: list[Burst] = []
         self.tasks = 0
         self.batches = 0
@@ -172,19 +182,20 @@ class Device:
         """Seconds a call with ``batch`` tasks should take; ``nan`` while unknown."""
         return self.estimator.expect(batch)
 
-    @property
-    def _usual(self) -> float:
-        return self.estimator.usual_batch or self.max_batch
+    def learn(self, batch: float, seconds: float) -> None:
+        """Take a call with ``batch`` tasks into the estimate."""
+        self.estimator.add(batch, seconds)
+        self._measure()
 
-    @property
-    def latency(self) -> float:
-        """Seconds of one call at its usual batch size; ``nan`` while unknown."""
-        return self.estimator.expect(self._usual)
+    def calibrate(self, line: ServiceTime) -> None:
+        """Start from a known service time."""
+        self.estimator.start_from(line)
+        self._measure()
 
-    @property
-    def interval(self) -> float:
-        """Seconds between two finished tasks under load; ``nan`` while unknown."""
-        return self.estimator.expect(self._usual) / (self._usual * self.concurrency)
+    def _measure(self) -> None:
+        usual = self.estimator.usual_batch or self.max_batch
+        self.latency = self.estimator.expect(usual)
+        self.interval = self.latency / (usual * self.concurrency)
 
     @property
     def deviation(self) -> float:

@@ -67,41 +67,39 @@ class Executor:
     async def _work(self, burst: Burst) -> None:
         """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
         infer, clock = burst.device.driver.infer, self._clock
-        tasks, size = burst.tasks, burst.batch
+        tasks, size, outputs = burst.tasks, burst.batch, burst.outputs
         inputs = [task.input for task in tasks]
-        passed_on = burst.began = burst.started = clock()
-        while burst.at < len(tasks):
-            batch = inputs[burst.at : burst.at + size]
+        passed_on = burst.began = burst.since = clock()
+        at = 0
+        while at < len(tasks):
             if self._run_timeout is not None:
                 self._limit(burst)
-            outputs = await infer(batch)
+            batch = inputs[at : at + size]
+            answer = await infer(batch)
             if not burst.live:
                 return
-            if outputs is None or len(outputs) != len(batch):
-                raise _wrong_count(burst.device, outputs, batch)
-            burst.outputs.extend(outputs)
-            burst.calls += 1
-            burst.at += len(batch)
-            burst.ended = burst.started = now = clock()
+            if answer is None or len(answer) != len(batch):
+                raise _wrong_count(burst.device, answer, batch)
+            outputs.extend(answer)
+            burst.at = at = at + len(batch)
+            burst.since = now = clock()
             if now - passed_on > PROMPT:
                 self._pass_on(burst, passed_on)
                 passed_on = now
         self._pass_on(burst, passed_on)
 
     def _end(self, burst: Burst) -> None:
-        device = burst.device
-        if burst.outputs and burst.live:
-            self._pass_on(burst, burst.began)
+        device, calls = burst.device, burst.calls
+        self._pass_on(burst, burst.began)
         device.end(burst, self._clock())
         if burst.timer is not None:
             burst.timer.cancel()
-        if burst.calls:
+        if calls:
             device.failures = 0
-            device.batches += burst.calls
+            device.batches += calls
             device.tasks += burst.at
-            seconds = (burst.ended - burst.began) / burst.calls
-            device.estimator.add(burst.at / burst.calls, seconds)
-            self._recorder.ran(burst.began, burst.ended)
+            device.learn(burst.at / calls, (burst.since - burst.began) / calls)
+            self._recorder.ran(burst.began, burst.since)
         if burst.live:
             give_back(burst.take_rest())
         self.pool.wake()
@@ -110,7 +108,9 @@ class Executor:
 
     def _pass_on(self, burst: Burst, started: float) -> None:
         """Give the lane the outputs that have come since ``started``."""
-        run = Run(burst.device.name, started, burst.ended)
+        if not burst.outputs or not burst.live:
+            return
+        run = Run(burst.device.name, started, burst.since)
         done = []
         for task, output in zip(burst.tasks[burst.passed : burst.at], burst.outputs, strict=True):
             if task.done:  # it ended otherwise meanwhile
@@ -122,7 +122,7 @@ class Executor:
             task.value = output
             done.append(task)
         burst.passed = burst.at
-        burst.outputs = []
+        burst.outputs.clear()
         if done:
             done[0].lane.finish(done)
         if self._recorder.observed:
@@ -137,7 +137,7 @@ class Executor:
         batch = burst.running
         del burst.tasks[burst.at : burst.at + burst.batch]
         if len(batch) == 1:
-            run = Run(burst.device.name, burst.started, self._clock())
+            run = Run(burst.device.name, burst.since, self._clock())
             self._task_failed(batch[0], error, run, burst.device)
         else:  # each alone: that shows which one is to blame
             self.pool.retries.extend(batch)
@@ -177,14 +177,13 @@ class Executor:
         now = self._clock()
         bursts = list(device.bursts)
         for burst in bursts:
-            if burst.outputs:
-                self._pass_on(burst, burst.began)
+            self._pass_on(burst, burst.began)
             burst.live = False
             device.end(burst, now)
             if error is not None:
                 running = burst.running
                 del burst.tasks[burst.at : burst.at + burst.batch]
-                run = Run(device.name, burst.started, now)
+                run = Run(device.name, burst.since, now)
                 for task in running:
                     self._task_failed(task, error, run, device)
             give_back(burst.take_rest())

@@ -129,7 +129,7 @@ class Keeper:
                 if isinstance(device.driver, SupportsCalibrate):
                     line = await device.driver.calibrate()
                     if line is not None:
-                        device.estimator.start_from(line)
+                        device.calibrate(line)
         except TimeoutError as error:
             text = f"did not open within {seconds} s"
             raise DeviceTimeout(device.name, text) from error

@@ -18,7 +18,7 @@ __all__ = ("Pool",)
 #: seconds of its own service time that a device may reserve ahead
 QUANTUM = 0.001
 #: most tasks in one burst, so that devices which answer at once leave the event loop its turns
-BURST = 64
+BURST = 128
 #: shortest pause before resting devices are asked again, in seconds
 RECHECK = 0.0005
 

@@ -45,20 +45,14 @@ class WorkerView(Protocol):
     #: its place in the list of devices, from 0
     position: int
     max_batch: int
+    #: duration of one call at the device's usual batch size
+    latency: float
+    #: time between two finished tasks while it is kept busy
+    interval: float
 
     @property
     def in_flight(self) -> int:
         """Tasks it is running or has reserved."""
-        ...
-
-    @property
-    def latency(self) -> float:
-        """Duration of one call at the device's usual batch size."""
-        ...
-
-    @property
-    def interval(self) -> float:
-        """Time between two finished tasks while it is kept busy."""
         ...
 
     @property
@@ -160,14 +154,12 @@ def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
 
     0 for a device of unknown speed; other devices of unknown speed are not counted on.
     """
-    count = 0
-    late = latency * max(other.deviation for other in pool.devices)
+    count, late = 0, -1.0
     for other in pool.devices:
-        if other is device:
-            continue
-        lead = latency - other.latency  # nan, hence no lead, where either is unknown
-        if lead > 0:
-            lead += late - other.free_in(pool.now)
+        if other.latency < latency and other is not device:  # false where either is unknown
+            if late < 0:
+                late = latency * (1 + max(each.deviation for each in pool.devices))
+            lead = late - other.latency - other.free_in(pool.now)
             if lead > 0:
                 count += math.ceil(lead / other.interval - TIE)
     return count

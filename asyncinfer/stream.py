@@ -54,8 +54,8 @@ class Stream(AsyncIterator[ItemT]):
         if not ready or lane.delivered >= lane.refill_at:
             lane.move_on()
             self._engine.pool.wake()
-        error = task.error
-        if error is not None and self._raises:
+        if task.error is not None and self._raises:
+            error = task.error
             del self, lane, task  # so that the error's traceback does not keep the stream alive
             raise error
         return self._output(task)
