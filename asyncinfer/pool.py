@@ -52,6 +52,8 @@ class Pool:
         self._start = start
         self._turn = 0
         self._reserved = 0
+        #: tasks for each device, if all get the same
+        self._share = 0.0
         self._up: list[Device] = []
         self._wakeup: asyncio.Handle | None = None
         self._recheck: asyncio.TimerHandle | None = None
@@ -112,6 +114,7 @@ class Pool:
         if len(free) > 1:
             free.sort(key=_fastest_first)
         self._reserved = sum(device.reserved for device in self._up)
+        self._share = (self.waiting - self._reserved) / max(1, len(self._up))
         resting = [device for device in free if not self._fill(device)]
         if resting and self.waiting:
             self._ask_again()
@@ -148,8 +151,7 @@ class Pool:
         seconds = device.expect(batch)
         if not seconds < QUANTUM:
             return batch
-        share = (self.waiting - self._reserved) // len(self._up)
-        calls = min(QUANTUM / seconds, share / batch, BURST / batch)
+        calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
         return batch * max(1, int(calls))
 
     def _hand_out(self, device: Device, tasks: list[Task], batch: int) -> None:
