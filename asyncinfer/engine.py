@@ -115,8 +115,10 @@ class Engine:
             await feed(source, lane.intake, lambda inputs: self.accept(lane, inputs), self.clock)
         except asyncio.CancelledError:
             error = ClosedError("the dispatcher was closed before the source was read to its end")
-        except Exception as raised:
+        except BaseException as raised:
             error = raised
+            if isinstance(raised, KeyboardInterrupt | SystemExit):
+                raise
         finally:
             self._feeders.pop(lane, None)
             lane.end(error)

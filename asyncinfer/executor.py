@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +43,8 @@ class Executor:
 
     def start(self, burst: Burst) -> None:
         """Run ``burst`` in the context of its first task."""
-        context = burst.tasks[0].context or contextvars.copy_context()
+        first = burst.tasks[0]
+        context = first.lane.context.copy() if first.context is None else first.context
         name = f"asyncinfer {burst.device.name}"
         burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
 
@@ -61,6 +61,10 @@ class Executor:
             self._fail_if_live(burst, _lost(device, error))
         except Exception as error:  # the model raised: the tasks' fault, or that of one of them
             self._raised(burst, error)
+        except BaseException as error:
+            self._fail_if_live(burst, _lost(device, error))
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
         finally:
             self._end(burst)
 

@@ -11,7 +11,7 @@ import anyio
 
 from asyncinfer.device import Burst, Device, DeviceState, names
 from asyncinfer.driver import Driver, SupportsCalibrate
-from asyncinfer.errors import ConfigError, DeviceError, DeviceTimeout
+from asyncinfer.errors import ClosedError, ConfigError, DeviceError, DeviceTimeout
 from asyncinfer.pool import Pool
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.timeouts import Timeouts
@@ -101,12 +101,14 @@ class Keeper:
         device = next((d for d in self.pool.members if d.name == name), None)
         if device is None:
             raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
-        drained = device.up and drain
+        drained = drain and (device.up or device.state is DeviceState.DRAINING)
         device.become(DeviceState.DRAINING, self._clock())
         self._recorder.device_event("device.draining", name)
         self.pool.reclaim()
         while drained and device.bursts:
             await asyncio.wait([b.runner for b in device.bursts if b.runner is not None])
+        if device not in self.pool.members:  # another call of this has removed it meanwhile
+            return
         bursts = self.take_back(device)
         self.pool.members.remove(device)
         await self.close([device], bursts)
@@ -135,6 +137,8 @@ class Keeper:
             raise DeviceTimeout(device.name, text) from error
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error
+        if device.state is DeviceState.REMOVED:
+            raise ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
         device.become(DeviceState.READY, self._clock())
         self._recorder.device_event("device.ready", device.name)
         self.pool.wake()
@@ -195,14 +199,16 @@ class Keeper:
         for runner in runners:
             runner.cancel()
         await self._settle(device, runners)
+        closing = self._loop.create_task(_closed(device), name=f"asyncinfer close {device.name}")
         seconds = self._timeouts.close
-        with anyio.move_on_after(seconds, shield=True) as scope:
-            try:
-                await _call(device, "close")
-            except Exception as error:
-                logger.warning("device %r did not close cleanly: %r", device.name, error)
-        if scope.cancelled_caught:
+        try:  # a task of its own can be left behind, even one that cannot be cancelled
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([closing], timeout=seconds)
+        finally:
+            late = closing.cancel()
+        if late:
             logger.warning("device %r did not close within %s s", device.name, seconds)
+            await self._settle(device, [closing])
 
     async def _settle(self, device: Device, tasks: list[asyncio.Task[None]]) -> None:
         """Wait for cancelled asyncio tasks to end, within the close timeout."""
@@ -218,6 +224,13 @@ class Keeper:
 def _call(device: Device, method: str) -> Coroutine[Any, Any, None]:
     function = getattr(device.driver, method, None)
     return _nothing() if function is None else function()
+
+
+async def _closed(device: Device) -> None:
+    try:
+        await _call(device, "close")
+    except Exception as error:
+        logger.warning("device %r did not close cleanly: %r", device.name, error)
 
 
 async def _nothing() -> None:

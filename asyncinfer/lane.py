@@ -77,7 +77,8 @@ class Lane:
     def end(self, error: BaseException | None = None) -> None:
         """Accept no more; wake the consumer, who may have been waiting for more."""
         self.ended = True
-        self.source_error = self.source_error or error
+        if not self.closed:
+            self.source_error = self.source_error or error
         self._wake()
 
     def lift_window(self) -> None:
@@ -204,6 +205,7 @@ class Lane:
         dropped = [*self.waiting, *(task for task in self.slots if not task.done)]
         while not self.intake.empty():
             dropped.extend(self.intake.take(self.intake.qsize()))
+        self._recorder.dropped += self.held
         self._hold(-self.held)
         self.closed = self.ended = True
         self.waiting.clear()

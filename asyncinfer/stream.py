@@ -64,8 +64,8 @@ class Stream(AsyncIterator[ItemT]):
         """Return when a result is ready; raise at the end of the stream."""
         lane = self._lane
         if self._source is not None:
-            source, self._source = self._source, None
-            self._engine.begin(lane, source)
+            self._engine.begin(lane, self._source)
+            self._source = None
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)
@@ -96,5 +96,5 @@ class Stream(AsyncIterator[ItemT]):
 
     def __del__(self) -> None:
         engine, lane = self._engine, self._lane
-        if not (lane.closed or lane.exhausted or engine.loop.is_closed()):
+        if not (lane.closed or engine.loop.is_closed()):
             engine.loop.call_soon_threadsafe(engine.drop, lane)

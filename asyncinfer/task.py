@@ -16,6 +16,8 @@ class TaskHome(Protocol):
     """What a task needs of the lane it belongs to."""
 
     number: int
+    #: that of the stream's consumer when it began
+    context: contextvars.Context
 
     def finish(self, tasks: list[Task]) -> None:
         """Take the results or errors of some of its tasks."""
