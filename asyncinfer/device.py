@@ -208,6 +208,10 @@ class Device:
             return 0.0
         return min(burst.remaining(now) for burst in self.bursts)
 
+    def stuck(self, now: float) -> bool:
+        """Whether it takes more than twice as long as expected; so while its speed is unknown."""
+        return not (self.free or self.free_in(now) <= self.latency)
+
     def rested(self, now: float) -> float:
         """Seconds since it last finished something or was opened."""
         return now - self._touched

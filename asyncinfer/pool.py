@@ -91,9 +91,9 @@ class Pool:
     async def quiet(self) -> None:
         """Wait until every accepted task has ended."""
         while self._recorder.unfinished:
-            self._quiet = asyncio.Event()
+            if self._quiet is None:
+                self._quiet = asyncio.Event()
             await self._quiet.wait()
-        self._quiet = None
 
     def stop(self) -> None:
         """Pair no more."""
@@ -116,10 +116,11 @@ class Pool:
         self._reserved = sum(device.reserved for device in self._up)
         self._share = (self.waiting - self._reserved) / max(1, len(self._up))
         resting = [device for device in free if not self._fill(device)]
-        if resting and self.waiting:
+        if resting and (self.waiting or self.retries):
             self._ask_again()
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
+            self._quiet = None
 
     def _fill(self, device: Device) -> bool:
         """Give ``device`` what its policy says; tell whether it is now full."""
@@ -195,8 +196,8 @@ class Pool:
                 self._hand_out(device, [task], 1)
 
     def _device_for(self, task: Task) -> Device | None:
-        """The fastest free device that has not failed the task; any, if all have."""
-        untried = [device for device in self._up if device.name not in task.devices]
+        """The fastest free device that has not failed the task; any, if all have or are stuck."""
+        untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
         free = [device for device in untried or self._up if device.free]
         return min(free, key=_fastest_first, default=None)
 
