@@ -137,13 +137,13 @@ class Dispatcher(Generic[InT, OutT]):
 
     # ---- work
 
-    async def infer(self, value: InT) -> OutT:
+    async def infer(self, x: InT) -> OutT:
         """Run one task and return its output, or raise its ``TaskError``.
 
         Waits while ``queue_size`` tasks are queued. Cancelling it withdraws the task. Raises
         ``ClosedError`` if the dispatcher is not open.
         """
-        output: OutT = await self._open_engine().call(value)
+        output: OutT = await self._open_engine().call(x)
         return output
 
     @overload

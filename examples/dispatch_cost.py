@@ -63,7 +63,8 @@ async def by_hand(tasks: int) -> int:
         for driver in drivers:
             group.create_task(work(driver))
         group.create_task(fill())
-        return await count(in_order())
+        counted = await count(in_order())
+    return counted
 
 
 async def by_dispatcher(tasks: int, max_batch: int = 1) -> int:
