@@ -59,6 +59,7 @@ async def by_hand(tasks: int) -> int:
                 await arrived.wait()
             yield done.pop(index)
 
+    counted = 0
     async with asyncio.TaskGroup() as group:
         for driver in drivers:
             group.create_task(work(driver))
@@ -83,9 +84,11 @@ async def by_aiostream(tasks: int) -> int:
     async def infer(x: int, *_: int) -> int:
         return (await driver.infer([x]))[0]
 
+    counted = 0
     source = stream.iterate(range(tasks // 100))
     async with stream.map(source, infer, ordered=True, task_limit=WORKERS).stream() as ys:
-        return await count(ys) * 100
+        counted = await count(ys)
+    return counted * 100
 
 
 async def count(ys: AsyncIterator[int]) -> int:
