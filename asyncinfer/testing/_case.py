@@ -1,0 +1,158 @@
+"""One driver under test: calls it with a time limit, and judges what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import reprlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from asyncinfer.driver import Driver
+from asyncinfer.errors import DeviceError
+
+__all__ = ("DEVICE_FAULTS", "AnyDriver", "Broken", "Case", "same", "shown")
+
+AnyDriver: TypeAlias = Driver[Any, Any]
+
+#: what the dispatcher takes for a fault of the device
+DEVICE_FAULTS = (DeviceError, ConnectionError, EOFError)
+
+
+class Broken(Exception):
+    """A promise is broken; the text says what was seen."""
+
+
+def same(one: Any, other: Any) -> bool:
+    """``==``, for arrays and tensors in all their elements."""
+    equal = one == other
+    return bool(equal.all() if hasattr(equal, "all") else equal)
+
+
+def shown(value: object) -> str:
+    """A short form of a value; an exception with its type."""
+    return reprlib.repr(value) if not isinstance(value, BaseException) else repr(value)[:300]
+
+
+@dataclass
+class Case:
+    """What ``check_driver`` was given, and how to use it."""
+
+    factory: Callable[[], AnyDriver]
+    inputs: Sequence[Any]
+    equal: Callable[[Any, Any], bool]
+    bad_inputs: Sequence[Any]
+    cannot_open: Callable[[], AnyDriver] | None
+    unplug: Callable[[Any], Awaitable[object]] | None
+    observed: Callable[[Callable[[], object]], AnyDriver] | None
+    timeout: float
+    #: the right output of each input
+    outputs: list[Any] = field(default_factory=list)
+    #: seconds one call took
+    seconds: float = 0.0
+
+    # ---- calling the driver
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[AnyDriver]:
+        """A new driver that is open, and closed in the end."""
+        driver = self.factory()
+        try:
+            await self.do(driver, "open")
+            yield driver
+        except BaseException:
+            await self.attempt(driver, "close")
+            raise
+        await self.do(driver, "close")
+
+    def start(self, driver: AnyDriver, method: str, *args: Any) -> asyncio.Task[Any]:
+        """Begin a call; ``open`` and ``close`` need not exist."""
+
+        async def call() -> Any:
+            if method in ("open", "close") and not hasattr(driver, method):
+                return None
+            return await getattr(driver, method)(*args)
+
+        return asyncio.create_task(call(), name=method)
+
+    async def outcome(self, call: asyncio.Task[Any]) -> Any:
+        """What the call returns, or the exception it raises; it must do one of them in time."""
+        try:
+            done, _ = await asyncio.wait([call], timeout=self.timeout)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if not done:
+            call.cancel()
+            await asyncio.wait([call], timeout=1.0)
+            raise Broken(f"{call.get_name()} did not end within {self.timeout:g} s")
+        if call.cancelled():
+            return asyncio.CancelledError("cancelled")
+        return call.exception() or call.result()
+
+    async def attempt(self, driver: AnyDriver, method: str, *args: Any) -> Any:
+        """What a call returns, or the exception it raises."""
+        return await self.outcome(self.start(driver, method, *args))
+
+    async def do(self, driver: AnyDriver, method: str, *args: Any) -> Any:
+        """What a call returns; it must not raise."""
+        outcome = await self.attempt(driver, method, *args)
+        if isinstance(outcome, BaseException):
+            raise Broken(f"{method} raised {shown(outcome)}") from outcome
+        return outcome
+
+    # ---- judging its answers
+
+    def batch(self, indexes: Sequence[int]) -> list[Any]:
+        """The inputs at these indexes."""
+        return [self.inputs[index] for index in indexes]
+
+    async def infer(self, driver: AnyDriver, indexes: Sequence[int]) -> None:
+        """Run these inputs as one batch; the answer must be right."""
+        self.judge(indexes, await self.attempt(driver, "infer", self.batch(indexes)))
+
+    def judge(self, indexes: Sequence[int], outcome: Any) -> None:
+        """The outcome must be the right outputs, in order."""
+        where = f"infer of a batch of {len(indexes)}"
+        for position, output in enumerate(self.counted(len(indexes), outcome)):
+            index = indexes[position]
+            if isinstance(output, BaseException):
+                raise Broken(f"{where}: input {index} failed with {shown(output)}") from output
+            if not self.equal(output, self.outputs[index]):
+                raise Broken(
+                    f"{where}: at place {position} came {shown(output)}{self._whose(output)}, "
+                    f"not {shown(self.outputs[index])} for input {index}"
+                )
+
+    def counted(self, count: int, outcome: Any) -> list[Any]:
+        """The outputs of a batch of ``count``: there must be as many."""
+        where = f"infer of a batch of {count}"
+        if isinstance(outcome, BaseException):
+            raise Broken(f"{where} raised {shown(outcome)}") from outcome
+        try:
+            outputs = list(outcome)
+        except TypeError as error:
+            raise Broken(f"{where} returned {shown(outcome)}, which is no sequence") from error
+        if len(outputs) != count or not hasattr(outcome, "__len__"):
+            raise Broken(f"{where} returned {len(outputs)} outputs in a {type(outcome).__name__}")
+        return outputs
+
+    def _whose(self, output: Any) -> str:
+        for index, right in enumerate(self.outputs):
+            if self.equal(output, right):
+                return f" (the output for input {index})"
+        return ""
+
+    def failed(self, outcome: Any, *, where: str) -> None:
+        """While the device is not there: the outcome must be the device's fault, or right."""
+        if isinstance(outcome, BaseException) and not isinstance(outcome, DEVICE_FAULTS):
+            raise Broken(f"{where} raised {shown(outcome)}, which is no DeviceError") from outcome
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Two inputs whose outputs differ."""
+        for index, output in enumerate(self.outputs):
+            if not self.equal(output, self.outputs[0]):
+                return 0, index
+        raise ValueError("check_driver needs inputs with at least two different outputs")

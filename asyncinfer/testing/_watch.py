@@ -1,0 +1,126 @@
+"""What a driver must not do behind one's back: leave things running, or block the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+__all__ = ("Leftovers", "Ticker", "is_virtual", "open_files")
+
+#: what is ending already gets so many looks, seconds apart, to be gone
+_LOOKS, _PAUSE = 200, 0.005
+#: seconds between two ticks
+_TICK = 0.002
+
+
+def is_virtual(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop's time is another than the clock's."""
+    return abs(loop.time() - time.monotonic()) > 1.0
+
+
+class Ticker:
+    """Measures the longest time for which the event loop did nothing else."""
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Ticker:
+        self._due = time.monotonic()
+        if not is_virtual(self._loop):
+            self._tick()
+        return self
+
+    def _tick(self) -> None:
+        self._look()
+        self._due = time.monotonic() + _TICK
+        self._timer = self._loop.call_later(_TICK, self._tick)
+
+    def _look(self) -> None:
+        self.worst = max(self.worst, time.monotonic() - self._due)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._look()
+            self._timer.cancel()
+
+
+class Leftovers:
+    """The asyncio tasks, threads and child processes there are that were not there before."""
+
+    def __init__(self) -> None:
+        self._tasks = asyncio.all_tasks()
+        self._threads = set(threading.enumerate())
+        self._children = _children()
+
+    async def wait_none(self) -> str:
+        """Empty once all are gone; after a while what is left, in words."""
+        if not self._seen():
+            return ""
+        shared = await _shared_threads()
+        left = list[str]()
+        for _ in range(_LOOKS):
+            left = [text for text in self._seen() if not text.startswith(shared)]
+            if not left:
+                return ""
+            await asyncio.sleep(_PAUSE)
+        return ", ".join(sorted(left))
+
+    def _seen(self) -> list[str]:
+        tasks = {t for t in asyncio.all_tasks() if not t.done()} - self._tasks
+        threads = set(threading.enumerate()) - self._threads
+        return [
+            *(f"asyncio task {_name(task)}" for task in tasks - {asyncio.current_task()}),
+            *(f"thread {thread.name!r}" for thread in threads),
+            *(f"process {child}" for child in _children() - self._children),
+        ]
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    return f"{task.get_name()!r} ({getattr(task.get_coro(), '__qualname__', '?')})"
+
+
+async def _shared_threads() -> tuple[str, ...]:
+    """How the threads of executors begin that belong to the event loop, not to a driver."""
+    shared = ["thread 'AnyIO worker thread"]
+    loop = asyncio.get_running_loop()
+    if not is_virtual(loop):
+        name = await loop.run_in_executor(None, lambda: threading.current_thread().name)
+        shared.append(f"thread '{name.rpartition('_')[0]}_")
+    return tuple(shared)
+
+
+def _children() -> set[str]:
+    """Child processes, alive or not yet waited for, by pid and command."""
+    lists = list(Path("/proc/self/task").glob("*/children"))
+    if not lists:  # not Linux
+        return {f"{child.pid} {child.name}" for child in multiprocessing.active_children()}
+    pids = [pid for file in lists for pid in _read(file).split()]
+    commands = {pid: _read(Path("/proc", pid, "cmdline")).replace("\0", " ") for pid in pids}
+    return {f"{pid} {text}" for pid, text in commands.items() if "resource_tracker" not in text}
+
+
+def _read(file: Path) -> str:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return file.read_text(errors="replace")
+    return ""
+
+
+def open_files() -> int:
+    """How many file descriptors this process has; 0 where the system does not tell."""
+    with suppress(OSError):
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names only
+    return 0
