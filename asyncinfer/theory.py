@@ -119,35 +119,35 @@ def window_needed(service_times: Sequence[float]) -> int:
 
 
 def windowed_rate(service_times: Sequence[float], window: int, *, hold: bool = False) -> float:
-    """Best rate of an ordered stream with a window of ``W`` tasks: ``max_j min(R_j, C/T_j)``.
+    """Best rate of an ordered stream with a window of ``W`` tasks: ``max_j min(R_j, C_j/T_j)``.
 
-    Devices are sorted, ``R_j`` is the total rate of the ``j`` fastest, ``C = W`` if results
-    complete in order (none is ever held), ``C = 2W - 1`` if they may be held.
+    Devices are sorted, ``R_j`` is the total rate of the ``j`` fastest. ``C_j = 2W - 1`` if results
+    may be held, and ``min(2W - 1, W + j - 1)`` if they complete in order.
 
     A task of ``T_j`` seconds with index ``i`` starts with the head at ``h > i - W``. Until it ends
-    only tasks below ``i + W`` may start, so the tasks that end meanwhile, itself included, are
-    among ``h .. i + W - 1``: at most ``2W - 1``. In order, those above ``i`` end later: ``W``
-    remain. So a schedule that keeps device ``j`` busy is limited to ``C/T_j``; one that leaves it
-    (and all slower ones) out, to ``R_(j-1)``.
+    only tasks below ``i + W`` may start, so all that run meanwhile, itself included, are among
+    ``h .. i + W - 1``: at most ``2W - 1``. In order, those above ``i`` end after it: there are
+    ``W`` up to ``i``, and one that is still running on each of the ``j - 1`` other devices. So a
+    schedule that keeps device ``j`` busy is limited to ``C_j/T_j``; one that leaves it (and all
+    slower ones) out, to ``R_(j-1)``.
     """
     times = sorted(_checked(service_times))
-    _check_window(window)
-    capacity = 2 * window - 1 if hold else window
     rates = accumulate(1 / t for t in times)
-    return max(min(rate, capacity / t) for rate, t in zip(rates, times, strict=True))
+    limits = (_capacity(window, j, hold) / t for j, t in enumerate(times))
+    return max(min(rate, limit) for rate, limit in zip(rates, limits, strict=True))
 
 
 def windowed_makespan(service_times: Sequence[float], tasks: int, window: int) -> float:
     """Seconds to expect at best for ``m`` tasks that complete in order in a window of ``W``.
 
-    ``min_j max(optimum of the j fastest, (m - W) * T_j / W)``: the first window is free of the
+    ``min_j max(optimum of the j fastest, (m - C_j) * T_j / C_j)``: the first tasks are free of the
     limit that ``windowed_rate`` explains. The optimum itself where the window is ``window_needed``.
     """
     times = sorted(_checked(service_times))
-    _check_window(window)
+    limits = (_capacity(window, j, hold=False) for j in range(len(times)))
     return min(
-        max(optimum_makespan(times[: j + 1], tasks), max(0, tasks - window) * t / window)
-        for j, t in enumerate(times)
+        max(optimum_makespan(times[: j + 1], tasks), max(0, tasks - limit) * times[j] / limit)
+        for j, limit in enumerate(limits)
     )
 
 
@@ -202,6 +202,13 @@ def paper_speedup(service_times: Sequence[float]) -> float:
     return speedup(service_times, max(service_times))
 
 
+def _capacity(window: int, faster: int, hold: bool) -> int:
+    """Most tasks in one service time of a device that has ``faster`` ones beside it."""
+    if window < 1:
+        raise ValueError(f"the window must be at least 1, not {window}")
+    return 2 * window - 1 if hold else min(2 * window - 1, window + faster)
+
+
 def _erlang_c(servers: int, load: float) -> float:
     """Probability that an arrival waits, from Erlang's B by its recursion over the servers."""
     blocked = 1.0
@@ -228,8 +235,3 @@ def _checked(service_times: Sequence[float]) -> Sequence[float]:
 def _check_tasks(tasks: int) -> None:
     if tasks < 0:
         raise ValueError(f"the number of tasks must not be negative, not {tasks}")
-
-
-def _check_window(window: int) -> None:
-    if window < 1:
-        raise ValueError(f"the window must be at least 1, not {window}")

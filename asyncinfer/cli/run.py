@@ -79,7 +79,8 @@ def run(
     drivers = [device.build(used) for device in chosen]
     _tell(chosen)
     with opened(output, quiet=as_json) as write:
-        progress = Progress(source.count, shown=as_json or output is not None)
+        beside_rows = not as_json and output is None and sys.stdout.isatty()
+        progress = Progress(source.count, shown=not beside_rows)
         session = Session(drivers, options, source, write, progress)
         facts = run_async(session.run())
     facts["model"] = used.name if used else None
