@@ -14,7 +14,7 @@ from asyncinfer.task import Task
 __all__ = ("Intake", "feed")
 
 #: most inputs read from a synchronous source in one turn of the event loop
-BURST = 1024
+BURST = 512
 #: seconds of reading after which a source counts as slow, and is read one by one
 TURN = 0.0005
 

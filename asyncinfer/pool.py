@@ -17,7 +17,9 @@ __all__ = ("Pool",)
 
 #: seconds of its own service time that a device may reserve ahead
 QUANTUM = 0.001
-#: most tasks in one burst, so that devices which answer at once leave the event loop its turns
+#: most tasks reserved in one pass by all devices together, and by one of them: devices that answer
+#: at once would otherwise keep the event loop from its turns
+PASS = 512
 BURST = 128
 #: shortest pause before resting devices are asked again, in seconds
 RECHECK = 0.0005
@@ -114,7 +116,7 @@ class Pool:
         if len(free) > 1:
             free.sort(key=_fastest_first)
         self._reserved = sum(device.reserved for device in self._up)
-        self._share = (self.waiting - self._reserved) / max(1, len(self._up))
+        self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
         resting = [device for device in free if not self._fill(device)]
         if resting and (self.waiting or self.retries):
             self._ask_again()
