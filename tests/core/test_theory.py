@@ -20,13 +20,13 @@ ticks = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 
 
 def pull(times, tasks):
-    """Plain pull, one task at a time."""
-    free = [(0.0, i) for i in range(len(times))]
+    """Plain pull, one task at a time; times are multiplied, not added up, so that ties are ties."""
+    free = [(0.0, i, 0) for i in range(len(times))]
     end = 0.0
     for _ in range(tasks):
-        at, i = heapq.heappop(free)
-        heapq.heappush(free, (at + times[i], i))
-        end = max(end, at + times[i])
+        _, i, run = heapq.heappop(free)
+        heapq.heappush(free, ((run + 1) * times[i], i, run + 1))
+        end = max(end, (run + 1) * times[i])
     return end
 
 
