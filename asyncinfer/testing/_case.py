@@ -74,7 +74,9 @@ class Case:
                 return None
             return await getattr(driver, method)(*args)
 
-        return asyncio.create_task(call(), name=method)
+        task = asyncio.create_task(call(), name=method)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it was seen
+        return task
 
     async def outcome(self, call: asyncio.Task[Any]) -> Any:
         """What the call returns, or the exception it raises; it must do one of them in time."""
