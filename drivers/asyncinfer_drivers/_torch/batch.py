@@ -19,11 +19,6 @@ class Signature(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Signature:
-        """The signature of one task's tensor."""
-        return cls(tuple(tensor.shape), tensor.dtype)
-
     def __str__(self) -> str:
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
@@ -62,7 +57,8 @@ def rows(output: Any, count: int) -> list[Any]:
                 f"the model returned shape {list(output.shape)} for {count} tasks: "
                 "the first dimension has to be the batch"
             )
-        return [row.clone() for row in output.detach().cpu().unbind(0)]
+        unbind_copy: Any = torch.unbind_copy  # its stub says that it returns nothing
+        return list(unbind_copy(output.detach().cpu()))
     if isinstance(output, Mapping):
         columns = _transpose([rows(value, count) for value in output.values()], count)
         return [dict(zip(output, values, strict=True)) for values in columns]

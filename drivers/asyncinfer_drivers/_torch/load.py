@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import nn
 from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer_drivers import models
 from asyncinfer_drivers._torch.device import is_device_fault
+from asyncinfer_drivers._torch.steps import Steps
 
-__all__ = ("FILES", "Loaded", "load", "resolve_function")
+__all__ = ("FILES", "Loaded", "load")
 
 #: suffixes that make a string a file's name; ``.pt2`` is torch.export's, the others TorchScript's
 FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
@@ -27,8 +28,7 @@ class Loaded:
     """A module in evaluation mode on its device, and what a built-in model brings with it."""
 
     module: nn.Module
-    preprocess: Callable[[Any], Any] | None = None
-    postprocess: Callable[[Any], Any] | None = None
+    steps: Steps = field(default_factory=Steps)
     #: makes an input to warm up with
     example: Callable[[], Any] | None = None
 
@@ -48,17 +48,13 @@ def load(model: Any, device: torch.device) -> Loaded:
         return Loaded(_shared(model, device))
     if hasattr(model, "build"):
         module = _own(_call(model.build, model.name), device)
-        example = getattr(model, "example", None)
-        return Loaded(module, model.preprocess, model.postprocess, example)
+        batch_steps = (getattr(model, step, None) for step in ("collate", "uncollate"))
+        steps = Steps(model.preprocess, model.postprocess, *batch_steps)
+        return Loaded(module, steps, getattr(model, "example", None))
     raise ConfigError(
         f"model is a {type(model).__name__}: give an nn.Module, a function that returns one, "
         "a TorchScript or .pt2 file, 'module:function', or a built-in model's name"
     )
-
-
-def resolve_function(function: Callable[[Any], Any] | str | None) -> Callable[[Any], Any] | None:
-    """``function``, imported if it is given as ``module:name``."""
-    return models.import_object(function) if isinstance(function, str) else function
 
 
 def _is_file(text: str) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
+from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import CoreShare, bind
 from asyncinfer_drivers._worker import as_exception
 
@@ -37,8 +38,7 @@ class Runner:
     name: str
     module: nn.Module
     device: torch.device
-    preprocess: Callable[[Any], Any] | None
-    postprocess: Callable[[Any], Any] | None
+    steps: Steps
     #: ``None`` on an accelerator
     share: CoreShare | None
     slowdown: float
@@ -47,7 +47,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._accepted: dict[Signature, None] = {}
-        self._warned = False
+        self._warned: set[str] = set()
 
     def warm_up(self, item: Any, batch: int) -> None:
         """Run ``item`` in its smallest and a larger batch; ``ConfigError`` if it fails."""
@@ -64,9 +64,11 @@ class Runner:
         started = time.perf_counter()
         if self.share is not None:
             bind(self.share.threads)
-        outputs: list[Any] = [None] * len(batch)
-        for signature, group in self._grouped(batch, outputs):
-            self._run_group(signature, group, outputs)
+        outputs = self._run_collated(batch)
+        if outputs is None:
+            outputs = [None] * len(batch)
+            for signature, group in self._grouped(batch, outputs):
+                self._run_group(signature, group, outputs)
         synchronize(self.device)
         if self.slowdown > 1:
             self.pause((self.slowdown - 1) * (time.perf_counter() - started))
@@ -82,19 +84,48 @@ class Runner:
         if total != 2:
             raise DeviceLost(self.name, f"failed its probe: 1 + 1 is {total}")
 
+    def _run_collated(self, batch: Sequence[Any]) -> list[Any] | None:
+        """One output per task if all can be run together by ``collate``, else ``None``."""
+        inputs = self._collated(batch)
+        if inputs is None:
+            return None
+        signature = Signature(inputs.shape[1:], inputs.dtype)
+        try:
+            outputs = self._forward(inputs)
+        except BaseException as error:
+            self._blame(error)
+            return None
+        self._accept(signature)
+        return outputs
+
+    def _collated(self, batch: Sequence[Any]) -> torch.Tensor | None:
+        if self.steps.collate is None or not batch:
+            return None
+        try:
+            with torch.inference_mode():
+                inputs = torch.as_tensor(self.steps.collate(batch))
+            if inputs.shape[:1] != (len(batch),):
+                raise ValueError(f"made {list(inputs.shape)} of {len(batch)} inputs")
+        except BaseException as error:
+            self._note_fallback("collate", self._blame(error))
+            return None
+        return inputs
+
     def _grouped(
         self, batch: Sequence[Any], outputs: list[Any]
     ) -> list[tuple[Signature, list[_Placed]]]:
         """Tasks that can be stacked, the largest group first; failures go to ``outputs``."""
         groups: dict[Signature, list[_Placed]] = {}
-        for index, item in enumerate(batch):
-            try:
-                with torch.inference_mode():
-                    tensor = to_tensor(self.preprocess(item) if self.preprocess else item)
-            except BaseException as error:
-                outputs[index] = self._blame(error)
-            else:
-                groups.setdefault(Signature.of(tensor), []).append((index, tensor))
+        preprocess = self.steps.preprocess
+        with torch.inference_mode():
+            for index, item in enumerate(batch):
+                try:
+                    tensor = to_tensor(preprocess(item) if preprocess else item)
+                except BaseException as error:
+                    outputs[index] = self._blame(error)
+                else:
+                    signature = Signature(tensor.shape, tensor.dtype)
+                    groups.setdefault(signature, []).append((index, tensor))
         return sorted(groups.items(), key=lambda entry: len(entry[1]), reverse=True)
 
     def _run_group(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> None:
@@ -102,36 +133,51 @@ class Runner:
             return
         for index, tensor in group:
             try:
-                row = self._forward([tensor])[0]
+                outputs[index] = self._forward(_stack([tensor]))[0]
             except BaseException as error:
                 outputs[index] = self._refusal(signature, self._blame(error))
             else:
                 self._accept(signature)
-                outputs[index] = self._finish(row)
 
     def _run_together(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> bool:
         """Run the group as one batch; ``False`` if the model raises, whosever fault it is."""
         try:
-            results = self._forward([tensor for _, tensor in group])
+            results = self._forward(_stack([tensor for _, tensor in group]))
         except BaseException as error:
             self._note_failed_batch(len(group), self._blame(error))
             return False
         self._accept(signature)
-        for (index, _), row in zip(group, results, strict=True):
-            outputs[index] = self._finish(row)
+        for (index, _), result in zip(group, results, strict=True):
+            outputs[index] = result
         return True
 
-    def _forward(self, tensors: list[torch.Tensor]) -> list[Any]:
-        # stack copies: neither the model nor who holds the output can reach the inputs
+    def _forward(self, inputs: torch.Tensor) -> list[Any]:
+        """One output per row of ``inputs``, a copy that the model may change."""
+        count = len(inputs)
         with torch.inference_mode():
-            output = self.module(torch.stack(tensors).to(self.device))
-        return rows(output, len(tensors))  # outside, for tensors without inference mode's limits
+            output = self.module(inputs.to(self.device))
+            outputs = self._uncollated(output, count)
+        if outputs is None:  # outside, for tensors without inference mode's limits
+            outputs = [self._finish(row) for row in rows(output, count)]
+        return outputs
+
+    def _uncollated(self, output: Any, count: int) -> list[Any] | None:
+        if self.steps.uncollate is None:
+            return None
+        try:
+            outputs = list(self.steps.uncollate(output))
+            if len(outputs) != count:
+                raise ValueError(f"made {len(outputs)} outputs for {count} tasks")
+        except BaseException as error:
+            self._note_fallback("uncollate", self._blame(error))
+            return None
+        return outputs
 
     def _finish(self, row: Any) -> Any:
-        if self.postprocess is None:
+        if self.steps.postprocess is None:
             return row
         try:
-            return self.postprocess(row)
+            return self.steps.postprocess(row)
         except BaseException as error:
             return self._blame(error)
 
@@ -140,6 +186,8 @@ class Runner:
         if is_device_fault(error):
             first = str(error).strip().partition("\n")[0]
             raise DeviceLost(self.name, first or type(error).__name__) from error
+        if isinstance(error, DeviceLost):  # blamed before
+            raise error
         return as_exception(_light(error))
 
     def _refusal(self, signature: Signature, error: Exception) -> Exception:
@@ -158,12 +206,26 @@ class Runner:
             self._accepted[signature] = None
 
     def _note_failed_batch(self, size: int, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
+        if "model" not in self._warned:
+            self._warned.add("model")
             logger.warning(
                 "%s: a batch of %d failed and its tasks are run one by one; if the model takes no "
-                "batches, set max_batch=1 (%s)", self.name, size, str(error),
+                "batches, set max_batch=1 (%s)", self.name, size, error,
             )  # fmt: skip
+
+    def _note_fallback(self, step: str, error: Exception) -> None:
+        """An ``InputError`` is what the steps for one task are there for: no news."""
+        if step not in self._warned and not isinstance(error, InputError):
+            self._warned.add(step)
+            logger.warning(
+                "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
+                self.name, step, type(error).__name__, error,
+            )  # fmt: skip
+
+
+@torch.inference_mode()
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(tensors)
 
 
 def _light(error: BaseException) -> BaseException:

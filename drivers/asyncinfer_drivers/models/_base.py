@@ -49,6 +49,10 @@ class Model:
     decode: Callable[[Path], Any]
     #: makes an item to warm up and calibrate with, without reading files
     example: Callable[[], Any]
+    #: ``preprocess`` for many items at once: to a new tensor ``[n, ...]``, or any error
+    collate: Callable[[Sequence[Any]], Any] | None = None
+    #: ``postprocess`` for all of the module's output at once
+    uncollate: Callable[[Any], Sequence[Any]] | None = None
 
 
 class Files(Sequence[Any]):

@@ -6,6 +6,7 @@ It uses only what an INT8 compiler for a Cortex-M4 takes: convolution, ReLU, max
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +61,36 @@ def preprocess(item: Any) -> torch.Tensor:
 
     try:
         picture = np.asarray(decode(item) if isinstance(item, Path) else item, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"a digit is an 8x8 array, not this {type(item).__name__}") from error
     if picture.shape != (8, 8):
         raise InputError(f"a digit is an 8x8 array, not one of shape {list(picture.shape)}")
     return torch.from_numpy(picture / _INK).unsqueeze(0)
 
 
+def collate(items: Sequence[Any]) -> torch.Tensor:
+    """Pictures as arrays or nested lists, not files, as float32 ``[n, 1, 8, 8]``."""
+    import numpy as np
+    import torch
+
+    try:
+        pictures = np.asarray(items, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError("not all of these are digits") from error
+    if pictures.shape != (len(items), 8, 8):
+        raise InputError("not all of these are digits")
+    return torch.from_numpy(pictures / _INK).unsqueeze(1)
+
+
 def postprocess(logits: torch.Tensor) -> int:
     """The digit, 0 to 9."""
     return int(logits.argmax())
+
+
+def uncollate(logits: torch.Tensor) -> list[int]:
+    """The digits of a whole batch."""
+    digits: list[int] = logits.argmax(1).tolist()
+    return digits
 
 
 def inputs() -> InputSet:
@@ -110,4 +131,6 @@ MODEL = Model(
     inputs=inputs,
     decode=decode,
     example=example,
+    collate=collate,
+    uncollate=uncollate,
 )

@@ -73,6 +73,12 @@ def postprocess(logits: torch.Tensor) -> str:
     return labels()[int(logits.argmax())]
 
 
+def uncollate(logits: torch.Tensor) -> list[str]:
+    """The names for a whole batch."""
+    names = labels()
+    return [names[index] for index in logits.argmax(1).tolist()]
+
+
 @cache
 def labels() -> tuple[str, ...]:
     """The 1,000 classes by their first WordNet name, all different, in the net's order."""
@@ -139,4 +145,5 @@ MODEL = Model(
     inputs=inputs,
     decode=decode,
     example=example,
+    uncollate=uncollate,
 )
