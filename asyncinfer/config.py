@@ -257,18 +257,19 @@ def _with_model(
     options: dict[str, Any], model: Model | None, common: Model | None, known: set[str]
 ) -> dict[str, Any]:
     """Add the model, and the steps around it; ``common`` gives those that ``model`` lacks."""
-    for key in ("preprocess", "postprocess"):
+    for key in ("preprocess", "postprocess", "collate", "uncollate"):
         if isinstance(options.get(key), str):
             options[key] = import_object(options[key])
     if model is None:
         return options
     common = common or model
     built_in = model.builtin or common.builtin
-    given = {
-        "preprocess": model.preprocess or common.preprocess,
-        "postprocess": model.postprocess or common.postprocess,
-        "warmup_input": built_in.example() if built_in else None,
-    }
+    before, after = model if model.preprocess else common, model if model.postprocess else common
+    given = {"warmup_input": built_in.example() if built_in else None}
+    if "preprocess" not in options:
+        given |= {"preprocess": before.preprocess, "collate": before.collate}
+    if "postprocess" not in options:
+        given |= {"postprocess": after.postprocess, "uncollate": after.uncollate}
     extra = {key: value for key, value in given.items() if value is not None and key in known}
     return extra | options | {"model": model.loaded}
 

@@ -102,6 +102,10 @@ class Model:
     preprocess: Callable[[Any], Any] | None = None
     #: from a raw output to the result
     postprocess: Callable[[Any], Any] | None = None
+    #: from several inputs, or paths of files, to what the model takes for all of them at once
+    collate: Callable[[Sequence[Any]], Any] | None = None
+    #: from the raw output for several inputs to their results
+    uncollate: Callable[[Any], Sequence[Any]] | None = None
     #: the built-in model behind it, if it is one
     builtin: BuiltinModel | None = None
 
@@ -147,11 +151,17 @@ class Decoding:
 
     def __call__(self, item: Any) -> Any:
         """Decode ``item`` if it is a path, then preprocess it."""
-        if isinstance(item, Path):
-            item = self._read(item)
-        elif isinstance(item, Deferred):
-            item = item.fetch()
+        item = self._fetched(item)
         return item if self.then is None else self.then(item)
+
+    def before(self, collate: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
+        """``collate`` for paths and ``Deferred`` too."""
+        return lambda items: collate([self._fetched(item) for item in items])
+
+    def _fetched(self, item: Any) -> Any:
+        if isinstance(item, Path):
+            return self._read(item)
+        return item.fetch() if isinstance(item, Deferred) else item
 
     def _read(self, path: Path) -> Any:
         try:
@@ -177,7 +187,9 @@ def resolve(text: str) -> Model:
         raise ConfigError(f"unknown model {text!r}; {did_you_mean(text, model_names())}, {also}")
     found = builtin(text)
     decoding = Decoding(found.decode, found.preprocess)
-    return Model(text, found.build, decoding, found.postprocess, found)
+    collate, uncollate = (getattr(found, step, None) for step in ("collate", "uncollate"))
+    collate = decoding.before(collate) if collate else None
+    return Model(text, found.build, decoding, found.postprocess, collate, uncollate, found)
 
 
 def builtin(name: str) -> BuiltinModel:

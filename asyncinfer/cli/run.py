@@ -114,11 +114,13 @@ def _model(
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for module:function
     model = resolve(name)
-    before = import_object(preprocess) if preprocess else model.preprocess
-    if not isinstance(before, Decoding):
-        before = Decoding(read_picture, before)
-    after = import_object(postprocess) if postprocess else model.postprocess
-    return replace(model, preprocess=before, postprocess=after)
+    if preprocess:
+        model = replace(model, preprocess=import_object(preprocess), collate=None)
+    if postprocess:
+        model = replace(model, postprocess=import_object(postprocess), uncollate=None)
+    if isinstance(model.preprocess, Decoding):
+        return model
+    return replace(model, preprocess=Decoding(read_picture, model.preprocess))
 
 
 def _tell(chosen: Sequence[DeviceConfig]) -> None:

@@ -44,6 +44,8 @@ class FakeTorch:
         preprocess=None,
         postprocess=None,
         warmup_input=None,
+        collate=None,
+        uncollate=None,
     ):
         if threads == 0:
             raise ValueError("threads must be at least 1")
@@ -213,6 +215,24 @@ def test_a_driver_that_runs_models_gets_the_model_and_its_steps(torch, tiny):
     assert driver.preprocess(Path("cat.png")) == ("pre", "decoded cat.png")
     assert driver.preprocess(3) == ("pre", 3)
     assert driver.postprocess(3) == ("post", 3)
+
+
+def test_steps_for_batches_go_with_those_for_one_task(torch, tiny):
+    (found,) = config.select(["cpu"])
+    driver = found.build(model.resolve("tiny"))
+    assert driver.collate is driver.uncollate is None
+    tiny.collate, tiny.uncollate = lambda xs: ("all", xs), lambda ys: ("each", ys)
+    driver = found.build(model.resolve("tiny"))
+    inputs = [3, Path("cat.png"), model.Deferred(tiny.inputs(), 0)]
+    assert driver.collate(inputs) == ("all", [3, "decoded cat.png", 7])
+    assert driver.uncollate(4) == ("each", 4)
+    own = config.DeviceConfig("torch", "x", {"preprocess": "operator:neg"})
+    driver = own.build(model.resolve("tiny"))
+    assert (driver.preprocess(3), driver.collate, driver.uncollate(4)) == (-3, None, ("each", 4))
+    own = config.DeviceConfig("torch", "x", {"postprocess": "operator:neg"})
+    driver = own.build(model.resolve("tiny"))
+    assert (driver.postprocess(3), driver.uncollate) == (-3, None)
+    assert driver.collate([3]) == ("all", [3])
 
 
 def test_a_file_that_cannot_be_read_is_an_input_error(tiny):
