@@ -70,6 +70,7 @@ async def wait_for_signal(seconds: float) -> str:
     came = asyncio.Queue[str]()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, came.put_nowait, number.name)
+    print("serving", flush=True)
     try:
         return await asyncio.wait_for(came.get(), seconds)
     except TimeoutError:
@@ -86,9 +87,9 @@ async def main() -> None:
     async with asyncio.TaskGroup() as group:
         for number in range(8):
             group.create_task(client(app, f"client {number}"))
-        group.create_task(change_devices(app))
-        print("serving", flush=True)
+        changing = group.create_task(change_devices(app))
         reason = await wait_for_signal(seconds)
+        changing.cancel()
         await app.stop()
     stats = app.dispatcher.stats()
     print(f"{reason}: {app.answered} answered, {app.refused} refused, {stats.failed} failed")
