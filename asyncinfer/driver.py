@@ -42,6 +42,8 @@ class Driver(Protocol[InT, OutT]):
     - A fault of the device itself: raise a ``DeviceError``. The batch's tasks move to other
       devices; this one is closed and opened again with growing pauses.
     - Cancelling ``infer`` leaves the device usable, once the cancelled call has ended.
+    - While closed, ``infer`` raises a ``DeviceError``, unless there is nothing to open; it never
+      hangs.
     - Nothing here blocks the event loop.
     """
 
@@ -54,9 +56,11 @@ class Driver(Protocol[InT, OutT]):
 
     async def open(self) -> None:
         """Make the device ready; raise ``DeviceError`` or ``ConfigError`` if that fails."""
+        return  # a body, so that type checkers do not take the default for abstract
 
     async def close(self) -> None:
         """Release everything ``open`` and ``infer`` took. Idempotent."""
+        return
 
     async def infer(self, batch: Sequence[InT]) -> Sequence[OutT | BaseException]:
         """Run the tasks; one output per input, in order. See the class for errors."""
