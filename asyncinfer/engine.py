@@ -150,7 +150,7 @@ class Engine:
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
-        lane.source_error = lane.source_error or error
+        lane.source_error = error or lane.source_error
         dropped = dict.fromkeys(lane.close())
         for device in self.keeper.devices:
             for burst in device.bursts:

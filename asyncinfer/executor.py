@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -209,6 +210,13 @@ class Executor:
     def abandon(self, burst: Burst) -> None:
         """Cancel a call nobody waits for any more; the device stays busy until it has ended."""
         _cancel(burst)
+        if burst.runner is not None and _unstarted(burst.runner):
+            self._end(burst)  # it is cancelled before it could do that itself
+
+
+def _unstarted(runner: asyncio.Task[None]) -> bool:
+    coro = runner.get_coro()
+    return inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == inspect.CORO_CREATED
 
 
 def _cancel(burst: Burst) -> None:

@@ -142,6 +142,8 @@ class Pool:
         if skip >= self.waiting - self._reserved:
             skip = grant.skip
             self.reclaim()
+            if skip >= self.waiting:  # what was reserved has ended otherwise meanwhile
+                return []
         lane, offset = self._locate(skip)
         count = grant.take
         if self._policy.reserves and lane.one_context:
@@ -207,7 +209,7 @@ class Pool:
 
     def _ask_again(self) -> None:
         """Time alone can change the answer: a device that is overdue may never finish."""
-        busy = [device.free_in(self.now) for device in self._up if not device.free]
+        busy = [burst.remaining(self.now) for device in self._up for burst in device.bursts]
         delay = max(RECHECK, min(busy, default=RECHECK) * 1.1)
         at = self._loop.time() + delay
         if self._recheck is not None:
