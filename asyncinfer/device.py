@@ -106,7 +106,7 @@ class Device:
         self.max_batch = _positive(driver, "max_batch")
         self.concurrency = _positive(driver, "concurrency")
         self.estimator = Estimator()
-        #: seconds of one call at its usual batch size; ``nan`` while unknown
+        #: seconds of one call with a full batch; ``nan`` while unknown
         self.latency = math.nan
         #: seconds between two finished tasks under load; ``nan`` while unknown
         self.interval = math.nan
@@ -193,9 +193,8 @@ class Device:
         self._measure()
 
     def _measure(self) -> None:
-        usual = self.estimator.usual_batch or self.max_batch
-        self.latency = self.estimator.expect(usual)
-        self.interval = self.latency / (usual * self.concurrency)
+        self.latency = self.estimator.expect(self.max_batch)
+        self.interval = self.latency / (self.max_batch * self.concurrency)
 
     @property
     def deviation(self) -> float:

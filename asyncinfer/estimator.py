@@ -27,11 +27,10 @@ class Estimator:
         self.known = False
         self.samples = 0
         self.line = ServiceTime(0.0, 0.0)
-        #: exponentially weighted batch size; 0 until one was run
-        self.usual_batch = 0.0
         #: exponentially weighted mean of |measured / expected - 1|
         self.deviation = 0.0
         self._seconds = 0.0
+        self._batch = 0.0
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
@@ -57,7 +56,7 @@ class Estimator:
         if self.samples:
             seconds, gain = self._tamed(batch, seconds, gain)
         self.samples += 1
-        self.usual_batch += gain * (batch - self.usual_batch)
+        self._batch += gain * (batch - self._batch)
         self._seconds += gain * (seconds - self._seconds)
         self._batch_squared += gain * (batch * batch - self._batch_squared)
         self._product += gain * (batch * seconds - self._product)
@@ -75,7 +74,7 @@ class Estimator:
         return min(max(seconds, expected / OUTLIER), expected * OUTLIER), gain
 
     def _fit(self) -> ServiceTime:
-        mean, spread = self.usual_batch, self._batch_squared - self.usual_batch**2
+        mean, spread = self._batch, self._batch_squared - self._batch**2
         if spread > 1e-3 * self._batch_squared:
             slope = (self._product - mean * self._seconds) / spread
             slope = min(max(slope, 0.0), self._seconds / mean)

@@ -15,7 +15,9 @@ __all__ = ("Intake", "feed")
 
 #: most inputs read from a synchronous source in one turn of the event loop
 BURST = 512
-#: seconds of reading after which a source counts as slow, and is read one by one
+#: most inputs read without a look at the clock
+CHUNK = 64
+#: seconds after which a slow synchronous source gives the event loop a turn
 TURN = 0.0005
 
 
@@ -98,17 +100,41 @@ async def _feed_sync(
     accept: Callable[[list[Any]], list[Task]],
     clock: Callable[[], float],
 ) -> None:
-    most = 1
-    while True:
+    read = _Reader(source, clock)
+    while not read.ended:
         room = await intake.room()
-        begun = clock()
         items: list[Any] = []
         try:
-            items.extend(islice(source, min(room, most)))
-        finally:  # a list keeps what it got from an iterator that raises
+            read.some(items, min(room, BURST))
+        finally:
             if items:
                 intake.put_nowait(accept(items))
-        if not items:
-            return
-        most = 1 if clock() - begun > TURN else min(BURST, 2 * most)
         await asyncio.sleep(0)
+
+
+class _Reader:
+    """Reads a synchronous source for a turn of the event loop at a time.
+
+    Looking at the clock after every input would cost more than the input, so it is done after
+    ever larger chunks, and after each input again once one was slow.
+    """
+
+    def __init__(self, source: Iterator[Any], clock: Callable[[], float]) -> None:
+        self.ended = False
+        self._source = source
+        self._clock = clock
+        self._chunk = 1
+
+    def some(self, items: list[Any], most: int) -> None:
+        """Append at least one input and at most ``most``, unless there are no more."""
+        until = self._clock() + TURN
+        while len(items) < most:
+            goal = min(most, len(items) + self._chunk)
+            items.extend(islice(self._source, goal - len(items)))
+            self.ended = len(items) < goal
+            if self._clock() > until:
+                self._chunk = 1
+                return
+            if self.ended:
+                return
+            self._chunk = min(CHUNK, 2 * self._chunk)

@@ -45,7 +45,7 @@ class WorkerView(Protocol):
     #: its place in the list of devices, from 0
     position: int
     max_batch: int
-    #: duration of one call at the device's usual batch size
+    #: duration of one call with a full batch
     latency: float
     #: time between two finished tasks while it is kept busy
     interval: float

@@ -30,9 +30,9 @@ class DeviceStats:
     busy_seconds: float
     #: busy seconds / seconds since the first task of the dispatcher began
     utilisation: float
-    #: estimated seconds between two finished tasks under load; ``nan`` until known
+    #: estimated seconds between two finished tasks under full load; ``nan`` until known
     service_time: float
-    #: estimated seconds of one call at its usual batch size; ``nan`` until known
+    #: estimated seconds of one call with a full batch; ``nan`` until known
     latency: float
 
 

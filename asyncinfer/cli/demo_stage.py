@@ -13,10 +13,11 @@ from asyncinfer.model import Model, resolve
 from asyncinfer.result import Result
 from asyncinfer.stats import DeviceStats
 
-__all__ = ("Outcome", "Stage")
+__all__ = ("NAMES", "Outcome", "Stage")
 
-#: tasks the batching device takes at once, by model
-BATCHES = {"efficientnet_lite0": 4, "digits": 64}
+#: the three devices: the same in every stage, but for how many tasks each takes at once
+NAMES = ("cpu-batching", "cpu", "raspberry_pi (stand-in)")
+BATCHES = {"efficientnet_lite0": (4, 1, 1), "digits": (64, 16, 4)}
 
 
 @dataclass
@@ -36,6 +37,11 @@ class Outcome:
         """From the first start to the last result."""
         return self.last - self.first
 
+    @property
+    def rate(self) -> float:
+        """Tasks a second."""
+        return len(self.values) / self.seconds
+
     def take(self, result: Result[Any]) -> None:
         """Keep one result; a failed task ends the demo."""
         self.values.append(result.unwrap())
@@ -54,9 +60,10 @@ class Stage:
     items: Sequence[Any]
     targets: Sequence[Any] | None
     rounds: int
+    expected: Sequence[Any] = ()
+    #: the best pass of each device alone, and of all together
     alone: dict[str, Outcome] = field(default_factory=dict)
     together: Outcome = field(default_factory=lambda: Outcome(Timeline(())))
-    expected: Sequence[Any] = ()
 
     @classmethod
     def of(cls, title: str, name: str, rounds: int) -> Stage:
@@ -76,14 +83,15 @@ class Stage:
 
     @property
     def devices(self) -> list[DeviceConfig]:
-        """Three devices that share this host's cores."""
-        batch = BATCHES[self.model.name]
+        """Three devices that share this host's cores; the last is a stated stand-in."""
+        first, second, third = NAMES
+        batches = BATCHES[self.model.name]
         one = {"device": "cpu", "threads": 1}
         slow = {**one, "slowdown": STAND_IN_SLOWDOWN}
         return [
-            DeviceConfig("torch", f"batch-{batch}", {**one, "device": "auto", "max_batch": batch}),
-            DeviceConfig("torch", "one-by-one", one),
-            DeviceConfig("torch", "raspberry_pi (stand-in)", slow),
+            DeviceConfig("torch", first, {**one, "device": "auto", "max_batch": batches[0]}),
+            DeviceConfig("torch", second, {**one, "max_batch": batches[1]}),
+            DeviceConfig("torch", third, {**slow, "max_batch": batches[2]}),
         ]
 
     @property

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncinfer.cli.demo_stage import Stage
-from asyncinfer.cli.output import people, seconds, table
+from asyncinfer.cli.demo_stage import NAMES, Stage
+from asyncinfer.cli.output import people, rate, seconds, table
 
 __all__ = ("show", "summary")
 
 #: what to say when the best device alone was faster
 SHARED = (
-    "  Slower: these devices share this host's cores and Python's lock, and calls of microseconds "
-    "keep one another waiting."
+    "  Slower: all three share this host's cores and Python's lock, with each other and with "
+    "whatever else runs here."
 )
 
 
@@ -21,7 +21,7 @@ def summary(stages: Sequence[Stage]) -> dict[str, Any]:
     """The one object that ``--json`` prints."""
     tasks = sum(len(stage.items) for stage in stages)
     elapsed = sum(stage.together.seconds for stage in stages)
-    alone = {name: tasks / took for name, took in _alone(stages)}
+    alone = {name: tasks / _seconds_alone(stages, name) for name in NAMES}
     best = max(alone, key=alone.__getitem__)
     return {
         "tasks": tasks,
@@ -32,21 +32,14 @@ def summary(stages: Sequence[Stage]) -> dict[str, Any]:
         "best_single_throughput": alone[best],
         "speedup": tasks / elapsed / alone[best],
         "seconds": elapsed,
-        "devices": [_device(stages, row, elapsed) for row in range(len(stages[0].devices))],
+        "devices": [_device(stages, row, elapsed) for row in range(len(NAMES))],
         "stages": [_stage(stage) for stage in stages],
     }
 
 
-def _alone(stages: Sequence[Stage]) -> Iterator[tuple[str, float]]:
-    """Seconds each device needs alone for all stages; the devices of a row are one device."""
-    for row, device in enumerate(stages[0].devices):
-        names = [stage.devices[row].name for stage in stages]
-        took = sum(stage.alone[n].seconds for stage, n in zip(stages, names, strict=True))
-        yield _common_name(device.name), took
-
-
-def _common_name(name: str) -> str:
-    return name.partition("-")[0] if name.startswith("batch-") else name
+def _seconds_alone(stages: Sequence[Stage], name: str) -> float:
+    """What one device needs for all stages, at its own rates."""
+    return sum(len(stage.items) / stage.alone[name].rate for stage in stages)
 
 
 def _device(stages: Sequence[Stage], row: int, elapsed: float) -> Mapping[str, Any]:
@@ -55,7 +48,7 @@ def _device(stages: Sequence[Stage], row: int, elapsed: float) -> Mapping[str, A
     tasks = sum(device.tasks for device in stats)
     busy = sum(device.busy_seconds for device in stats)
     return {
-        "name": _common_name(stats[0].name),
+        "name": stats[0].name,
         "tasks": tasks,
         "utilisation": busy / elapsed,
         "service_time": busy / tasks if tasks else None,
@@ -64,7 +57,8 @@ def _device(stages: Sequence[Stage], row: int, elapsed: float) -> Mapping[str, A
 
 def _stage(stage: Stage) -> Mapping[str, Any]:
     tasks, took = len(stage.items), stage.together.seconds
-    alone = {name: tasks / outcome.seconds for name, outcome in stage.alone.items()}
+    alone = {name: outcome.rate for name, outcome in stage.alone.items()}
+    batches = {device.name: device.options["max_batch"] for device in stage.devices}
     best = max(alone, key=alone.__getitem__)
     return {
         "model": stage.model.name,
@@ -81,10 +75,12 @@ def _stage(stage: Stage) -> Mapping[str, Any]:
         "devices": [
             {
                 "name": device.name,
+                "max_batch": batches[device.name],
                 "tasks": device.tasks,
                 "utilisation": device.busy_seconds / took,
                 "service_time": device.busy_seconds / device.tasks if device.tasks else None,
                 "alone_throughput": alone[device.name],
+                "alone_tasks": len(stage.alone[device.name].values),
             }
             for device in stage.together.devices
         ],
@@ -94,23 +90,24 @@ def _stage(stage: Stage) -> Mapping[str, Any]:
 def show(facts: Mapping[str, Any]) -> None:
     """Print the tables of ``summary`` for people."""
     screen = people()
-    columns = ("device", "tasks", "utilisation", "service time", "alone")
+    columns = ("device", "batch", "tasks", "utilisation", "service time", "alone, tasks/s")
     for stage in facts["stages"]:
         rows = [
             (
                 device["name"],
+                device["max_batch"],
                 device["tasks"],
                 f"{device['utilisation']:.1%}",
                 seconds(device["service_time"]),
-                f"{device['alone_throughput']:.4g} tasks/s",
+                rate(device["alone_throughput"]),
             )
             for device in stage["devices"]
         ]
         screen.print()
         screen.print(table(columns, rows, title=stage["heading"]))
         screen.print(
-            f"{stage['throughput']:.4g} tasks/s together, {stage['speedup']:.2f} times the best "
-            f"single device ({stage['best_single']}, {stage['best_single_throughput']:.4g})"
+            f"{rate(stage['throughput'])} tasks/s together, {stage['speedup']:.2f} times the best "
+            f"single device ({stage['best_single']}, {rate(stage['best_single_throughput'])})"
         )
         if stage["speedup"] < 1:
             screen.print(SHARED)

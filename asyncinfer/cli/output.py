@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ("emit", "fail", "note", "people", "plain", "seconds", "table")
+__all__ = ("emit", "fail", "note", "people", "plain", "rate", "seconds", "table")
 
 
 def emit(value: Mapping[str, Any]) -> None:
@@ -54,6 +54,11 @@ def seconds(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g} {unit}" if value < 10_000 else f"{value:.0f} s"
     return f"{value / 1e-6:.2g} µs" if value else "0 s"
+
+
+def rate(value: float) -> str:
+    """Tasks a second, without an exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def plain(value: Any) -> Any:
