@@ -30,7 +30,7 @@ def small(monkeypatch, tiny):
     stage.targets = None
     last = Stage.of("numbers", "tiny", 1)
     stages = {"efficientnet_lite0": stage, "digits": last}
-    monkeypatch.setattr("asyncinfer.cli.demo_stage.BATCHES", {"tiny": 4})
+    monkeypatch.setattr("asyncinfer.cli.demo_stage.BATCHES", {"tiny": (4, 1, 1)})
     monkeypatch.setattr(
         demo.Stage, "of", classmethod(lambda cls, title, name, rounds: stages[name])
     )
@@ -48,13 +48,14 @@ def test_people_see_labels_tables_and_the_comparison(cli, small, tmp_path):
     assert "60 tasks, all in order: yes" in ran.out
     assert "digits right: 100.00%" in ran.out
     assert "raspberry_pi (stand-in)" in ran.out
-    assert "batch-4: " in ran.err
+    assert "cpu-batching alone: " in ran.err
 
 
 def test_json(cli, small, tmp_path):
     facts = cli("demo", "--output", tmp_path / "x.svg", "--json").json
     assert facts["tasks"] == 60
-    assert [device["name"] for device in facts["devices"]][:2] == ["batch", "one-by-one"]
+    names = ["cpu-batching", "cpu", "raspberry_pi (stand-in)"]
+    assert [device["name"] for device in facts["devices"]] == names
     assert facts["speedup"] == pytest.approx(facts["throughput"] / facts["best_single_throughput"])
 
 
