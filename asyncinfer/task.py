@@ -40,29 +40,40 @@ NOT_RUN = Run("", math.nan, math.nan)
 
 
 class Task:
-    """An input with its index, and what has become of it.
+    """An input with its index, and what has become of it."""
 
-    The defaults live on the class, so that making one costs four assignments.
-    """
-
-    #: the output, or the error it ended with
-    value: Any = None
-    error: TaskError | None = None
-    done = False
-    #: the last attempt
-    run = NOT_RUN
-    #: what failed attempts met, and where
-    causes: tuple[BaseException, ...] = ()
-    devices: tuple[str, ...] = ()
-    #: set for tasks of ``infer``: where the answer goes, and the caller's context
-    future: asyncio.Future[Any] | None = None
-    context: contextvars.Context | None = None
+    __slots__ = (
+        "causes",
+        "context",
+        "devices",
+        "done",
+        "error",
+        "future",
+        "index",
+        "input",
+        "lane",
+        "run",
+        "submitted",
+        "value",
+    )
 
     def __init__(self, lane: TaskHome, index: int, value: Any, submitted: float) -> None:
         self.lane = lane
         self.index = index
         self.input = value
         self.submitted = submitted
+        #: the output, or the error it ended with
+        self.value: Any = None
+        self.error: TaskError | None = None
+        self.done = False
+        #: the last attempt
+        self.run = NOT_RUN
+        #: what failed attempts met, and where
+        self.causes: tuple[BaseException, ...] = ()
+        self.devices: tuple[str, ...] = ()
+        #: set for tasks of ``infer``: where the answer goes, and the caller's context
+        self.future: asyncio.Future[Any] | None = None
+        self.context: contextvars.Context | None = None
 
     @property
     def attempts(self) -> int:
