@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from asyncinfer.device import Burst, Device
 from asyncinfer.lane import Lane
-from asyncinfer.recorder import Recorder
-from asyncinfer.scheduling import Grant, Policy
+from asyncinfer.recorder import Recorder, logger
+from asyncinfer.scheduling import Grant, Greedy, Policy
 from asyncinfer.task import Task
 
 __all__ = ("Pool",)
@@ -127,7 +127,7 @@ class Pool:
     def _fill(self, device: Device) -> bool:
         """Give ``device`` what its policy says; tell whether it is now full."""
         while device.free and self.waiting:
-            grant = self._policy.pull(device, self)
+            grant = self._ask(device)
             if grant is None:
                 return False
             tasks = self._take(device, grant)
@@ -136,6 +136,14 @@ class Pool:
             self._reserved += max(0, len(tasks) - grant.take)
             self._hand_out(device, tasks, grant.take)
         return not device.free
+
+    def _ask(self, device: Device) -> Grant | None:
+        try:
+            return self._policy.pull(device, self)
+        except Exception:  # a user's policy: without one, every stream would wait for ever
+            logger.exception("the policy %r failed: going on with plain pull", self._policy)
+            self._policy = Greedy()
+            return self._policy.pull(device, self)
 
     def _take(self, device: Device, grant: Grant) -> list[Task]:
         skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
