@@ -64,12 +64,13 @@ class ProcessDriver(Driver[float, float]):
 
     async def infer(self, batch: Sequence[float]) -> list[float | InputError]:
         """Send one line, wait for the line that answers it."""
-        if self.process is None or self.process.stdin is None or self.process.stdout is None:
-            raise DeviceLost(self.name, "is not open")
+        to, back = (self.process.stdin, self.process.stdout) if self.process else (None, None)
+        if to is None or back is None or to.is_closing():
+            raise DeviceLost(self.name, "is not running")
         call = next(self._ids)
-        self.process.stdin.write(json.dumps({"id": call, "xs": [*batch]}).encode() + b"\n")
-        await self.process.stdin.drain()
-        while line := await self.process.stdout.readline():
+        to.write(json.dumps({"id": call, "xs": [*batch]}).encode() + b"\n")
+        await to.drain()
+        while line := await back.readline():
             answer = json.loads(line)
             if answer["id"] == call:  # else it answers a call that was cancelled
                 return [InputError(y["error"]) if isinstance(y, dict) else y for y in answer["ys"]]

@@ -71,6 +71,11 @@ def test_embed_finishes_what_it_accepted_when_told_to_stop(number: signal.Signal
     assert "0 failed" in output
 
 
+async def test_own_driver_conforms_on_every_event_loop(capsys) -> None:
+    await load("own_driver.py").main()
+    assert "2000 roots" in capsys.readouterr().out
+
+
 def test_own_driver_fits_into_forty_lines() -> None:
     source = (EXAMPLES / "own_driver.py").read_text()
     body = source[source.index("class ProcessDriver") : source.index("\n\n\ndef worker")]
