@@ -125,18 +125,15 @@ class Keeper:
         device.become(DeviceState.OPENING, self._clock())
         self._recorder.device_event("device.opening", device.name)
         seconds = self._timeouts.open
+        scope = anyio.move_on_after(seconds)
         try:
-            with anyio.fail_after(seconds):
+            with scope:
                 await _call(device, "open")
-                if isinstance(device.driver, SupportsCalibrate):
-                    line = await device.driver.calibrate()
-                    if line is not None:
-                        device.calibrate(line)
-        except TimeoutError as error:
-            text = f"did not open within {seconds} s"
-            raise DeviceTimeout(device.name, text) from error
+                await _calibrate(device)
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error
+        if scope.cancelled_caught:
+            raise DeviceTimeout(device.name, f"did not open within {seconds} s")
         if device.state is DeviceState.REMOVED:
             raise ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
         device.become(DeviceState.READY, self._clock())
@@ -224,6 +221,13 @@ class Keeper:
 def _call(device: Device, method: str) -> Coroutine[Any, Any, None]:
     function = getattr(device.driver, method, None)
     return _nothing() if function is None else function()
+
+
+async def _calibrate(device: Device) -> None:
+    if isinstance(device.driver, SupportsCalibrate):
+        line = await device.driver.calibrate()
+        if line is not None:
+            device.calibrate(line)
 
 
 async def _closed(device: Device) -> None:
