@@ -121,7 +121,8 @@ class Executor:
             if task.done:  # it ended otherwise meanwhile
                 continue
             if isinstance(output, BaseException):
-                self._task_failed(task, output, run, burst.device)
+                burst.device.errors += 1
+                self._task_failed(task, output, run)
                 continue
             task.run = run
             task.value = output
@@ -143,15 +144,15 @@ class Executor:
         del burst.tasks[burst.at : burst.at + burst.batch]
         if len(batch) == 1:
             run = Run(burst.device.name, burst.since, self._clock())
-            self._task_failed(batch[0], error, run, burst.device)
+            burst.device.errors += 1
+            self._task_failed(batch[0], error, run)
         else:  # each alone: that shows which one is to blame
             self.pool.retries.extend(batch)
 
-    def _task_failed(self, task: Task, error: BaseException, run: Run, device: Device) -> None:
+    def _task_failed(self, task: Task, error: BaseException, run: Run) -> None:
         """One attempt failed: try again elsewhere, or end the task with its error."""
         if task.done:
             return
-        device.errors += 1
         task.note(error, run)
         if task.attempts <= self._retries and not isinstance(error, InputError):
             self._recorder.retried += 1
@@ -190,7 +191,7 @@ class Executor:
                 del burst.tasks[burst.at : burst.at + burst.batch]
                 run = Run(device.name, burst.since, now)
                 for task in running:
-                    self._task_failed(task, error, run, device)
+                    self._task_failed(task, error, run)
             give_back(burst.take_rest())
             _cancel(burst)
         self.pool.wake()

@@ -91,7 +91,7 @@ class Recorder:
         if error is None:
             logger.debug("%s %s", kind, device)
         else:
-            logger.warning("%s: %s: %s", kind, device, error)
+            logger.warning("%s: %s", kind, error)
         self._emit(Event(kind, self._clock(), device, error=error))
 
     def task_event(self, kind: EventKind, task: Task, error: BaseException | None = None) -> None:

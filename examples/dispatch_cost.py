@@ -59,12 +59,9 @@ async def by_hand(tasks: int) -> int:
                 await arrived.wait()
             yield done.pop(index)
 
-    counted = 0
-    async with asyncio.TaskGroup() as group:
-        for driver in drivers:
-            group.create_task(work(driver))
-        group.create_task(fill())
-        counted = await count(in_order())
+    running = [asyncio.create_task(fill()), *(asyncio.create_task(work(d)) for d in drivers)]
+    counted = await count(in_order())
+    await asyncio.gather(*running)
     return counted
 
 
