@@ -17,7 +17,7 @@ __all__ = ("NAMES", "Outcome", "Stage")
 
 #: the three devices: the same in every stage, but for how many tasks each takes at once
 NAMES = ("cpu-batching", "cpu", "raspberry_pi (stand-in)")
-BATCHES = {"efficientnet_lite0": (4, 1, 1), "digits": (64, 16, 4)}
+BATCHES = {"efficientnet_lite0": (4, 1, 1), "digits": (64, 48, 64)}
 
 
 @dataclass

@@ -109,8 +109,9 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _described(facts: dict[str, Any]) -> str:
-    rest = {key: value for key, value in facts.items() if key not in ("name", "driver")}
-    return ", ".join(f"{key} {value}" for key, value in rest.items() if value not in (None, ""))
+    known = ("name", "driver", "description")
+    rest = [f"{key} {value}" for key, value in facts.items() if key not in known and value]
+    return ", ".join([facts["description"], *rest] if facts.get("description") else rest)
 
 
 def _usable(facts: dict[str, Any]) -> str:

@@ -11,7 +11,13 @@ import torch
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost, DeviceTimeout
-from asyncinfer_drivers._torch.device import available, check_name, choose, is_device_fault
+from asyncinfer_drivers._torch.device import (
+    available,
+    check_name,
+    choose,
+    describe,
+    is_device_fault,
+)
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.steps import Steps
@@ -112,6 +118,11 @@ class TorchDriver(Driver[Any, Any]):
         self._slowdown = slowdown
         self._close_timeout = close_timeout
         self._session: _Session | None = None
+
+    @classmethod
+    def discover(cls) -> list[dict[str, Any]]:
+        """The torch devices of this host: ``name``, as ``device`` takes it, and ``description``."""
+        return describe(*available(), usable_cores())
 
     async def open(self) -> None:
         """Start the thread, load the model, run ``warmup_input`` if there is one.

@@ -10,7 +10,13 @@ from torch import nn
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch import threads as module
-from asyncinfer_drivers._torch.device import available, choose, is_device_fault, synchronize
+from asyncinfer_drivers._torch.device import (
+    available,
+    choose,
+    describe,
+    is_device_fault,
+    synchronize,
+)
 from asyncinfer_drivers._torch.threads import CoreShare, bind, quota, usable_cores
 from asyncinfer_drivers.torch_host import TorchDriver
 
@@ -45,6 +51,24 @@ def test_choice(wanted, cuda, mps, chosen):
 def test_no_choice(wanted, cuda, mps, message):
     with pytest.raises(ConfigError, match=message):
         choose(wanted, cuda, mps)
+
+
+def test_this_host_is_described_as_it_can_be_chosen():
+    found = TorchDriver.discover()
+    assert [device["name"] for device in found][-1] == "cpu"
+    assert all(choose(device["name"], *available()) == device["name"] for device in found)
+    assert str(usable_cores()) in found[-1]["description"]
+
+
+def test_every_kind_of_device_is_described(monkeypatch):
+    card = SimpleNamespace(name="a card", total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    assert [tuple(device.values()) for device in describe(2, True, 1)] == [
+        ("cuda:0", "a card, 8 GiB"),
+        ("cuda:1", "a card, 8 GiB"),
+        ("mps", "Apple GPU"),
+        ("cpu", "torch may use 1 core"),
+    ]
 
 
 def test_what_is_available_can_be_chosen():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
 from asyncinfer.errors import ConfigError
 
-__all__ = ("available", "check_name", "choose", "is_device_fault", "synchronize")
+__all__ = ("available", "check_name", "choose", "describe", "is_device_fault", "synchronize")
 
 _NAME = re.compile(r"cpu|mps|auto|cuda(:\d+)?")
 
@@ -45,6 +46,19 @@ def available() -> tuple[int, bool]:
     """Number of CUDA devices, and whether MPS works: the arguments of ``choose``."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return cuda, torch.backends.mps.is_available()
+
+
+def describe(cuda: int, mps: bool, cores: int) -> list[dict[str, Any]]:
+    """What there is to choose from: the ``name`` of each device, and what it is."""
+    found: list[dict[str, Any]] = []
+    for index in range(cuda):
+        facts = torch.cuda.get_device_properties(index)
+        memory = f"{facts.total_memory / 2**30:.0f} GiB"
+        found.append({"name": f"cuda:{index}", "description": f"{facts.name}, {memory}"})
+    if mps:
+        found.append({"name": "mps", "description": "Apple GPU"})
+    cpu = f"torch may use {cores} core" + ("" if cores == 1 else "s")
+    return [*found, {"name": "cpu", "description": cpu}]
 
 
 def synchronize(device: torch.device) -> None:
