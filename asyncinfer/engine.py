@@ -27,7 +27,7 @@ from asyncinfer.lane import CallLane, Lane
 from asyncinfer.pool import Pool
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.scheduling import Policy
-from asyncinfer.task import Task
+from asyncinfer.task import NOT_RUN, Task
 from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Engine",)
@@ -187,7 +187,7 @@ class Engine:
     # ---- deadlines
 
     def _was_started(self, task: Task) -> bool:
-        if task.done or task.attempts:
+        if task.done or task.run is not NOT_RUN:
             return True
         return any(
             task in burst.running for device in self.keeper.devices for burst in device.bursts

@@ -142,12 +142,14 @@ class Executor:
         self._pass_on(burst, burst.began)
         batch = burst.running
         del burst.tasks[burst.at : burst.at + burst.batch]
+        run = Run(burst.device.name, burst.since, self._clock())
         if len(batch) == 1:
-            run = Run(burst.device.name, burst.since, self._clock())
             burst.device.errors += 1
             self._task_failed(batch[0], error, run)
-        else:  # each alone: that shows which one is to blame
-            self.pool.retries.extend(batch)
+            return
+        for task in batch:  # each alone: that shows which one is to blame
+            task.run = run
+            self.pool.retries.append(task)
 
     def _task_failed(self, task: Task, error: BaseException, run: Run) -> None:
         """One attempt failed: try again elsewhere, or end the task with its error."""

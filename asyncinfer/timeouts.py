@@ -33,8 +33,9 @@ class Timeouts:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"timeout {field.name} must be more than 0 seconds, not {value}")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                text = f"timeout {field.name} must be more than 0 seconds, not {value!r}"
+                raise ConfigError(text)
 
     @classmethod
     def of(cls, value: float | Timeouts | None) -> Timeouts:
