@@ -45,7 +45,7 @@ class Executor:
     def start(self, burst: Burst) -> None:
         """Run ``burst`` in the context of its first task."""
         first = burst.tasks[0]
-        context = first.lane.context.copy() if first.context is None else first.context
+        context = (first.lane.context if first.context is None else first.context).copy()
         name = f"asyncinfer {burst.device.name}"
         burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
 
