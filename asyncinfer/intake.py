@@ -72,7 +72,7 @@ async def feed(
     """
     try:
         if isinstance(source, AsyncIterable):
-            await _feed_async(aiter(source), intake, accept)
+            await _feed_async(aiter(source), intake, accept, clock)
         else:
             await _feed_sync(iter(source), intake, accept, clock)
     finally:
@@ -83,8 +83,12 @@ async def feed(
 
 
 async def _feed_async(
-    source: AsyncIterator[Any], intake: Intake, accept: Callable[[list[Any]], list[Task]]
+    source: AsyncIterator[Any],
+    intake: Intake,
+    accept: Callable[[list[Any]], list[Task]],
+    clock: Callable[[], float],
 ) -> None:
+    until = clock() + TURN
     while True:
         await intake.room()
         try:
@@ -92,6 +96,9 @@ async def _feed_async(
         except StopAsyncIteration:
             return
         intake.put_nowait(accept([item]))
+        if clock() > until:  # it may never have let the event loop go
+            await asyncio.sleep(0)
+            until = clock() + TURN
 
 
 async def _feed_sync(

@@ -1,0 +1,181 @@
+"""The queue of bursts, and reading sources: lazily, no further than there is room, in turns."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncinfer.intake import Intake, feed
+from asyncinfer.task import Task
+
+
+class Clock:
+    """Shows the time it is set to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Reading:
+    """One source being read into an intake, which is emptied on demand."""
+
+    def __init__(self, source, size, clock=None):
+        self.clock = clock or Clock()
+        self.intake = Intake(size)
+        self.accepted = []
+        self.task = asyncio.create_task(feed(source, self.intake, self.accept, self.clock))
+
+    def accept(self, inputs):
+        first = len(self.accepted)
+        self.accepted += inputs
+        return [Task(None, i, x, 0.0) for i, x in enumerate(inputs, first)]
+
+    def take(self, most):
+        return [] if self.intake.empty() else [t.input for t in self.intake.take(most)]
+
+
+async def settle():
+    for _ in range(60):
+        await asyncio.sleep(0)
+
+
+def synchronous(count):
+    yield from range(count)
+
+
+async def asynchronous(count):
+    for x in range(count):
+        await asyncio.sleep(0)
+        yield x
+
+
+async def never_waiting(count):
+    for x in range(count):
+        yield x
+
+
+@pytest.mark.parametrize("make", [range, synchronous, asynchronous, never_waiting])
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(
+    count=st.integers(0, 60),
+    size=st.integers(1, 20),
+    takes=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+)
+def test_everything_is_read_once_in_order_and_never_ahead_of_the_room(
+    virtual, make, count, size, takes
+):
+    async def run():
+        reading, got = Reading(make(count), size), []
+        while len(got) < count:
+            await settle()
+            for most in takes:
+                assert reading.intake.qsize() == len(reading.accepted) - len(got) <= size
+                burst = reading.take(most)
+                assert len(burst) <= most
+                got += burst
+        await reading.task
+        assert got == list(range(count))
+
+    virtual(run())
+
+
+@pytest.mark.parametrize("make", [synchronous, asynchronous, never_waiting])
+def test_it_fills_up_and_waits(virtual, make):
+    async def run():
+        source = make(100)
+        reading = Reading(source, 7)
+        await settle()
+        assert reading.accepted == list(range(7))
+        assert reading.take(1) == [0]
+        assert reading.intake.qsize() == 6
+        await settle()
+        assert reading.accepted == list(range(8))
+        reading.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading.task
+        frame = getattr(source, "gi_frame", None) or getattr(source, "ag_frame", None)
+        assert frame is None, "the generator is closed"
+
+    virtual(run())
+
+
+def test_what_a_source_gave_before_it_failed_counts(virtual):
+    def source():
+        yield from range(10)
+        raise LookupError
+
+    async def run():
+        reading = Reading(source(), 100)
+        with pytest.raises(LookupError):
+            await reading.task
+        assert reading.accepted == list(range(10))
+
+    virtual(run())
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("quick_at_first", [0, 3, 1000])
+def test_a_slow_source_leaves_the_loop_its_turns(virtual, is_async, quick_at_first):
+    """However quick it was before: no turn is longer than a few inputs."""
+
+    async def run():
+        clock, turns = Clock(), []
+
+        def source():
+            for x in range(quick_at_first + 50):
+                if x >= quick_at_first:
+                    clock.now += 0.001
+                yield x
+
+        async def async_source():
+            for x in source():
+                yield x
+
+        reading = Reading(async_source() if is_async else source(), 10_000, clock)
+        while not reading.task.done():
+            begun = clock.now
+            await asyncio.sleep(0)
+            turns.append(clock.now - begun)
+        assert len(reading.accepted) == quick_at_first + 50
+        assert sorted(turns)[-2] <= 0.0021
+        assert max(turns) < 0.033, "the one in which it became slow"
+
+    virtual(run())
+
+
+def test_a_quick_source_is_read_in_large_bursts(virtual):
+    async def run():
+        reading, turns = Reading(iter(range(10_000)), 20_000), 0
+        while not reading.task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns < 100
+
+    virtual(run())
+
+
+def test_tasks_are_counted_not_bursts(virtual):
+    async def run():
+        intake = Intake(5)
+        tasks = [Task(None, i, i, 0.0) for i in range(5)]
+        intake.put_nowait(tasks[:2])
+        assert (intake.qsize(), intake.full(), await intake.room()) == (2, False, 3)
+        intake.put_nowait(tasks[2:])
+        assert intake.full()
+        waiting = asyncio.create_task(intake.room())
+        await settle()
+        assert not waiting.done()
+        assert intake.take(1) == tasks[:1]
+        assert await waiting == 1
+        assert intake.take(9) == tasks[1:2]
+        assert intake.take(9) == tasks[2:]
+        with pytest.raises(asyncio.QueueEmpty):
+            intake.take(1)
+
+    virtual(run())
