@@ -1,0 +1,46 @@
+"""Memory follows the window, not the number of tasks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import asyncio, resource, sys
+from asyncinfer import Dispatcher, Timeouts
+from asyncinfer.testing import SimulatedDriver
+
+async def main(tasks, timeout):
+    drivers = [SimulatedDriver(f"d{i}", 0.0) for i in range(3)]
+    async with Dispatcher(drivers, window=512, queue_size=512, timeout=timeout) as d:
+        count = 0
+        async for y in d.stream(bytearray(200) for _ in range(tasks)):
+            count += 1
+        assert count == tasks
+
+timeout = Timeouts(total=1e6, queue=1e6) if sys.argv[2] == "limits" else None
+asyncio.run(main(int(sys.argv[1]), timeout))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak / (1024 if sys.platform != "darwin" else 2**20))
+"""
+
+
+def peak(tasks, limits=""):
+    """Megabytes a fresh process needs at most to stream so many tasks."""
+    command = [sys.executable, "-c", PROGRAM, str(tasks), limits]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    return float(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_million_tasks_need_no_more_than_ten_thousand():
+    assert peak(1_000_000) <= peak(10_000) + 20
+
+
+@pytest.mark.slow
+def test_nor_with_time_limits():
+    assert peak(200_000, "limits") <= peak(10_000, "limits") + 10
