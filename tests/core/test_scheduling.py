@@ -73,6 +73,15 @@ def test_noise_costs_little(virtual, times, seed):
     assert seconds <= 1.15 * theory.optimum_makespan(times, 1000)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_noise_costs_little_with_any_service_times(virtual, seed):
+    rng = random.Random(seed)
+    times = [10 ** rng.uniform(-3, 0.3) for _ in range(rng.randint(2, 8))]
+    drivers = devices(times, noise=0.3, seed=seed)
+    seconds, _ = virtual(stream(drivers, 1000, rng.choice([100, 300, 1000])))
+    assert seconds <= 1.10 * theory.optimum_makespan(times, 1000)
+
+
 @pytest.mark.parametrize("window", [100, 1000])
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_devices_with_batches_and_calls_at_once_come_near_their_bound(virtual, window, concurrency):
