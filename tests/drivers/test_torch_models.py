@@ -81,6 +81,15 @@ async def test_a_file_by_its_name(files, expected, monkeypatch):
     await check("traced.pt", expected)
 
 
+@pytest.mark.parametrize("name", ["traced.pt", "any.pt2"])
+async def test_several_drivers_load_one_file_at_once(files, name):
+    drivers = [TorchDriver(files / name, name=f"d{number}") for number in range(4)]
+    try:
+        await asyncio.gather(*(driver.open() for driver in drivers))
+    finally:
+        await asyncio.gather(*(driver.close() for driver in drivers))
+
+
 async def test_an_exported_program_as_a_module(files, expected):
     await check(torch.export.load(files / "any.pt2").module(), expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ __all__ = ("FILES", "Loaded", "load")
 
 #: suffixes that make a string a file's name; ``.pt2`` is torch.export's, the others TorchScript's
 FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
+
+#: torch.export.load keeps its state in a global variable, and each driver loads in its own thread
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass
@@ -112,7 +116,8 @@ def _from_file(path: Path, device: torch.device) -> nn.Module:
 
 
 def _exported(path: Path, device: torch.device) -> nn.Module:
-    program = torch.export.load(path)
+    with _ONE_AT_A_TIME:
+        program = torch.export.load(path)
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
