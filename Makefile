@@ -1,5 +1,6 @@
 # `make setup` needs Python 3.11+, make and a C compiler, and puts everything else into .venv.
 # Python 3.11 comes first: torch's pinned release (constraints.txt) is tested there.
+# The emulated Cortex-M4 also takes a cross compiler and QEMU: apt brings them where it may.
 
 USABLE := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p $(USABLE) 2>/dev/null && echo $$p && break; done)
@@ -8,15 +9,20 @@ PIP    := -m pip install -qq --disable-pip-version-check --progress-bar off
 STAMP  := .venv/.setup-stamp
 CORE   := build/core-$(notdir $(PYTHON))
 
+ARM_TOOLS  := arm-none-eabi-gcc qemu-system-arm clang
+ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang libclang-rt-dev
+ARM_STAMP  := .venv/.arm-stamp
+INFERENCES := 100000
+
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test test-fast test-core lint format docs clean
+.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 lint format docs clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-setup: $(STAMP)  ## install asyncinfer, its extras and its tools into .venv
+setup: $(STAMP) $(ARM_STAMP)  ## install asyncinfer, its extras and its tools into .venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' && $(PYTHON) $(USABLE) || { echo "make setup: $(NEEDS)" >&2; exit 1; }
@@ -25,6 +31,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@.venv/bin/python $(PIP) --upgrade pip
 	@.venv/bin/python $(PIP) -c constraints.txt -e '.[all]' --group dev
 	@touch $@
+
+$(ARM_STAMP): | $(STAMP)
+	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	test -z "$$missing" && exec touch $@; \
+	if [ "$$(id -u)" != 0 ]; then sudo=sudo; sudo -n true 2>/dev/null || cannot=1; fi; \
+	if [ "$$cannot" ] || ! command -v apt-get >/dev/null; then \
+		echo "Without$$missing the Cortex-M4 is not built, emulated and tested in full (Debian: apt-get install $(ARM_DEBS)); all else works." >&2; \
+		exec touch $@; \
+	fi; \
+	echo "Installing$$missing with apt-get, for the emulated Cortex-M4."; \
+	apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"; \
+	{ $$apt update && $$apt install --no-install-recommends -y $(ARM_DEBS); } >/dev/null && exec touch $@; \
+	echo "apt-get failed: all but the Cortex-M4 works; 'make setup' tries again" >&2
 
 demo: setup  ## classify real pictures and digits on the devices of this machine
 	.venv/bin/asyncinfer demo
@@ -43,6 +62,14 @@ $(CORE)/.stamp: pyproject.toml constraints.txt
 	@$(CORE)/bin/python $(PIP) --upgrade pip
 	@$(CORE)/bin/python $(PIP) -c constraints.txt -e '.[uvloop]' --group test
 	@touch $@
+
+soak-m4: setup  ## infer through a faulty line, resets and cuts: make soak-m4 INFERENCES=100000
+	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure soak --inferences $(INFERENCES)
+
+measure-m4: setup  ## measure the link to the Cortex-M4, its utilisation and its overhead
+	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure link
+	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure compute
+	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure overhead
 
 lint: setup  ## check style, types and the layers of imports
 	.venv/bin/ruff check

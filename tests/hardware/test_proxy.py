@@ -144,8 +144,8 @@ async def test_what_is_sent_while_nobody_listens_is_lost(tmp_path):
         assert await line.up(b"heard", 5) == b"heard"
         line.close()
         await asyncio.get_running_loop().sock_sendall(line.board, PATTERN * 10)
-        while line.proxy.bytes_up < 5 + 10 * len(PATTERN):
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  # the proxy only counts
+        while line.proxy.bytes_up < 5 + 10 * len(PATTERN):  # noqa: ASYNC110  # it only counts
+            await asyncio.sleep(0.01)
         line.open()
         assert await line.up(b"again", 5) == b"again"
         assert await line.down(b"back", 4) == b"back"
