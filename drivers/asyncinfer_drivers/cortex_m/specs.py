@@ -1,0 +1,158 @@
+"""What a board says about itself and its model in HELLO_REPLY."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+from asyncinfer_drivers.cortex_m.codec import CodecError
+from asyncinfer_drivers.cortex_m.constants import (
+    INFER_HEADER_BYTES,
+    OVERHEAD_BYTES,
+    PROTOCOL_VERSION,
+    Datatype,
+)
+
+__all__ = ("BoardSpec", "Reader", "TensorSpec")
+
+_HEAD = struct.Struct("<BBHIII")
+_SCALE = struct.Struct("<fi")
+
+_ITEM_BYTES = {
+    Datatype.BOOL: 1,
+    Datatype.UINT8: 1,
+    Datatype.UINT16: 2,
+    Datatype.UINT32: 4,
+    Datatype.UINT64: 8,
+    Datatype.INT8: 1,
+    Datatype.INT16: 2,
+    Datatype.INT32: 4,
+    Datatype.INT64: 8,
+    Datatype.FP16: 2,
+    Datatype.FP32: 4,
+    Datatype.FP64: 8,
+}
+
+
+class Reader:
+    """Takes a payload apart from the front; raises ``CodecError`` where it is too short."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        self._at += size
+        if self._at > len(self._data):
+            raise CodecError("a payload that ends too early")
+        return self._data[self._at - size : self._at]
+
+    def byte(self) -> int:
+        """The next byte."""
+        return self.take(1)[0]
+
+    def text(self) -> str:
+        """The next ``str``: its length, then UTF-8."""
+        return self.take(self.byte()).decode(errors="replace")
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self._at != len(self._data):
+            raise CodecError(f"{len(self._data) - self._at} bytes too many")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the model. Real value = ``scale * (number - zero_point)``."""
+
+    name: str
+    datatype: Datatype
+    #: without the batch dimension
+    shape: tuple[int, ...]
+    #: 0 where the numbers stand for themselves
+    scale: float = 0.0
+    zero_point: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of one sample."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.datatype]
+
+    def to_bytes(self) -> bytes:
+        """As in HELLO_REPLY."""
+        head = bytes([self.datatype, len(self.shape)])
+        shape = struct.pack(f"<{len(self.shape)}I", *self.shape)
+        return _text(self.name) + head + shape + _SCALE.pack(self.scale, self.zero_point)
+
+    @classmethod
+    def read(cls, reader: Reader) -> TensorSpec:
+        """The next one; raises ``CodecError``."""
+        name, number, rank = reader.text(), reader.byte(), reader.byte()
+        shape = struct.unpack(f"<{rank}I", reader.take(4 * rank))
+        scale, zero_point = _SCALE.unpack(reader.take(_SCALE.size))
+        try:
+            return cls(name, Datatype(number), shape, scale, zero_point)
+        except ValueError as error:
+            raise CodecError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class BoardSpec:
+    """A board, its limits and its model."""
+
+    board: str
+    firmware: str
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    #: requests that may be unanswered at once
+    frames_in_flight: int = 1
+    #: largest count in one INFER
+    max_samples: int = 1
+    #: lives in memory that survives a reset
+    boot_counter: int = 0
+    #: largest body it takes, in bytes
+    receive_buffer: int = 1024
+    #: ticks of RESULT in one second
+    tick_hz: int = 1
+    protocol: int = PROTOCOL_VERSION
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples that fit into one INFER; 0 if not even one does."""
+        room = self.receive_buffer - OVERHEAD_BYTES - INFER_HEADER_BYTES
+        return max(0, min(self.max_samples, room // max(1, self.inputs[0].size)))
+
+    def same_program(self, other: BoardSpec) -> bool:
+        """Whether both run the same firmware with the same model."""
+        mine = (self.board, self.firmware, self.model, self.inputs, self.outputs)
+        return mine == (other.board, other.firmware, other.model, other.inputs, other.outputs)
+
+    def to_bytes(self) -> bytes:
+        """The payload of HELLO_REPLY."""
+        numbers = (self.max_samples, self.boot_counter, self.receive_buffer, self.tick_hz)
+        parts = [_HEAD.pack(self.protocol, self.frames_in_flight, *numbers)]
+        parts += [_text(text) for text in (self.board, self.firmware, self.model)]
+        for tensors in (self.inputs, self.outputs):
+            parts += [bytes([len(tensors)]), *(tensor.to_bytes() for tensor in tensors)]
+        return b"".join(parts)
+
+    @classmethod
+    def read(cls, reader: Reader) -> BoardSpec:
+        """From a payload; raises ``CodecError``."""
+        head = _HEAD.unpack(reader.take(_HEAD.size))
+        protocol, frames, samples, boots, buffer, hz = head
+        texts = [reader.text() for _ in range(3)]
+        inputs, outputs = (
+            tuple(TensorSpec.read(reader) for _ in range(reader.byte())) for _ in range(2)
+        )
+        return cls(*texts, inputs, outputs, frames, samples, boots, buffer, hz, protocol)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    if len(data) > 0xFF:
+        raise ValueError(f"{text!r} is longer than 255 bytes")
+    return bytes([len(data)]) + data
