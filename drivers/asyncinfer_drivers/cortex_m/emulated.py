@@ -140,6 +140,10 @@ class EmulatedCortexM4:
         if self._folder is not None:
             self._path("port").unlink(missing_ok=True)
 
+    async def wait(self) -> None:
+        """Wait until QEMU ends by itself."""
+        await self._running().wait()
+
     def stop(self) -> None:
         """Freeze the board: silence, but the port stays."""
         self._signal(signal.SIGSTOP)
