@@ -48,6 +48,9 @@ _PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 _TORCH_DEVICES = ("cuda", "mps")
+#: the driver behind ``cortex_m4`` where the config has no device of that name
+_EMULATED = "cortex_m4_emulated"
+_EMULATED_NOTE = "emulated: the board's own firmware in QEMU; its times are this host's"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class DeviceConfig:
         known = _parameters(factory)
         if known is not None and "model" in known:
             own = resolve(self.model) if self.model else None
-            options = _with_model(options, own or model, model, known)
+            by_name = getattr(factory, "takes_model_name", False)
+            options = _with_model(options, own or model, model, known, by_name=by_name)
         try:
             inspect.signature(factory).bind(name=self.name, **options)
         except TypeError as error:
@@ -167,9 +171,7 @@ def _named(name: str, own: Mapping[str, DeviceConfig]) -> DeviceConfig:
     if name != "cortex_m4":
         known = {*own, *_PRESETS, *_TORCH_DEVICES, "cortex_m4", "sim:SECONDS"}
         raise ConfigError(f"unknown device {name!r}; {did_you_mean(name, known)}")
-    if name not in driver_names():
-        raise ConfigError(f"{source}: its driver is not installed: it comes with a later release")
-    return DeviceConfig(name, name, {}, source)
+    return DeviceConfig(_EMULATED, name, {}, source, _EMULATED_NOTE)
 
 
 def _seconds(name: str) -> float:
@@ -254,9 +256,17 @@ _DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _with_model(
-    options: dict[str, Any], model: Model | None, common: Model | None, known: set[str]
+    options: dict[str, Any],
+    model: Model | None,
+    common: Model | None,
+    known: set[str],
+    *,
+    by_name: bool,
 ) -> dict[str, Any]:
-    """Add the model, and the steps around it; ``common`` gives those that ``model`` lacks."""
+    """Add the model, and the steps around it; ``common`` gives those that ``model`` lacks.
+
+    ``by_name``: for a driver that builds, or knows, its model by its name.
+    """
     for key in ("preprocess", "postprocess", "collate", "uncollate"):
         if isinstance(options.get(key), str):
             options[key] = import_object(options[key])
@@ -271,7 +281,7 @@ def _with_model(
     if "postprocess" not in options:
         given |= {"postprocess": after.postprocess, "uncollate": after.uncollate}
     extra = {key: value for key, value in given.items() if value is not None and key in known}
-    return extra | options | {"model": model.loaded}
+    return extra | options | {"model": model.name if by_name else model.loaded}
 
 
 def _parameters(factory: DriverFactory) -> set[str] | None:

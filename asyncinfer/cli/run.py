@@ -87,7 +87,7 @@ def run(
     emit(facts) if as_json else _show(facts)
     if facts["interrupted"]:
         raise typer.Exit(130)
-    if facts["failed"]:
+    if facts["failed"] or facts.get("bit_exact") is False:
         raise typer.Exit(1)
 
 
@@ -197,6 +197,7 @@ class Session:
     def _summary(self, stats: DispatcherStats) -> dict[str, Any]:
         makespan = max(0.0, self.last - self.first) if self.done else 0.0
         known = self.source.targets() is not None and self.done
+        reports = {driver.name: _report(driver) for driver in self.drivers}
         return {
             "tasks": self.done,
             "failed": self.failed,
@@ -211,8 +212,27 @@ class Session:
             },
             "mean_hold": stats.hold_mean,
             "max_reorder": stats.max_reorder,
-            "devices": [device_facts(device, makespan) for device in stats.devices],
+            "devices": [
+                {**device_facts(device, makespan), **reports.get(device.name, {})}
+                for device in stats.devices
+            ],
+            **_merged(list(reports.values())),
         }
+
+
+def _report(driver: Driver[Any, Any]) -> Mapping[str, Any]:
+    """What a driver has to say about its device after a run; most say nothing."""
+    report = getattr(driver, "report", None)
+    return report() if report is not None else {}
+
+
+def _merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all drivers said, in one; bit-exact is only what all found to be."""
+    merged = {key: value for report in reports for key, value in report.items()}
+    exact = (
+        {report.get("bit_exact") for report in reports} - {None} if "bit_exact" in merged else set()
+    )
+    return merged | {"bit_exact": exact == {True}} if exact else merged
 
 
 def _show(facts: Mapping[str, Any]) -> None:
@@ -238,3 +258,11 @@ def _show(facts: Mapping[str, Any]) -> None:
     if facts["interrupted"]:
         text += "; interrupted"
     screen.print(text, markup=False)
+    if "bit_exact" in facts:
+        exact = {True: "yes", False: "NO", None: "not compared"}[facts["bit_exact"]]
+        kernels = ", ".join(facts["kernels"])
+        screen.print(
+            f"bit-exact to the integer reference: {exact}; flash {facts['flash_bytes']:,} B, "
+            f"RAM {facts['ram_bytes']:,} B; {kernels}",
+            markup=False,
+        )

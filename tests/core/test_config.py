@@ -178,12 +178,25 @@ def test_raspberry_pi_is_a_stated_stand_in_unless_configured():
     assert (pi.driver, pi.note) == ("simulated", "")
 
 
-def test_cortex_m4_until_its_driver_is_there(monkeypatch):
-    monkeypatch.setattr(config, "driver_names", lambda: ["torch"])
-    with pytest.raises(ConfigError, match=r"'cortex_m4': .* comes with a later release"):
-        config.select(["cortex_m4"])
-    monkeypatch.setattr(config, "driver_names", lambda: ["cortex_m4"])
-    assert config.select(["cortex_m4"])[0].driver == "cortex_m4"
+def test_cortex_m4_is_emulated_and_says_so_unless_configured():
+    (board,) = config.select(["cortex_m4"])
+    assert (board.driver, board.name) == ("cortex_m4_emulated", "cortex_m4")
+    assert "emulated" in board.note
+    own = config.parse(device("").replace("'x'", "'cortex_m4'"))
+    (board,) = config.select(["cortex_m4"], own)
+    assert (board.driver, board.note) == ("simulated", "")
+
+
+def test_a_driver_may_take_its_model_by_name(monkeypatch):
+    class ByName:
+        takes_model_name = True
+
+        def __init__(self, name, model):
+            self.model = model
+
+    monkeypatch.setattr(config, "load_driver", lambda name: ByName)
+    some = model.Model("some", lambda: pytest.fail("loaded"))
+    assert config.DeviceConfig("x", "x").build(some).model == "some"
 
 
 @pytest.mark.parametrize(
