@@ -37,6 +37,7 @@ def small(monkeypatch, tiny):
     monkeypatch.setattr(
         demo, "_plain_loop", lambda stage: [2 * i for i in range(20)] * stage.rounds
     )
+    monkeypatch.setattr(demo, "board_stage", lambda stage: {"missing": "not in this test"})
     return stages
 
 
@@ -57,6 +58,14 @@ def test_json(cli, small, tmp_path):
     names = ["cpu-batching", "cpu", "raspberry_pi (stand-in)"]
     assert [device["name"] for device in facts["devices"]] == names
     assert facts["speedup"] == pytest.approx(facts["throughput"] / facts["best_single_throughput"])
+
+
+@pytest.mark.parametrize("wrong", ["in_order", "host_exact", "bit_exact"])
+def test_a_wrong_result_of_the_board_is_no_success(cli, small, tmp_path, monkeypatch, wrong):
+    facts = {"in_order": True, "host_exact": True, "bit_exact": True, wrong: False}
+    monkeypatch.setattr(demo, "board_stage", lambda stage: facts)
+    ran = cli("demo", "--output", tmp_path / "x.svg", "--json")
+    assert (ran.status, ran.json["in_order"]) == (1, False)
 
 
 def test_a_wrong_result_is_no_success(cli, small, tmp_path, monkeypatch):
