@@ -66,7 +66,7 @@ class Frame:
 
     def to_bytes(self) -> bytes:
         """The body: version, type, sequence, payload, checksum."""
-        return sealed(_HEADER.pack(PROTOCOL_VERSION, self.TYPE, self.sequence) + self.payload())
+        return sealed(_HEADER.pack(PROTOCOL_VERSION, self.TYPE, self.sequence) + self._payload())
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Frame:
@@ -76,12 +76,12 @@ class Frame:
             raise CodecError(f"a {frame.TYPE.name}, not {cls.__name__}")
         return frame
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         """What is between the header and the checksum; nothing, unless a type says otherwise."""
         return b""
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Frame:
+    def _read(cls, sequence: int, payload: bytes) -> Frame:
         """The frame with this payload; raises ``CodecError``."""
         if payload:
             raise CodecError(f"{cls.TYPE.name} has no payload, not {len(payload)} bytes")
@@ -104,11 +104,11 @@ class Infer(Frame):
     count: int
     data: bytes
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return _INFER.pack(self.count, 0) + self.data
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Infer:
+    def _read(cls, sequence: int, payload: bytes) -> Infer:
         _at_least(payload, INFER_HEADER_BYTES, cls.TYPE)
         count, _ = _INFER.unpack_from(payload)
         return cls(sequence, count, payload[INFER_HEADER_BYTES:])
@@ -122,11 +122,11 @@ class Ping(Frame):
 
     data: bytes = b""
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return self.data
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Frame:
+    def _read(cls, sequence: int, payload: bytes) -> Frame:
         if len(payload) > PING_BYTES:
             raise CodecError(f"{cls.TYPE.name} of {len(payload)} bytes, more than {PING_BYTES}")
         return cls(sequence, payload)
@@ -147,11 +147,11 @@ class Reset(Frame):
 
     magic: int = RESET_MAGIC
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return _MAGIC.pack(self.magic)
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Reset:
+    def _read(cls, sequence: int, payload: bytes) -> Reset:
         if len(payload) != _MAGIC.size:
             raise CodecError(f"RESET of {len(payload)} bytes, not {_MAGIC.size}")
         return cls(sequence, *_MAGIC.unpack(payload))
@@ -165,11 +165,11 @@ class HelloReply(Frame):
 
     board: BoardSpec
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return self.board.to_bytes()
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> HelloReply:
+    def _read(cls, sequence: int, payload: bytes) -> HelloReply:
         reader = Reader(payload)
         board = BoardSpec.read(reader)
         reader.end()
@@ -187,11 +187,11 @@ class Result(Frame):
     ticks: int
     data: bytes
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return _RESULT.pack(self.count, 0, self.ticks) + self.data
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Result:
+    def _read(cls, sequence: int, payload: bytes) -> Result:
         _at_least(payload, RESULT_HEADER_BYTES, cls.TYPE)
         count, _, ticks = _RESULT.unpack_from(payload)
         return cls(sequence, count, ticks, payload[RESULT_HEADER_BYTES:])
@@ -232,11 +232,11 @@ class StatsReply(Frame):
 
     stats: DeviceStats = field(default_factory=DeviceStats)
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return _STATS.pack(*astuple(self.stats))
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> StatsReply:
+    def _read(cls, sequence: int, payload: bytes) -> StatsReply:
         if len(payload) != _STATS.size:
             raise CodecError(f"STATS_REPLY of {len(payload)} bytes, not {_STATS.size}")
         return cls(sequence, DeviceStats(*_STATS.unpack(payload)))
@@ -252,11 +252,11 @@ class Error(Frame):
     detail: int = 0
     text: str = ""
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return _ERROR.pack(self.code, self.detail) + self.text.encode()
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Error:
+    def _read(cls, sequence: int, payload: bytes) -> Error:
         _at_least(payload, _ERROR.size, cls.TYPE)
         code, detail = _ERROR.unpack_from(payload)
         return cls(sequence, code, detail, payload[_ERROR.size :].decode(errors="replace"))
@@ -276,11 +276,11 @@ class Log(Frame):
     level: int
     text: str
 
-    def payload(self) -> bytes:
+    def _payload(self) -> bytes:
         return bytes([self.level]) + self.text.encode()
 
     @classmethod
-    def read(cls, sequence: int, payload: bytes) -> Log:
+    def _read(cls, sequence: int, payload: bytes) -> Log:
         _at_least(payload, 1, cls.TYPE)
         return cls(sequence, payload[0], payload[1:].decode(errors="replace"))
 
@@ -291,7 +291,7 @@ def parse(body: bytes) -> Frame:
     _, kind, sequence = _HEADER.unpack_from(content)
     if kind not in _CLASSES:
         raise CodecError(f"unknown frame type {kind:#04x}")
-    return _CLASSES[kind].read(sequence, content[HEADER_BYTES:])
+    return _CLASSES[kind]._read(sequence, content[HEADER_BYTES:])
 
 
 def encode(frame: Frame) -> bytes:

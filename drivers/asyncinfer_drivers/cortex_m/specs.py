@@ -144,11 +144,12 @@ class BoardSpec:
         """From a payload; raises ``CodecError``."""
         head = _HEAD.unpack(reader.take(_HEAD.size))
         protocol, frames, samples, boots, buffer, hz = head
-        texts = [reader.text() for _ in range(3)]
+        board, firmware, model = reader.text(), reader.text(), reader.text()
         inputs, outputs = (
             tuple(TensorSpec.read(reader) for _ in range(reader.byte())) for _ in range(2)
         )
-        return cls(*texts, inputs, outputs, frames, samples, boots, buffer, hz, protocol)
+        limits = (frames, samples, boots, buffer, hz, protocol)
+        return cls(board, firmware, model, inputs, outputs, *limits)
 
 
 def _text(text: str) -> bytes:

@@ -1,0 +1,306 @@
+"""``CortexM4Driver``: a microcontroller that speaks the wire protocol, as one more device."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.errors import (
+    AsyncInferError,
+    ConfigError,
+    DeviceLost,
+    ProtocolError,
+)
+from asyncinfer_drivers.cortex_m import frames
+from asyncinfer_drivers.cortex_m.constants import ErrorCode
+from asyncinfer_drivers.cortex_m.link import Link, LinkStats
+from asyncinfer_drivers.cortex_m.specs import BoardSpec
+from asyncinfer_drivers.cortex_m.steps import Steps
+from asyncinfer_drivers.cortex_m.timing import Timing
+from asyncinfer_drivers.cortex_m.transport import Connect, connector
+
+__all__ = ("CortexM4Driver", "DriverStats")
+
+#: seconds that the calls with a whole frame in ``calibrate`` may take
+_TIMING_BUDGET = 0.4
+#: bits on the line for one byte: start, eight, stop
+_BITS = 10
+
+
+@dataclass(frozen=True)
+class DriverStats:
+    """What ``stats`` returns."""
+
+    #: the board's own counters
+    device: frames.DeviceStats
+    #: the host's counters, since the link was opened
+    link: LinkStats
+    #: what the board says it has computed for the answers used, since the driver was made
+    compute_seconds: float
+    #: samples answered, since the driver was made
+    samples: int
+
+
+class CortexM4Driver(Driver[Any, Any]):
+    """Runs inferences on a board at the end of a serial line.
+
+    ``port`` is a serial port or pty (``/dev/ttyACM0``, ``COM3``), ``tcp://host:port``, or a
+    function that connects (``asyncinfer_drivers.cortex_m.transport.Connect``). A serial port is
+    opened for this process alone, with ``dtr`` and ``rts`` as given: asserted by default, as the
+    system itself has them, since a change of these lines resets many boards.
+
+    The model is in the board's firmware. ``model``, ``input_shape`` and ``output_shape`` (without
+    the batch dimension) are what is expected there; ``open`` raises ``ConfigError`` for anything
+    else.
+
+    An input, or what ``preprocess`` makes of it, is an array, tensor or nested list of real
+    numbers, in the board's shape or, for images, channels first (see ``channels_first`` of
+    ``InputCodec``). They are quantised here as the board says. The output is a float32 array, or
+    tensor if the input was one, or what ``postprocess`` makes of it. With ``raw`` both are the
+    board's own numbers, int8 as a rule. The two steps run in a thread.
+
+    ``max_batch`` (16 by default) and ``concurrency`` (2) are the dispatcher's limits. The board
+    has its own: a batch is cut into frames that fit it, and frames wait for its credit.
+
+    Lost and damaged frames are repeated, a reset of the board is survived. If the board is silent
+    for ``timing.timeouts`` timeouts, or the port goes, calls end with ``DeviceLost``; later ones
+    try to connect again. ``timing`` has the times of the link, in seconds.
+    """
+
+    def __init__(
+        self,
+        port: str | Connect,
+        *,
+        name: str = "cortex_m4",
+        baudrate: int = 921600,
+        max_batch: int | None = None,
+        concurrency: int | None = None,
+        model: str | None = None,
+        input_shape: Sequence[int] | None = None,
+        output_shape: Sequence[int] | None = None,
+        preprocess: Callable[[Any], Any] | None = None,
+        postprocess: Callable[[Any], Any] | None = None,
+        raw: bool = False,
+        channels_first: bool | None = None,
+        dtr: bool = True,
+        rts: bool = True,
+        timing: Timing | None = None,
+    ) -> None:
+        numbers = {"baudrate": baudrate, "max_batch": max_batch, "concurrency": concurrency}
+        for option, value in numbers.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{option} must be a whole number of at least 1, not {value!r}")
+        if model is not None and not isinstance(model, str):
+            raise ConfigError(f"{name}: model is the name of what the board runs, not {model!r}")
+        self.name = name
+        self.max_batch = max_batch or 16
+        self.concurrency = concurrency or 2
+        if not isinstance(port, str) and not callable(port):
+            raise ConfigError(
+                f"{name}: port must be a serial port or tcp://host:port, not {port!r}"
+            )
+        self._serial = isinstance(port, str) and "://" not in port
+        options = (baudrate, dtr, rts)
+        self._connect = connector(name, port, options) if isinstance(port, str) else port
+        self._byte_seconds = _BITS / baudrate if self._serial else 0.0
+        self._expected = {
+            "model": model,
+            "input_shape": None if input_shape is None else tuple(input_shape),
+            "output_shape": None if output_shape is None else tuple(output_shape),
+        }
+        self._steps = Steps(name, preprocess, postprocess, raw, channels_first)
+        self._timing = timing or Timing()
+        self._link: Link | None = None
+        self._opening = asyncio.Lock()
+        self._wanted = False
+        self._compute_seconds = 0.0
+        self._samples = 0
+
+    @property
+    def board(self) -> BoardSpec | None:
+        """What the board said about itself when it was last opened; ``None`` while closed."""
+        return self._link.board if self._link else None
+
+    # ---- its life
+
+    async def open(self) -> None:
+        """Open the port, say HELLO until the board answers, check what it is.
+
+        Raises ``ConfigError`` if it is not what is expected, ``DeviceLost`` if the port cannot be
+        opened, ``DeviceTimeout`` if nobody answers within ``timing.open``.
+        """
+        self._wanted = True
+        self._steps.start()
+        try:
+            await self._connected()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Free the port, end the calls in flight with ``DeviceLost``. Idempotent."""
+        self._wanted = False
+        link, self._link = self._link, None
+        try:
+            if link is not None:
+                await link.close()
+        finally:
+            await self._steps.stop()
+
+    async def _connected(self) -> Link:
+        """The link, made anew if it was lost; one caller does it, the others wait."""
+        if not self._wanted:
+            raise DeviceLost(self.name, "not open")
+        if self._link is not None and self._link.up:
+            return self._link
+        async with self._opening:
+            if self._link is not None and self._link.up:
+                return self._link
+            return await self._connect_again()
+
+    async def _connect_again(self) -> Link:
+        if self._link is not None:
+            await self._link.close()
+        if not self._wanted:
+            raise DeviceLost(self.name, "not open")
+        link = Link(self.name, self._connect, self._timing, byte_seconds=self._byte_seconds)
+        self._link = link
+        try:
+            board = await link.open()
+            self._check(board)
+            self._steps.fit(board)
+        except BaseException:
+            await link.close()
+            raise
+        if self._link is not link:
+            await link.close()
+            raise DeviceLost(self.name, "closed while it was opening")
+        return link
+
+    def _check(self, board: BoardSpec) -> None:
+        """Raise ``ConfigError`` unless the board runs what is expected."""
+        if len(board.inputs) != 1 or len(board.outputs) != 1:
+            counts = f"{len(board.inputs)} inputs and {len(board.outputs)} outputs"
+            raise ConfigError(f"{self.name}: the board's model has {counts}, not one each")
+        if not board.samples_per_frame:
+            room = f"receive buffer of {board.receive_buffer} bytes"
+            raise ConfigError(f"{self.name}: not one input fits the board's {room}")
+        found: dict[str, object] = {
+            "model": board.model,
+            "input_shape": board.inputs[0].shape,
+            "output_shape": board.outputs[0].shape,
+        }
+        for what, expected in self._expected.items():
+            if expected is not None and found[what] != expected:
+                text = f"the board has {what} {found[what]!r}, not {expected!r}"
+                raise ConfigError(f"{self.name}: {text}")
+
+    # ---- its work
+
+    async def infer(self, batch: Sequence[Any]) -> list[Any]:
+        """Run the tasks; an output, or the error that is that task's, for each."""
+        link = await self._connected()
+        samples, tensors = await self._steps.before(batch)
+        outputs: list[Any] = list(samples)
+        good = [index for index, sample in enumerate(samples) if isinstance(sample, bytes)]
+        answers = await self._run(link, [samples[index] for index in good])
+        for index, answer in zip(good, answers, strict=True):
+            outputs[index] = answer
+        return await self._steps.after(outputs, good, tensors)
+
+    async def _run(self, link: Link, samples: Sequence[bytes], most: int = 0) -> list[Any]:
+        """The bytes of each sample's output, or an error in its place."""
+        size = most or (link.board.samples_per_frame if link.board else 1)
+        parts = [samples[at : at + size] for at in range(0, len(samples), size)]
+        futures = list[asyncio.Future[Any]]()
+        try:
+            for part in parts:
+                make = partial(_infer, count=len(part), data=b"".join(part))
+                futures.append(link.start(make, len(part)))
+            answers = [await future for future in futures]
+        finally:
+            _give_up(futures)
+        outputs = list[Any]()
+        for part, answer in zip(parts, answers, strict=True):
+            outputs += await self._outputs(link, part, answer)
+        return outputs
+
+    async def _outputs(self, link: Link, part: Sequence[bytes], answer: Any) -> list[Any]:
+        if isinstance(answer, frames.Result):
+            board = link.board
+            self._samples += answer.count
+            self._compute_seconds += answer.ticks / (board.tick_hz or 1) if board else 0.0
+            return list(_cut(answer.data, len(part)))
+        if answer.code != ErrorCode.MODEL_FAILED:
+            raise ProtocolError(self.name, f"refused a request: {answer}")
+        if len(part) > 1:  # whose fault is it?
+            return await self._run(link, part, 1)
+        return [AsyncInferError(f"device {self.name!r}: {answer}")]
+
+    # ---- its health
+
+    async def calibrate(self) -> ServiceTime | None:
+        """Time calls with zeros: one that is not counted, one sample, and a whole frame."""
+        link = await self._connected()
+        await self._time(link, 1)
+        one = await self._time(link, 1)
+        fitting = link.board.samples_per_frame if link.board else 1
+        size = min(self.max_batch, fitting, int(_TIMING_BUDGET / max(one, 1e-6)))
+        if size < 2:
+            return ServiceTime(0.0, one)
+        many = await self._time(link, size)
+        each = max(0.0, (many - one) / (size - 1))
+        return ServiceTime(max(0.0, one - each), each)
+
+    async def _time(self, link: Link, count: int) -> float:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        await self._run(link, [self._steps.zeros()] * count)
+        return clock() - started
+
+    async def probe(self) -> None:
+        """Return once the board has answered a PING; raise ``DeviceError`` if it does not."""
+        await self._ask(partial(frames.Ping, data=b"probe"))
+
+    async def stats(self) -> DriverStats:
+        """The counters of the board, the link and the driver; raises ``DeviceError``."""
+        link = await self._connected()
+        reply = await self._ask(frames.Stats)
+        return DriverStats(reply.stats, link.stats, self._compute_seconds, self._samples)
+
+    async def reset(self) -> BoardSpec:
+        """Have the board boot, and wait for it; calls in flight are repeated by themselves."""
+        reply = await self._ask(frames.Reset)
+        board: BoardSpec = reply.board
+        return board
+
+    async def _ask(self, make: Callable[[int], frames.Frame]) -> Any:
+        link = await self._connected()
+        future = link.start(make)
+        try:
+            reply = await future
+        finally:
+            _give_up([future])
+        if isinstance(reply, frames.Error):
+            raise ProtocolError(self.name, f"refused a request: {reply}")
+        return reply
+
+
+def _infer(sequence: int, *, count: int, data: bytes) -> frames.Infer:
+    return frames.Infer(sequence, count, data)
+
+
+def _cut(data: bytes, count: int) -> Iterator[bytes]:
+    size = len(data) // count
+    return (data[at : at + size] for at in range(0, size * count, size))
+
+
+def _give_up(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what is not done; an error nobody asks for was seen."""
+    for future in futures:
+        if not future.cancel() and not future.cancelled():
+            future.exception()

@@ -1,0 +1,84 @@
+"""A serial port or pty by pyserial-asyncio, without the steps that block the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import serial  # type: ignore[import-untyped]
+import serial_asyncio  # type: ignore[import-untyped]
+
+from asyncinfer.errors import DeviceLost
+from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers.cortex_m.transport import (
+    ByteTransport,
+    Receiver,
+    SerialOptions,
+    Stream,
+)
+
+__all__ = ("open_serial",)
+
+
+async def open_serial(
+    name: str, port: str, options: SerialOptions, receiver: Receiver
+) -> ByteTransport:
+    """Open ``port`` in a thread, for this process alone; ``DeviceLost`` if that fails.
+
+    DTR and RTS are set before it opens, so that they do not move afterwards.
+    """
+    opened = serial.Serial()
+    worker = Worker(f"{name}-port")
+    worker.start()
+    try:
+        await worker.run(_open, opened, port, options)
+        return _Transport(name, receiver, opened)
+    except (OSError, ValueError) as error:  # SerialException is an OSError
+        raise DeviceLost(name, f"cannot open {port}: {error}") from error
+    except BaseException:
+        await worker.run(opened.close)
+        raise
+    finally:
+        await worker.stop()
+
+
+def _open(opened: serial.Serial, port: str, options: SerialOptions) -> None:
+    opened.port = port
+    opened.baudrate, opened.dtr, opened.rts = options
+    opened.exclusive = True
+    opened.timeout = opened.write_timeout = 0
+    opened.open()
+    opened.reset_input_buffer()
+
+
+class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is untyped
+    """Drops unsent bytes and closes the port in a thread: both may block for long."""
+
+    def __init__(self, name: str, receiver: Receiver, opened: serial.Serial) -> None:
+        super().__init__(asyncio.get_running_loop(), Stream(receiver), opened)
+        self._name = name
+        self._closer: asyncio.Task[None] | None = None
+
+    def _fatal_error(self, exc: Exception, message: str = "") -> None:
+        """An unplugged port is no news for the loop's exception handler."""
+        self._abort(exc)
+
+    def _call_connection_lost(self, exc: Exception | None) -> None:
+        if self._closer is None:
+            self._write_buffer.clear()
+            self._closer = self.loop.create_task(self._shut(exc), name=f"close {self._name}")
+
+    async def _shut(self, exc: Exception | None) -> None:
+        worker = Worker(f"{self._name}-port")
+        worker.start()
+        try:
+            await worker.run(_close, self.serial)
+        finally:
+            await worker.stop()
+            self._protocol.connection_lost(exc)
+
+
+def _close(opened: serial.Serial) -> None:
+    with suppress(OSError):  # it is gone
+        opened.reset_output_buffer()
+    opened.close()

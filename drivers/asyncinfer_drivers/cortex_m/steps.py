@@ -1,0 +1,112 @@
+"""What is done around the board's model: the caller's steps, and the conversion of numbers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asyncinfer.errors import DeviceLost
+from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers.cortex_m.specs import BoardSpec
+from asyncinfer_drivers.cortex_m.tensors import InputCodec, OutputCodec, is_torch
+
+__all__ = ("Steps",)
+
+
+class Steps:
+    """From inputs to the bytes of samples and from outputs' bytes to results.
+
+    The caller's own steps run in a thread that lives from ``start`` to ``stop``; without them there
+    is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        preprocess: Callable[[Any], Any] | None,
+        postprocess: Callable[[Any], Any] | None,
+        raw: bool,
+        channels_first: bool | None,
+    ) -> None:
+        self._name = name
+        self._preprocess = preprocess
+        self._postprocess = postprocess
+        self._raw = raw
+        self._channels_first = channels_first
+        self._worker: Worker | None = None
+        self._codecs: tuple[InputCodec, OutputCodec] | None = None
+
+    def start(self) -> None:
+        """Start the thread, if there is anything for it to do."""
+        if self._worker is None and (self._preprocess or self._postprocess):
+            self._worker = Worker(self._name)
+            self._worker.start()
+
+    async def stop(self) -> None:
+        """End the thread, after what runs in it."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.stop()
+
+    def fit(self, board: BoardSpec) -> None:
+        """Convert for this board's tensors from now on."""
+        given = InputCodec(board.inputs[0], raw=self._raw, channels_first=self._channels_first)
+        self._codecs = given, OutputCodec(board.outputs[0], raw=self._raw)
+
+    def zeros(self) -> bytes:
+        """A sample to warm up with."""
+        return self._codec()[0].zeros()
+
+    async def before(self, batch: Sequence[Any]) -> tuple[list[Any], list[bool]]:
+        """The bytes of each input's sample or its error; and which inputs were torch tensors."""
+        if self._preprocess is None:
+            return self._before(batch)
+        return await self._thread().run(self._before, batch)
+
+    async def after(self, outputs: list[Any], good: list[int], tensors: list[bool]) -> list[Any]:
+        """The results of the bytes of samples among ``outputs``: those at ``good``."""
+        if self._postprocess is None:
+            return self._after(outputs, good, tensors)
+        return await self._thread().run(self._after, outputs, good, tensors)
+
+    def _before(self, batch: Sequence[Any]) -> tuple[list[Any], list[bool]]:
+        encode = self._codec()[0].encode
+        samples, tensors = list[Any](), list[bool]()
+        for item in batch:
+            tensor = False
+            try:
+                made = item if self._preprocess is None else self._preprocess(item)
+                tensor = is_torch(made)
+                samples.append(encode(made.detach().cpu() if tensor else made))
+            except Exception as error:
+                samples.append(error)
+            tensors.append(tensor)
+        return samples, tensors
+
+    def _after(self, outputs: list[Any], good: list[int], tensors: list[bool]) -> list[Any]:
+        decode = self._codec()[1].decode
+        for index in good:
+            data = outputs[index]
+            if isinstance(data, bytes):
+                outputs[index] = self._result(decode(data, 1)[0], tensors[index])
+        return outputs
+
+    def _result(self, array: Any, tensor: bool) -> Any:
+        row = sys.modules["torch"].from_numpy(array) if tensor else array
+        if self._postprocess is None:
+            return row
+        try:
+            return self._postprocess(row)
+        except Exception as error:
+            return error
+
+    def _codec(self) -> tuple[InputCodec, OutputCodec]:
+        if self._codecs is None:
+            raise DeviceLost(self._name, "not open")
+        return self._codecs
+
+    def _thread(self) -> Worker:
+        if self._worker is None:
+            raise DeviceLost(self._name, "not open")
+        return self._worker

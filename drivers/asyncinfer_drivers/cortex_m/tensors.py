@@ -1,0 +1,128 @@
+"""From inputs of any kind to the numbers of the board's tensors, and back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from asyncinfer.errors import InputError
+from asyncinfer_drivers.cortex_m.constants import Datatype
+from asyncinfer_drivers.cortex_m.specs import TensorSpec
+
+__all__ = ("InputCodec", "OutputCodec", "is_torch")
+
+_DTYPES = {
+    Datatype.BOOL: np.dtype("?"),
+    Datatype.UINT8: np.dtype("u1"),
+    Datatype.UINT16: np.dtype("<u2"),
+    Datatype.UINT32: np.dtype("<u4"),
+    Datatype.UINT64: np.dtype("<u8"),
+    Datatype.INT8: np.dtype("i1"),
+    Datatype.INT16: np.dtype("<i2"),
+    Datatype.INT32: np.dtype("<i4"),
+    Datatype.INT64: np.dtype("<i8"),
+    Datatype.FP16: np.dtype("<f2"),
+    Datatype.FP32: np.dtype("<f4"),
+    Datatype.FP64: np.dtype("<f8"),
+}
+
+
+class InputCodec:
+    """Makes the bytes of one sample; ``InputError`` says what is wrong with an input.
+
+    Real numbers become ``round(x / scale) + zero_point``, halves to even, saturated at the ends
+    of the datatype. ``raw``: inputs are those numbers already.
+
+    An input has the board's shape; dimensions of 1 at its ends do not count. For an image
+    ``[height, width, channels]`` also ``[channels, height, width]`` is taken, as torch has it:
+    ``channels_first`` says that it always (``True``) or never (``False``) is that; by default the
+    shape tells, and one that could be either is the board's.
+    """
+
+    def __init__(
+        self, spec: TensorSpec, *, raw: bool = False, channels_first: bool | None = None
+    ) -> None:
+        self.spec = spec
+        self._dtype = _DTYPES[spec.datatype]
+        self._quantised = not raw and spec.scale != 0 and self._dtype.kind in "iu"
+        self._channels_first = channels_first and len(spec.shape) == 3
+        self._guess = channels_first is None and len(spec.shape) == 3
+
+    def zeros(self) -> bytes:
+        """A sample that stands for zeros, or the nearest number there is."""
+        if self._quantised:
+            return self.encode(np.zeros(self.spec.shape))
+        return bytes(self.spec.size)
+
+    def encode(self, item: Any) -> bytes:
+        """The bytes of one sample."""
+        try:
+            array = np.asarray(item)
+            if array.dtype.kind not in "fiub":
+                array = np.asarray(item, dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"no array of numbers: {error}") from error
+        array = self._shaped(array)
+        numbers = self._quantise(array) if self._quantised else self._exact(array)
+        return numbers.tobytes()
+
+    def _shaped(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        want, have = self.spec.shape, array.shape
+        first = (want[-1], *want[:-1]) if want else want
+        if self._channels_first and have == first:
+            return np.moveaxis(array, 0, -1)
+        if not self._channels_first:
+            if have == want:
+                return array
+            if self._guess and have == first:
+                return np.moveaxis(array, 0, -1)
+            if _stripped(have) == _stripped(want):
+                return array.reshape(want)
+        expected = list(first if self._channels_first else want)
+        raise InputError(f"shape {list(have)}, the model takes {expected}")
+
+    def _quantise(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        scaled = np.rint(np.asarray(array, np.float64) / self.spec.scale) + self.spec.zero_point
+        if np.isnan(scaled).any():
+            raise InputError("NaN among the numbers")
+        ends: Any = np.iinfo(self._dtype)  # type: ignore[type-var]  # it is an integer
+        return scaled.clip(ends.min, ends.max).astype(self._dtype)
+
+    def _exact(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The numbers as they are; integers must not change."""
+        with np.errstate(all="ignore"):
+            numbers = array.astype(self._dtype)
+        if self._dtype.kind in "iub" and not np.array_equal(numbers, array):
+            raise InputError(f"numbers that are not {self.spec.datatype.name}")
+        return numbers
+
+
+class OutputCodec:
+    """Makes arrays of samples' bytes: real numbers in float32, or, if ``raw``, as they came."""
+
+    def __init__(self, spec: TensorSpec, *, raw: bool = False) -> None:
+        self.spec = spec
+        self._dtype = _DTYPES[spec.datatype]
+        self._quantised = not raw and spec.scale != 0 and self._dtype.kind in "iu"
+
+    def decode(self, data: bytes, count: int) -> list[np.ndarray[Any, Any]]:
+        """``count`` arrays, each of its own."""
+        numbers = np.frombuffer(data, self._dtype).reshape(count, *self.spec.shape)
+        if not self._quantised:
+            return [row.copy() for row in numbers]
+        real = (numbers.astype(np.float64) - self.spec.zero_point) * self.spec.scale
+        return [row.astype(np.float32) for row in real]
+
+
+def is_torch(item: object) -> bool:
+    """Whether it is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(item, torch.Tensor)
+
+
+def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without the ones at its ends."""
+    large = [at for at, size in enumerate(shape) if size != 1]
+    return shape[large[0] : large[-1] + 1] if large else ()
