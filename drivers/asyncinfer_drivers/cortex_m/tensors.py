@@ -87,7 +87,7 @@ class InputCodec:
         scaled = np.rint(np.asarray(array, np.float64) / self.spec.scale) + self.spec.zero_point
         if np.isnan(scaled).any():
             raise InputError("NaN among the numbers")
-        ends: Any = np.iinfo(self._dtype)  # type: ignore[type-var]  # it is an integer
+        ends: Any = np.iinfo(self._dtype)
         return scaled.clip(ends.min, ends.max).astype(self._dtype)
 
     def _exact(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

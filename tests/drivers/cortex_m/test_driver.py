@@ -1,4 +1,4 @@
-"""The driver against a board in memory, in virtual time: right, in order, once, whatever happens."""
+"""The driver against a board in memory, on the virtual clock: right, in order, once."""
 
 import asyncio
 import logging
