@@ -74,6 +74,11 @@ class FirmwarePeer:
         self._end, self._line = board, self.wrap(board)
         return self.wrap(host)
 
+    def attach(self, line: ByteTransport) -> None:
+        """Write to ``line``; whoever has it calls ``data_received`` and ``connection_lost``."""
+        self._decoder = Decoder(self.spec.receive_buffer)
+        self._line = line
+
     def unplug(self) -> None:
         """Pull the cable; ``unplugged`` tells whether it can be plugged in again."""
         if self._end is not None:

@@ -1,0 +1,179 @@
+"""The driver keeps every promise of a driver, over memory, TCP and a pty."""
+
+import asyncio
+import os
+import tty
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from asyncinfer import Dispatcher
+from asyncinfer.errors import DeviceLost
+from asyncinfer.testing import check_driver
+from asyncinfer_drivers.cortex_m import CortexM4Driver
+
+PICTURES = [np.full((2, 2), n, float) for n in range(-4, 4)] + [
+    np.arange(4.0).reshape(2, 2) * n for n in range(1, 5)
+]
+BAD = [np.zeros((3, 2)), "text", None, float("nan") * np.zeros((2, 2))]
+
+
+def close(one, other):
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+async def unplug(peer):
+    peer.unplug()
+
+
+@pytest.mark.parametrize("line", ["perfect", "bytewise", "delayed", "doubling", "damaging"])
+async def test_over_memory(board, answer, fast, line):
+    peer = board(line, frame_seconds=0.001)
+    nobody = board(unplugged=True)
+
+    def observed(call):
+        return CortexM4Driver(peer.connect, timing=fast, preprocess=lambda x: (call(), x)[1])
+
+    async def pull(driver):
+        peer.unplug()
+
+    report = await check_driver(
+        lambda: CortexM4Driver(peer.connect, timing=fast),
+        PICTURES,
+        expected=answer,
+        equal=close,
+        bad_inputs=BAD,
+        cannot_open=lambda: CortexM4Driver(nobody.connect, timing=fast),
+        unplug=pull,
+        observed=observed,
+    )
+    assert not report.skipped
+
+
+class Wire:
+    """What a board in memory writes to, and where the bytes for it come from."""
+
+    def __init__(self, send, hang_up):
+        self.write = send
+        self.abort = hang_up
+
+
+@asynccontextmanager
+async def over_tcp(peer):
+    """The board behind a TCP port."""
+
+    async def serve(reader, writer):
+        peer.attach(Wire(writer.write, writer.transport.abort))
+        try:
+            while data := await reader.read(100):
+                peer.data_received(data)
+        except ConnectionError:
+            pass
+        finally:
+            peer.connection_lost(None)
+            writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@asynccontextmanager
+async def over_pty(peer):
+    """The board behind a pty; its other end stays open, as a USB adapter does."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(master, lambda: peer.data_received(os.read(master, 4096)))
+    peer.attach(Wire(lambda data: os.write(master, data), lambda: None))
+    try:
+        yield os.ttyname(slave)
+    finally:
+        loop.remove_reader(master)
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize("line", [over_tcp, over_pty])
+async def test_over_a_port(board, answer, fast, line):
+    peer = board(frame_seconds=0.001)
+    async with line(peer) as port:
+        report = await check_driver(
+            lambda: CortexM4Driver(port, timing=fast),
+            PICTURES,
+            expected=answer,
+            equal=close,
+            bad_inputs=BAD,
+            cannot_open=lambda: CortexM4Driver("/dev/no-such-port", timing=fast),
+        )
+    assert set(report.skipped) == {
+        "infer runs in the caller's contextvars context",
+        "a lost device is a DeviceError, and open works again",
+    }
+
+
+async def test_a_port_is_opened_by_one_only(board, fast):
+    async with over_pty(board()) as port:
+        first, second = (CortexM4Driver(port, timing=fast) for _ in range(2))
+        await first.open()
+        try:
+            with pytest.raises(DeviceLost, match="cannot open"):
+                await second.open()
+        finally:
+            await first.close()
+        await second.open()
+        await second.close()
+
+
+async def test_the_other_end_of_a_pty_closes(board, answer, fast):
+    peer = board(hung=False)
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(master, lambda: peer.data_received(os.read(master, 4096)))
+    peer.attach(Wire(lambda data: os.write(master, data), lambda: None))
+    driver = CortexM4Driver(os.ttyname(slave), timing=fast)
+    os.set_blocking(slave, False)
+    await driver.open()
+    os.close(slave)
+    call = asyncio.create_task(driver.infer([PICTURES[0]]))
+    loop.remove_reader(master)
+    os.close(master)
+    with pytest.raises(DeviceLost):
+        await call
+    with pytest.raises(DeviceLost):
+        await driver.infer([PICTURES[0]])
+    await driver.close()
+
+
+async def test_a_stalled_reader_does_not_keep_the_port(fast):
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    driver = CortexM4Driver(os.ttyname(slave), timing=fast)
+    with pytest.raises(Exception, match="HELLO"):
+        await driver.open()
+    await driver.close()
+    os.close(master)
+    os.close(slave)
+
+
+async def test_in_a_dispatcher_with_resets_and_cuts(board, answer, fast):
+    peer = board("damaging", boot_seconds=0.002)
+    pictures = [np.random.default_rng(n).uniform(-60, 60, (2, 2)).round(1) for n in range(600)]
+
+    async def trouble():
+        for _ in range(4):
+            await asyncio.sleep(0.01)
+            peer.reset()
+            await asyncio.sleep(0.01)
+            peer.unplug()
+
+    driver = CortexM4Driver(peer.connect, timing=fast, max_batch=4)
+    async with Dispatcher([driver], retries=50) as dispatcher:
+        troubles = asyncio.create_task(trouble())
+        outputs = [output.tolist() async for output in dispatcher.stream(pictures)]
+        await troubles
+    peer.stop()
+    assert outputs == [answer(picture) for picture in pictures]
