@@ -55,8 +55,11 @@ class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is
     """Drops unsent bytes and closes the port in a thread: both may block for long."""
 
     def __init__(self, name: str, receiver: Receiver, opened: serial.Serial) -> None:
-        super().__init__(asyncio.get_running_loop(), Stream(receiver), opened)
+        self._running = asyncio.get_running_loop()
+        super().__init__(self._running, Stream(receiver), opened)
         self._name = name
+        self._receiver = receiver
+        self._opened = opened
         self._closer: asyncio.Task[None] | None = None
 
     def _fatal_error(self, exc: Exception, message: str = "") -> None:
@@ -66,16 +69,16 @@ class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is
     def _call_connection_lost(self, exc: Exception | None) -> None:
         if self._closer is None:
             self._write_buffer.clear()
-            self._closer = self.loop.create_task(self._shut(exc), name=f"close {self._name}")
+            self._closer = self._running.create_task(self._shut(exc), name=f"close {self._name}")
 
     async def _shut(self, exc: Exception | None) -> None:
         worker = Worker(f"{self._name}-port")
         worker.start()
         try:
-            await worker.run(_close, self.serial)
+            await worker.run(_close, self._opened)
         finally:
             await worker.stop()
-            self._protocol.connection_lost(exc)
+            self._receiver.connection_lost(exc)
 
 
 def _close(opened: serial.Serial) -> None:
