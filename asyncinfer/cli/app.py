@@ -15,6 +15,7 @@ from typer.main import get_command
 from asyncinfer.cli.arguments import expand
 from asyncinfer.cli.demo import demo
 from asyncinfer.cli.devices import devices
+from asyncinfer.cli.firmware import app as firmware
 from asyncinfer.cli.output import fail
 from asyncinfer.cli.run import run
 from asyncinfer.cli.simulate import simulate
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for _command in (demo, run, devices, simulate):
     app.command()(_command)
+app.add_typer(firmware)
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,6 +83,7 @@ def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """Print what to do about ``error`` on one line; return the exit status."""
     if isinstance(error, _UsageError):
         names = [info.callback.__name__ for info in app.registered_commands if info.callback]
+        names += [str(group.name) for group in app.registered_groups]
         command = f" {arguments[0]}" if arguments[0] in names else ""
         message = getattr(error, "format_message", error.__str__)()
         fail(f"{message.rstrip('.')}; see asyncinfer{command} --help")

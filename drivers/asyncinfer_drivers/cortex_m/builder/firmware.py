@@ -1,0 +1,92 @@
+"""What a build gives: files, sizes, the model's tensors, and the reference to compare with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from asyncinfer_drivers.cortex_m.builder.reference import IntegerReference
+from asyncinfer_drivers.cortex_m.constants import Datatype
+from asyncinfer_drivers.cortex_m.specs import TensorSpec
+
+__all__ = ("Firmware",)
+
+_RECORD = "firmware.json"
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """A firmware for one board with one model."""
+
+    #: where all of it lies
+    directory: Path
+    board: str
+    #: name and hash of the model, as the board says in HELLO_REPLY
+    model_id: str
+    flash_bytes: int
+    #: variables, buffers, the arena and the stack
+    ram_bytes: int
+    #: the part of it that the model computes in
+    arena_bytes: int
+    #: CMSIS-NN's functions that are in the ELF
+    kernels: tuple[str, ...]
+    #: the samples' layout is channels last
+    input: TensorSpec
+    output: TensorSpec
+    frames_in_flight: int
+    max_samples: int
+    #: share of right results on the calibration set's inputs, where their targets are known
+    float_accuracy: float | None = None
+    int8_accuracy: float | None = None
+
+    @property
+    def elf(self) -> Path:
+        """For QEMU, debuggers and openocd."""
+        return self.directory / "firmware.elf"
+
+    @property
+    def bin(self) -> Path:
+        """For st-flash and DFU."""
+        return self.directory / "firmware.bin"
+
+    @property
+    def generated(self) -> Path:
+        """The model's portable C and the configuration, for other programs with this model."""
+        return self.directory / "generated"
+
+    @cached_property
+    def reference(self) -> IntegerReference:
+        """Computes what the board must answer, bit for bit."""
+        library = self.directory / "reference.so"
+        return IntegerReference(library, self.input, self.output, self.arena_bytes)
+
+    def facts(self) -> dict[str, Any]:
+        """The figures, for a report."""
+        left_out = ("directory", "input", "output")
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    def save(self) -> None:
+        """Write the record that ``load`` reads."""
+        record = asdict(self)
+        del record["directory"]
+        (self.directory / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Firmware | None:
+        """The firmware in ``directory``, or ``None`` if there is no whole one."""
+        try:
+            record = json.loads((directory / _RECORD).read_text())
+        except (OSError, ValueError):
+            return None
+        record["kernels"] = tuple(record["kernels"])
+        for name in ("input", "output"):
+            record[name] = _tensor(record[name])
+        return cls(directory=directory, **record)
+
+
+def _tensor(record: dict[str, Any]) -> TensorSpec:
+    shape, datatype = tuple(record["shape"]), Datatype(record["datatype"])
+    return TensorSpec(record["name"], datatype, shape, record["scale"], record["zero_point"])

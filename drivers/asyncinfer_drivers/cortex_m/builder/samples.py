@@ -1,0 +1,95 @@
+"""The model to build, and the samples that it is calibrated and judged with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers import models
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+__all__ = ("Samples", "load_module", "load_samples", "model_name")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Float inputs ``[n, ...]`` as the module takes them, and what should come out."""
+
+    inputs: NDArray[np.float32]
+    targets: Sequence[Any] | None = None
+    postprocess: Callable[[Any], Any] | None = None
+
+    def some(self, count: int) -> NDArray[np.float32]:
+        """Up to ``count`` of them, spread over the whole set."""
+        picked = np.linspace(0, len(self.inputs) - 1, min(count, len(self.inputs)))
+        return self.inputs[picked.round().astype(int)]
+
+    def accuracy(self, outputs: NDArray[np.float32]) -> float | None:
+        """The share of ``outputs`` that are right, if that is known."""
+        if self.targets is None or self.postprocess is None:
+            return None
+        import torch
+
+        pairs = zip(torch.from_numpy(outputs), self.targets, strict=True)
+        right = sum(self.postprocess(output) == target for output, target in pairs)
+        return right / len(outputs)
+
+
+def model_name(model: Any) -> str:
+    """A short name for the model's id and for messages."""
+    if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".pt2")):
+        return Path(model).stem
+    if isinstance(model, str):
+        return model.rpartition(":")[2]
+    return str(getattr(model, "name", type(model).__name__))
+
+
+def load_module(model: Any) -> nn.Module:
+    """The module that ``model`` names or is, in evaluation mode on the CPU."""
+    import torch
+
+    from asyncinfer_drivers._torch.load import load
+
+    module = load(model, torch.device("cpu")).module
+    for part in module.modules():
+        part.training = False  # a .pt2 file's module has no eval()
+    return module
+
+
+def load_samples(calibration: Any) -> Samples:
+    """From an array, a ``.npy`` file, or the name of a built-in model with inputs of its own."""
+    if isinstance(calibration, str) and not calibration.endswith(".npy"):
+        samples = _of_model(models.load(calibration))
+    elif isinstance(calibration, str | Path):
+        samples = Samples(_read(Path(calibration)))
+    else:
+        samples = Samples(np.asarray(calibration, dtype=np.float32))
+    if samples.inputs.ndim < 2 or len(samples.inputs) == 0:
+        raise ConfigError(
+            "calibration takes an array [n, ...] of at least one input, "
+            f"not one of shape {list(samples.inputs.shape)}"
+        )
+    if not np.isfinite(samples.inputs).all():
+        raise ConfigError("the calibration inputs hold values that are not finite")
+    return samples
+
+
+def _of_model(model: Any) -> Samples:
+    own = model.inputs()
+    inputs = np.stack([np.asarray(model.preprocess(item), dtype=np.float32) for item in own.items])
+    return Samples(inputs, own.targets, model.postprocess)
+
+
+def _read(path: Path) -> NDArray[np.float32]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no file of calibration inputs: {error}") from error
