@@ -64,7 +64,7 @@ $(CORE)/.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 soak-m4: setup  ## infer through a faulty line, resets and cuts: make soak-m4 INFERENCES=100000
-	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure soak --inferences $(INFERENCES)
+	.venv/bin/python tests/hardware/soak.py --inferences $(INFERENCES)
 
 measure-m4: setup  ## measure the link to the Cortex-M4, its utilisation and its overhead
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure link

@@ -91,9 +91,9 @@ class DeviceConfig:
         options = dict(self.options)
         known = _parameters(factory)
         if known is not None and "model" in known:
-            own = resolve(self.model) if self.model else None
-            by_name = getattr(factory, "takes_model_name", False)
-            options = _with_model(options, own or model, model, known, by_name=by_name)
+            how = getattr(factory, "model_from", "module")
+            own = resolve(self.model) if self.model and how != "device" else None
+            options = _with_model(options, own or model, model, known, how=how)
         try:
             inspect.signature(factory).bind(name=self.name, **options)
         except TypeError as error:
@@ -261,11 +261,11 @@ def _with_model(
     common: Model | None,
     known: set[str],
     *,
-    by_name: bool,
+    how: str,
 ) -> dict[str, Any]:
     """Add the model, and the steps around it; ``common`` gives those that ``model`` lacks.
 
-    ``by_name``: for a driver that builds, or knows, its model by its name.
+    ``how``: the driver takes a ``"module"``, the model's ``"name"``, or has it on its ``"device"``.
     """
     for key in ("preprocess", "postprocess", "collate", "uncollate"):
         if isinstance(options.get(key), str):
@@ -281,7 +281,9 @@ def _with_model(
     if "postprocess" not in options:
         given |= {"postprocess": after.postprocess, "uncollate": after.uncollate}
     extra = {key: value for key, value in given.items() if value is not None and key in known}
-    return extra | options | {"model": model.name if by_name else model.loaded}
+    if how != "module":
+        return extra | ({"model": model.name} if how == "name" else {}) | options
+    return extra | options | {"model": model.loaded}
 
 
 def _parameters(factory: DriverFactory) -> set[str] | None:

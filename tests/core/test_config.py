@@ -187,16 +187,20 @@ def test_cortex_m4_is_emulated_and_says_so_unless_configured():
     assert (board.driver, board.note) == ("simulated", "")
 
 
-def test_a_driver_may_take_its_model_by_name(monkeypatch):
-    class ByName:
-        takes_model_name = True
+@pytest.mark.parametrize(("how", "given"), [("name", "some"), ("device", None)])
+def test_a_driver_may_take_its_model_by_name_or_have_it(monkeypatch, how, given):
+    class Own:
+        model_from = how
 
-        def __init__(self, name, model):
-            self.model = model
+        def __init__(self, name, model=None, preprocess=None):
+            self.model, self.preprocess = model, preprocess
 
-    monkeypatch.setattr(config, "load_driver", lambda name: ByName)
-    some = model.Model("some", lambda: pytest.fail("loaded"))
-    assert config.DeviceConfig("x", "x").build(some).model == "some"
+    monkeypatch.setattr(config, "load_driver", lambda name: Own)
+    some = model.Model("some", lambda: pytest.fail("loaded"), preprocess=abs)
+    built = config.DeviceConfig("x", "x").build(some)
+    assert (built.model, built.preprocess) == (given, abs)
+    expecting = config.DeviceConfig("x", "x", {"model": "digits"}).build(some)
+    assert expecting.model == "digits"
 
 
 @pytest.mark.parametrize(

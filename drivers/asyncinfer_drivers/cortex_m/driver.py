@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import (
@@ -55,7 +55,7 @@ class CortexM4Driver(Driver[Any, Any]):
 
     The model is in the board's firmware. ``model``, ``input_shape`` and ``output_shape`` (without
     the batch dimension) are what is expected there; ``open`` raises ``ConfigError`` for anything
-    else.
+    else. Of a model called ``digits-4f059727f331`` the part before the last dash will do.
 
     An input, or what ``preprocess`` makes of it, is an array, tensor or nested list of real
     numbers, in the board's shape or, for images, channels first (see ``channels_first`` of
@@ -70,6 +70,9 @@ class CortexM4Driver(Driver[Any, Any]):
     for ``timing.timeouts`` timeouts, or the port goes, calls end with ``DeviceLost``; later ones
     try to connect again. ``timing`` has the times of the link, in seconds.
     """
+
+    #: where the model is, for ``asyncinfer.config``: a run's model is not passed on
+    model_from: ClassVar[str] = "device"
 
     def __init__(
         self,
@@ -194,6 +197,8 @@ class CortexM4Driver(Driver[Any, Any]):
             "input_shape": board.inputs[0].shape,
             "output_shape": board.outputs[0].shape,
         }
+        if board.model.rpartition("-")[0] == self._expected["model"]:
+            found["model"] = self._expected["model"]
         for what, expected in self._expected.items():
             if expected is not None and found[what] != expected:
                 text = f"the board has {what} {found[what]!r}, not {expected!r}"

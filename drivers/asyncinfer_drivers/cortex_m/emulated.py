@@ -27,7 +27,7 @@ from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
 __all__ = ("BOARDS", "EmulatedCortexM4", "missing_emulator")
 
 #: QEMU's machine for each board of the firmware
-BOARDS = {"stm32f405": "netduinoplus2", "mps2-an386": "mps2-an386"}
+BOARDS = {"stm32f405": "netduinoplus2", "mps2_an386": "mps2-an386"}
 
 _QEMU = "qemu-system-arm"
 _REMEDY = "apt-get install qemu-system-arm (Debian, Ubuntu) or brew install qemu"

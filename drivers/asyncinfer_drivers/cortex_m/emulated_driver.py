@@ -1,0 +1,189 @@
+"""``EmulatedCortexM4Driver``: a device that is a board in QEMU, firmware and all."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers.cortex_m import frames
+from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
+from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4, missing_emulator
+from asyncinfer_drivers.cortex_m.link import Link
+from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE, Faults
+from asyncinfer_drivers.cortex_m.transport import ByteTransport, Receiver, connector
+
+__all__ = ("EmulatedCortexM4Driver", "missing")
+
+#: how the port is opened; QEMU does not heed it
+_QEMU_SERIAL = (115_200, True, True)
+
+
+def missing() -> str | None:
+    """What to install so that a firmware can be built and emulated; ``None`` if all is there."""
+    if importlib.util.find_spec("bakenn") is None:
+        return "building a firmware needs bakenn: pip install 'asyncinfer[cortex_m4]'"
+    if shutil.which("arm-none-eabi-gcc") is None:
+        debs = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
+        return f"building a firmware needs arm-none-eabi-gcc: apt-get install {debs}"
+    return missing_emulator()
+
+
+class EmulatedCortexM4Driver(CortexM4Driver):
+    """A ``CortexM4Driver`` with a board of its own in QEMU, from ``open`` to ``close``.
+
+    ``open`` builds the firmware for ``model``, which takes some seconds the first time, unless
+    ``elf`` is given. Results are those of a real board, and each is compared with the compiler's
+    integer reference (``compare``). Times are this host's.
+
+    :param model: a built-in model, a ``.pt2`` file, ``module:factory``, or a module.
+    :param calibration: inputs to quantise with, an array or ``.npy`` file; a built-in model has
+        its own.
+    :param machine: the board, one of ``emulated.BOARDS``.
+    :param baudrate: paces the line; ``None``: as fast as QEMU reads.
+    :param faults: on the line; a number is the share of bytes flipped, dropped or doubled.
+    :param icount: as for ``EmulatedCortexM4``.
+    """
+
+    #: ``asyncinfer.config`` passes the model's name
+    model_from: ClassVar[str] = "name"
+
+    def __init__(
+        self,
+        *,
+        name: str = "cortex_m4",
+        model: Any = "digits",
+        calibration: Any = None,
+        elf: str | Path | None = None,
+        machine: str = "stm32f405",
+        baudrate: int | None = None,
+        faults: Faults | float | None = None,
+        icount: int | str | None = None,
+        compare: bool = True,
+        max_batch: int | None = None,
+        concurrency: int | None = None,
+        preprocess: Callable[[Any], Any] | None = None,
+        postprocess: Callable[[Any], Any] | None = None,
+        raw: bool = False,
+        channels_first: bool | None = None,
+    ) -> None:
+        super().__init__(
+            self._connect_to_board,
+            name=name,
+            max_batch=max_batch,
+            concurrency=concurrency,
+            preprocess=preprocess,
+            postprocess=postprocess,
+            raw=raw,
+            channels_first=channels_first,
+        )
+        self._byte_seconds = BITS_PER_BYTE / baudrate if baudrate else 0.0
+        self._source = model, calibration, machine
+        line = Faults.mixed(faults) if isinstance(faults, int | float) else faults
+        self._options: dict[str, Any] = {"baudrate": baudrate, "faults": line, "icount": icount}
+        self._elf = None if elf is None else Path(elf)
+        self._compare = compare
+        self._checker: Worker | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        #: what was built, once it was; ``None`` if ``elf`` was given
+        self.firmware: Any = None
+        #: the board while the driver is open: it can be killed, stopped, reset and cut
+        self.emulated: EmulatedCortexM4 | None = None
+        #: samples compared with the reference, and those that differed
+        self.compared = self.different = 0
+
+    # ---- its life
+
+    async def open(self) -> None:
+        """Build the firmware, power the board on, say HELLO. ``ConfigError``: what is missing."""
+        try:
+            if self._checker is None:
+                self._checker = Worker(f"{self.name}-firmware")
+                self._checker.start()
+            await self._power_on()
+            await super().open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Free the port and power the board off. Idempotent."""
+        emulated, self.emulated = self.emulated, None
+        checker, self._checker = self._checker, None
+        try:
+            await super().close()
+        finally:
+            try:
+                if emulated is not None:
+                    await emulated.close()
+            finally:
+                if checker is not None:
+                    await checker.stop()
+
+    async def _power_on(self) -> None:
+        if self.emulated is None:
+            if text := missing_emulator():
+                raise ConfigError(f"{self.name}: {text}")
+            elf = self._elf or await self._built()
+            self.emulated = EmulatedCortexM4(elf, board=self._source[2], **self._options)
+        await self.emulated.start()
+
+    async def _built(self) -> Path:
+        if self.firmware is None:
+            assert self._checker is not None  # noqa: S101  # ``open`` made it
+            self.firmware = await self._checker.run(self._build)
+        return Path(self.firmware.elf)
+
+    def _build(self) -> Any:
+        if text := missing():
+            raise ConfigError(f"{self.name}: {text}")
+        from asyncinfer_drivers import models
+        from asyncinfer_drivers.cortex_m.build import build_firmware
+
+        model, calibration, board = self._source
+        if isinstance(model, str) and model in models.names():
+            return build_firmware(model, model if calibration is None else calibration, board=board)
+        if calibration is None:
+            raise ConfigError(f"{self.name}: quantising {model!r} needs calibration: inputs, .npy")
+        self._folder = tempfile.TemporaryDirectory(prefix="asyncinfer-firmware-")
+        return build_firmware(model, calibration, board=board, output=self._folder.name)
+
+    async def _connect_to_board(self, receiver: Receiver) -> ByteTransport:
+        """Open the port of the board, whichever it has by now."""
+        if self.emulated is None:
+            raise OSError("the board is off")
+        return await connector(self.name, self.emulated.port, _QEMU_SERIAL)(receiver)
+
+    # ---- its work
+
+    async def _outputs(self, link: Link, part: Sequence[bytes], answer: Any) -> list[Any]:
+        checker = self._checker
+        comparable = self._compare and self.firmware is not None
+        if comparable and checker is not None and isinstance(answer, frames.Result):
+            self.different += await checker.run(self._differing, part, answer.data)
+            self.compared += len(part)
+        return await super()._outputs(link, part, answer)
+
+    def _differing(self, part: Sequence[bytes], data: bytes) -> int:
+        """How many of these samples' outputs are not the reference's."""
+        import numpy as np
+
+        inputs = np.frombuffer(b"".join(part), np.int8)
+        shape = self.firmware.input.shape
+        right = self.firmware.reference(inputs.reshape(len(part), *shape)).reshape(len(part), -1)
+        found = np.frombuffer(data, np.int8).reshape(len(part), -1)
+        return int((right != found).any(axis=1).sum())
+
+    def report(self) -> Mapping[str, Any]:
+        """What ``asyncinfer run`` shows: bit-exact or not, sizes, kernels."""
+        facts: dict[str, Any] = {"emulated": True, "board": self._source[2]}
+        facts["bit_exact"] = self.different == 0 if self.compared else None
+        facts["compared"] = self.compared
+        for key in ("flash_bytes", "ram_bytes", "kernels", "float_accuracy", "int8_accuracy"):
+            facts[key] = getattr(self.firmware, key, None)
+        return facts
