@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from contextlib import suppress
 
 import serial  # type: ignore[import-untyped]
@@ -33,13 +35,22 @@ async def open_serial(
     try:
         await worker.run(_open, opened, port, options)
         return _Transport(name, receiver, opened)
-    except (OSError, ValueError) as error:  # SerialException is an OSError
-        raise DeviceLost(name, f"cannot open {port}: {error}") from error
-    except BaseException:
-        await worker.run(opened.close)
-        raise
+    except BaseException as error:
+        await worker.run(_close, opened)
+        if not isinstance(error, Exception):
+            raise
+        # SerialException, ValueError, termios.error
+        raise DeviceLost(name, f"cannot open {port}: {_why(error)}") from error
     finally:
         await worker.stop()
+
+
+def _why(error: Exception) -> str:
+    """What pyserial says, without the port's name once more."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EAGAIN, errno.EACCES) and "lock" in str(error):
+        return "it is in use"
+    return os.strerror(number) if number else str(error)
 
 
 def _open(opened: serial.Serial, port: str, options: SerialOptions) -> None:
@@ -82,6 +93,7 @@ class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is
 
 
 def _close(opened: serial.Serial) -> None:
-    with suppress(OSError):  # it is gone
+    with suppress(Exception):  # it is gone: OSError, or termios.error, which is none
         opened.reset_output_buffer()
-    opened.close()
+    with suppress(Exception):
+        opened.close()
