@@ -75,11 +75,16 @@ class Soak:
 
 def digits():
     """The digits firmware, all digits as the board takes them, and its compiler's answers."""
+    import numpy as np
+
     from asyncinfer_drivers.cortex_m.build import build_firmware
+    from asyncinfer_drivers.cortex_m.tensors import InputCodec
     from asyncinfer_drivers.models.digits import MODEL
 
     firmware = build_firmware("digits", "digits")
-    inputs = [MODEL.preprocess(item).numpy() for item in MODEL.inputs().items]
+    encode = InputCodec(firmware.input).encode
+    data = b"".join(encode(MODEL.preprocess(item)) for item in MODEL.inputs().items)
+    inputs = np.frombuffer(data, np.int8).reshape(-1, *firmware.input.shape)
     return firmware.elf, inputs, firmware.reference(inputs)
 
 

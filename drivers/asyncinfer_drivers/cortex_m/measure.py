@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -186,7 +187,7 @@ def slow_model() -> nn.Module:
     ).eval()
 
 
-def _firmware(command: str) -> str:
+def _firmware(command: str, folder: str) -> str:
     import numpy as np
 
     from asyncinfer_drivers.cortex_m.build import build_firmware
@@ -194,7 +195,7 @@ def _firmware(command: str) -> str:
     if command != "compute":
         return str(build_firmware("digits", "digits").elf)
     samples = np.random.default_rng(42).random((64, 1, 8, 8), dtype=np.float32)
-    return str(build_firmware(slow_model(), samples).elf)
+    return str(build_firmware(slow_model(), samples, output=folder).elf)
 
 
 def main() -> None:
@@ -204,9 +205,10 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--elf", help="another firmware than digits, or the slow model")
     arguments = parser.parse_args()
-    elf = arguments.elf or _firmware(arguments.command)
-    measured = commands[arguments.command](elf)
-    print(json.dumps(asyncio.run(measured)))
+    with tempfile.TemporaryDirectory(prefix="asyncinfer-firmware-") as folder:
+        elf = arguments.elf or _firmware(arguments.command, folder)
+        measured = commands[arguments.command](elf)
+        print(json.dumps(asyncio.run(measured)))
 
 
 if __name__ == "__main__":
