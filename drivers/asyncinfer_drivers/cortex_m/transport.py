@@ -79,10 +79,10 @@ def connector(name: str, port: str, options: SerialOptions) -> Connect:
 def _tcp(name: str, url: str) -> Connect:
     try:
         parts = urlsplit(url)
-        scheme, host, number = parts.scheme, parts.hostname, parts.port
+        host, number = parts.hostname, parts.port
     except ValueError:
-        scheme = host = number = None
-    if scheme != "tcp" or host is None or number is None:
+        host = number = None
+    if not url.startswith("tcp://") or host is None or number is None:
         raise ConfigError(f"{name}: a port over the network is tcp://host:port, not {url!r}")
 
     async def connect(receiver: Receiver) -> ByteTransport:
