@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from asyncinfer.errors import (
     InputError,
     ProtocolError,
 )
-from asyncinfer_drivers.cortex_m import CortexM4Driver
+from asyncinfer_drivers.cortex_m import CortexM4Driver, frames
 from asyncinfer_drivers.cortex_m.constants import Datatype, LogLevel
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
@@ -362,3 +363,60 @@ def test_torch_tensors_come_back_for_torch_tensors(virtual, peer, driver, answer
     tensor, array = virtual(opened(driver(peer), use))
     assert isinstance(tensor, torch.Tensor)
     assert tensor.tolist() == array.tolist() == answer(picture(0))
+
+
+def test_an_error_that_answers_nothing_is_logged(virtual, peer, driver, caplog):
+    async def use(driver):
+        peer.send(frames.Error(0, 99, 3, "too hot"))
+        await driver.probe()
+
+    virtual(opened(driver(peer), use))
+    assert [record.getMessage() for record in caplog.records] == ["cortex_m4: 99 (3): too hot"]
+
+
+async def test_the_steps_run_in_a_thread_and_fail_alone(peer, driver, answer, fast):
+    threads = set()
+
+    def before(item):
+        threads.add(threading.current_thread().name)
+        if item is None:
+            raise ValueError("nothing to see")
+        return picture(item)
+
+    def after(array):
+        threads.add(threading.current_thread().name)
+        if array.tolist() == answer(picture(2)):
+            raise KeyError("two")
+        return array.tolist()
+
+    device = driver(peer, preprocess=before, postprocess=after, timing=fast)
+    await device.open()
+    outputs = await device.infer([1, None, 2, 3])
+    await device.close()
+    with pytest.raises(DeviceLost, match="not open"):
+        await device.infer([1])
+    assert [outputs[0], outputs[3]] == [answer(picture(1)), answer(picture(3))]
+    assert isinstance(outputs[1], ValueError)
+    assert isinstance(outputs[2], KeyError)
+    assert threads == {"asyncinfer-cortex_m4"}
+
+
+async def test_calls_that_find_the_link_lost_open_one_new_link(board, driver, answer, fast):
+    peer = board("delayed")
+    device = driver(peer, timing=fast)
+    await device.open()
+    peer.unplug()
+    await asyncio.sleep(0.005)
+    outputs = await asyncio.gather(*(device.infer([picture(n)]) for n in range(4)))
+    await device.close()
+    assert [output.tolist() for (output,) in outputs] == [answer(picture(n)) for n in range(4)]
+
+
+async def test_close_ends_an_open_that_waits_for_the_board(board, driver):
+    device = driver(board(hung=True))
+    opening = asyncio.create_task(device.open())
+    await asyncio.sleep(0.005)
+    await device.close()
+    with pytest.raises(DeviceLost, match="closed"):
+        await opening
+    assert device.board is None
