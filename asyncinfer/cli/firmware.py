@@ -42,6 +42,10 @@ def build(
             "--output", help="A folder for the files. Default: the cache.", show_default=False
         ),
     ] = None,
+    define: Annotated[
+        list[str] | None,
+        typer.Option("--define", help="A macro, AI_BAUD=115200u.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Quantize a model to INT8 and build a firmware around it, with CMSIS-NN kernels.
@@ -49,7 +53,9 @@ def build(
     asyncinfer firmware build --model digits --calibration digits --output out/firmware
     """
     package = optional("asyncinfer_drivers.cortex_m.build", "building a firmware")
-    made = package.build_firmware(model, calibration or model, board=board, output=output)
+    made = package.build_firmware(
+        model, calibration or model, board=board, output=output, defines=define or ()
+    )
     facts = {"elf": str(made.elf), "bin": str(made.bin), **made.facts()}
     if as_json:
         emit(facts)

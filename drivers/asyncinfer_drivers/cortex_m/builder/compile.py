@@ -48,13 +48,15 @@ def compile_model(
     Raises ``ConfigError`` with the operator's name if the compiler does not take the module.
     """
     bakenn = _bakenn()
+    _try(module, calibration[:1], name)
     target, portable = folder / "model", folder / "portable"
     try:
         compiled = _generate(bakenn, module, calibration, target)
         options = bakenn.CBackendOptions(kernel_policy=bakenn.KernelPolicy.STATIC_PRIORITY)
         bakenn.compile(compiled.graph, portable, model_name=_NAME, backend_options=options)
     except bakenn.BakeNNError as error:
-        raise ConfigError(f"model {name!r} cannot be built for a board: {error}") from error
+        first = str(error).partition("\n")[0].partition(";")[0]
+        raise ConfigError(f"model {name!r} cannot be built for a board: {first}") from error
     except Exception as error:  # torch.export has errors of many kinds
         first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ConfigError(f"model {name!r} cannot be exported: {first}") from error
@@ -76,6 +78,19 @@ def _bakenn() -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"building a firmware needs {error.name}: pip install 'asyncinfer[firmware]'"
+        ) from error
+
+
+def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            module(torch.from_numpy(np.ascontiguousarray(sample)))
+    except Exception as error:  # of whatever kind the module raises
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"model {name!r} does not take calibration inputs {list(sample.shape)}: {first}"
         ) from error
 
 

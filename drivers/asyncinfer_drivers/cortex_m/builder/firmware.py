@@ -57,11 +57,15 @@ class Firmware:
         """The model's portable C and the configuration, for other programs with this model."""
         return self.directory / "generated"
 
+    @property
+    def library(self) -> Path:
+        """The reference's code; named by the model, as one that is loaded stays so."""
+        return self.directory / f"{self.model_id}.so"
+
     @cached_property
     def reference(self) -> IntegerReference:
         """Computes what the board must answer, bit for bit."""
-        library = self.directory / "reference.so"
-        return IntegerReference(library, self.input, self.output, self.arena_bytes)
+        return IntegerReference(self.library, self.input, self.output, self.arena_bytes)
 
     def facts(self) -> dict[str, Any]:
         """The figures, for a report."""

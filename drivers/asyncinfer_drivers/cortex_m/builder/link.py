@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def write_configuration(
 
 
 def link_firmware(
-    board: Board, folder: Path, model: CompiledModel, elf: Path, defines: tuple[str, ...] = ()
+    board: Board, folder: Path, model: CompiledModel, elf: Path, defines: Sequence[str] = ()
 ) -> None:
     """Compile ``folder``'s configuration with the firmware's sources into ``elf`` and ``.bin``."""
     root, objects = firmware_sources(), folder / "objects"

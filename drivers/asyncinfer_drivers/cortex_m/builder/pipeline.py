@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +37,7 @@ def build_firmware(
     *,
     board: str = "stm32f405",
     output: str | os.PathLike[str] | None = None,
+    defines: Sequence[str] = (),
 ) -> Firmware:
     """Quantize ``model``, generate its C with CMSIS-NN kernels and link it for ``board``.
 
@@ -46,19 +48,30 @@ def build_firmware(
     :param board: one of ``BOARDS``.
     :param output: a folder for the files; by default one in the user's cache, where a built-in
         model is built only once.
+    :param defines: macros of the board's file: ``AI_BAUD=115200u``.
     :raises ConfigError: before anything is compiled if an operator is not supported, the model
         does not fit the board, or a tool is missing.
     """
     target = find_board(board)
     compiler = toolchain.version()
     if output is not None:
-        return _build(target, model, calibration, Path(output))
+        return _build(target, model, calibration, Path(output), defines)
     if not (_is_builtin(model) and _is_builtin(calibration)):
-        return _build(target, model, calibration, Path(tempfile.mkdtemp(dir=cache_folder())))
-    parts = (digest(), _version("bakenn"), _version("torch"), compiler, board, model, calibration)
+        folder = Path(tempfile.mkdtemp(dir=cache_folder()))
+        return _build(target, model, calibration, folder, defines)
+    parts = (
+        digest(),
+        _version("bakenn"),
+        _version("torch"),
+        compiler,
+        board,
+        model,
+        calibration,
+        *defines,
+    )
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{model}-{board}-{key}"
-    return Firmware.load(folder) or _build_once(target, model, calibration, folder)
+    return Firmware.load(folder) or _build_once(target, model, calibration, folder, defines)
 
 
 def cache_folder() -> Path:
@@ -80,19 +93,23 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _build_once(board: Board, model: str, calibration: str, folder: Path) -> Firmware:
+def _build_once(
+    board: Board, model: str, calibration: str, folder: Path, defines: Sequence[str]
+) -> Firmware:
     """Build beside ``folder`` and move it there whole: others may be building the same."""
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        _build(board, model, calibration, scratch)
+        _build(board, model, calibration, scratch, defines)
         with suppress(OSError):  # someone else was faster
             scratch.rename(folder)
-        return Firmware.load(folder) or _build(board, model, calibration, folder)
+        return Firmware.load(folder) or _build(board, model, calibration, folder, defines)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _build(board: Board, model: Any, calibration: Any, folder: Path) -> Firmware:
+def _build(
+    board: Board, model: Any, calibration: Any, folder: Path, defines: Sequence[str]
+) -> Firmware:
     folder = folder.expanduser().absolute()
     generated = folder / "generated"
     shutil.rmtree(generated, ignore_errors=True)
@@ -104,9 +121,8 @@ def _build(board: Board, model: Any, calibration: Any, folder: Path) -> Firmware
     model_id = f"{name}-{compiled.digest[:12]}"
     write_configuration(generated, board.name, model_id, compiled, layout)
     elf = folder / "firmware.elf"
-    link_firmware(board, generated, compiled, elf)
+    link_firmware(board, generated, compiled, elf, defines)
     shutil.rmtree(generated / "objects")
-    compile_reference(compiled.portable, folder / "reference.so")
     memory = toolchain.measure(elf)
     firmware = Firmware(
         directory=folder,
@@ -122,6 +138,8 @@ def _build(board: Board, model: Any, calibration: Any, folder: Path) -> Firmware
         max_samples=layout.max_samples,
         float_accuracy=float_accuracy(module, samples),
     )
+    if not firmware.library.exists():
+        compile_reference(compiled.portable, firmware.library)
     firmware = replace(firmware, int8_accuracy=int8_accuracy(firmware, samples))
     firmware.save()
     return firmware

@@ -30,7 +30,8 @@ class Samples:
     def some(self, count: int) -> NDArray[np.float32]:
         """Up to ``count`` of them, spread over the whole set."""
         picked = np.linspace(0, len(self.inputs) - 1, min(count, len(self.inputs)))
-        return self.inputs[picked.round().astype(int)]
+        chosen: NDArray[np.float32] = self.inputs[picked.round().astype(int)]
+        return chosen
 
     def accuracy(self, outputs: NDArray[np.float32]) -> float | None:
         """The share of ``outputs`` that are right, if that is known."""
@@ -39,7 +40,7 @@ class Samples:
         import torch
 
         pairs = zip(torch.from_numpy(outputs), self.targets, strict=True)
-        right = sum(self.postprocess(output) == target for output, target in pairs)
+        right = sum(bool(self.postprocess(output) == target) for output, target in pairs)
         return right / len(outputs)
 
 
@@ -58,6 +59,8 @@ def load_module(model: Any) -> nn.Module:
 
     from asyncinfer_drivers._torch.load import load
 
+    if isinstance(model, str | Path) and str(model).endswith((".pt", ".pth", ".ts")):
+        raise ConfigError(f"{model}: TorchScript cannot be built for a board; export it as .pt2")
     module = load(model, torch.device("cpu")).module
     for part in module.modules():
         part.training = False  # a .pt2 file's module has no eval()
