@@ -17,7 +17,7 @@ INFERENCES := 100000
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 lint format docs clean
+.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 fuzz lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +70,13 @@ measure-m4: setup  ## measure the link to the Cortex-M4, its utilisation and its
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure link
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure compute
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure overhead
+
+fuzz:  ## give the firmware's parser to libFuzzer: make fuzz RUNS=10000000
+	@mkdir -p build
+	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	  -Idrivers/firmware/include -Idrivers/firmware/src \
+	  tests/firmware/fuzz_frame.c drivers/firmware/src/frame.c -o build/fuzz-frame
+	build/fuzz-frame -runs=$(or $(RUNS),10000000) -max_len=2048 -verbosity=0 -print_final_stats=1
 
 lint: setup  ## check style, types and the layers of imports
 	.venv/bin/ruff check
