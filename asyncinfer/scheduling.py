@@ -156,8 +156,9 @@ class EarliestFinish:
         """
         if pool.backlog:
             return False
-        as_slow = sum(other.latency >= device.latency for other in pool.devices)
-        if grant.skip < NEGLIGIBLE * as_slow:
+        latency = device.latency  # one that is twice as slow would rest in any case
+        alike = sum(latency <= other.latency <= 2 * latency for other in pool.devices)
+        if grant.skip < NEGLIGIBLE * alike:
             return False
         skip = tasks_before(2 * device.expect(grant.take), device, pool)
         return skip + grant.take > pool.waiting

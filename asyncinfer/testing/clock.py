@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -46,6 +47,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumping.now
+
+    @property
+    def _clock_resolution(self) -> float:
+        """asyncio runs timers this close together as one: here only those due at the same time."""
+        return math.ulp(self._jumping.now)
+
+    @_clock_resolution.setter
+    def _clock_resolution(self, seconds: float) -> None:
+        """asyncio sets that of the real clock."""
 
 
 def run_virtual(coro: Coroutine[Any, Any, T]) -> T:
