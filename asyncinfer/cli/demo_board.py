@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from asyncinfer import config as configuration
@@ -16,7 +17,7 @@ from asyncinfer.result import Result
 
 __all__ = ("board_stage", "show_board")
 
-HOST = DeviceConfig("torch", "cpu", {"device": "cpu", "threads": 1, "slowdown": 8.0})
+HOST = DeviceConfig("torch", "cpu, slowed", {"device": "cpu", "threads": 1, "slowdown": 8.0})
 _HEADING = "digits on a CPU slowed 8 times, one by one, and on a Cortex-M4 (emulated by QEMU)"
 
 
@@ -35,6 +36,7 @@ def board_stage(stage: Stage) -> Mapping[str, Any]:
 
 async def _run(stage: Stage) -> Mapping[str, Any]:
     (board,) = configuration.select(["cortex_m4"])
+    board = replace(board, name="cortex_m4 (emulated)")
     drivers = [device.build(stage.model) for device in (HOST, board)]
     async with Dispatcher(drivers) as dispatcher:
         results = [result async for result in dispatcher.results(stage.items)]

@@ -21,6 +21,11 @@ def test_the_demo(cli, tmp_path):
     assert sum(device["tasks"] for device in facts["devices"]) == facts["tasks"]
     assert all(0 <= device["utilisation"] <= 1.01 for device in facts["devices"])
     assert picture.read_bytes().startswith(b"\x89PNG")
+    board = facts["cortex_m4"]
+    if "missing" not in board:
+        assert board["tasks"] == sum(device["tasks"] for device in board["devices"]) == 1797
+        assert board["in_order"] is board["host_exact"] is board["bit_exact"] is True
+        assert all(device["accuracy"] > 0.95 for device in board["devices"])
 
 
 @pytest.fixture

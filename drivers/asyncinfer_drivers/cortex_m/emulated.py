@@ -204,6 +204,7 @@ class EmulatedCortexM4:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for this program
         )
         return self._process
 
