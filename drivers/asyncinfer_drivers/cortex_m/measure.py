@@ -12,7 +12,7 @@ import asyncio
 import json
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -200,6 +200,7 @@ def _firmware(command: str, folder: str) -> str:
 
 def main() -> None:
     """Run one command."""
+    commands: dict[str, Callable[[str], Coroutine[Any, Any, Facts]]]
     commands = {"link": link, "compute": compute, "overhead": overhead}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=commands)

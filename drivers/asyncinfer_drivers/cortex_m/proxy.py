@@ -264,9 +264,14 @@ async def _write(fd: int, data: bytes, goes_on: Callable[[], bool] = lambda: Tru
 
 async def _ready(add: Callable[..., object], remove: Callable[[int], object], fd: int) -> None:
     """Wait until the event loop reports ``fd``."""
-    done = asyncio.get_running_loop().create_future()
-    add(fd, lambda: done.done() or done.set_result(None))
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    add(fd, _settle, done)
     try:
         await done
     finally:
         remove(fd)
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

@@ -1,0 +1,16 @@
+"""The commands that measure: that they measure; how much is no matter for tests."""
+
+import pytest
+
+from asyncinfer_drivers.cortex_m import measure
+
+pytestmark = pytest.mark.slow
+
+
+async def test_each_gives_a_ratio(firmware):
+    facts = await measure.link(firmware.elf, inferences=20)
+    assert 0 < facts["link_efficiency"] <= 1.1
+    facts = await measure.overhead(firmware.elf, pings=5)
+    assert facts["overhead"] > 0
+    facts = await measure.compute(firmware.elf, icount="shift=5", inferences=5)
+    assert facts["compute_utilisation"] > 0
