@@ -21,7 +21,7 @@ from asyncinfer_drivers.cortex_m.link import Link, LinkStats
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.steps import Steps
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import Connect, connector
+from asyncinfer_drivers.cortex_m.transport import Connect, connector, is_serial
 
 __all__ = ("CortexM4Driver", "DriverStats")
 
@@ -51,7 +51,8 @@ class CortexM4Driver(Driver[Any, Any]):
     ``port`` is a serial port or pty (``/dev/ttyACM0``, ``COM3``), ``tcp://host:port``, or a
     function that connects (``asyncinfer_drivers.cortex_m.transport.Connect``). A serial port is
     opened for this process alone, with ``dtr`` and ``rts`` as given: asserted by default, as the
-    system itself has them, since a change of these lines resets many boards.
+    system itself has them, since a change of these lines resets many boards. On Windows, or as
+    ``serialx:///dev/ttyACM0``, it is opened by ``serialx``, else by ``pyserial-asyncio``.
 
     The model is in the board's firmware. ``model``, ``input_shape`` and ``output_shape`` (without
     the batch dimension) are what is expected there; ``open`` raises ``ConfigError`` for anything
@@ -106,7 +107,7 @@ class CortexM4Driver(Driver[Any, Any]):
             raise ConfigError(
                 f"{name}: port must be a serial port or tcp://host:port, not {port!r}"
             )
-        self._serial = isinstance(port, str) and "://" not in port
+        self._serial = isinstance(port, str) and is_serial(port)
         options = (baudrate, dtr, rts)
         self._connect = connector(name, port, options) if isinstance(port, str) else port
         self._byte_seconds = _BITS / baudrate if self._serial else 0.0

@@ -1,13 +1,13 @@
 """How bytes get to the board and back: a serial port, a pty, TCP, or this process's memory.
 
 A ``Connect`` is all that the link needs: called with a receiver, it gives a ``ByteTransport``. To
-use another serial library (``serialx`` on Windows, say), write such a function and pass it to the
-driver as its port.
+use another serial library, write such a function and pass it to the driver as its port.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias, cast
@@ -23,8 +23,12 @@ __all__ = (
     "SerialOptions",
     "Stream",
     "connector",
+    "is_serial",
     "memory_pair",
 )
+
+#: before a serial port's name: open it by serialx
+SERIALX = "serialx://"
 
 #: ``baudrate``, ``dtr`` and ``rts`` of a serial port
 SerialOptions: TypeAlias = tuple[int, bool, bool]
@@ -58,12 +62,23 @@ class ByteTransport(Protocol):
 Connect: TypeAlias = Callable[[Receiver], Awaitable[ByteTransport]]
 
 
+def is_serial(port: str) -> bool:
+    """Whether ``port`` is a serial port's (or pty's) name, not an address in a network."""
+    return "://" not in port or port.startswith(SERIALX)
+
+
 def connector(name: str, port: str, options: SerialOptions) -> Connect:
-    """The ``Connect`` for ``tcp://host:port`` or a serial port's (or pty's) name."""
-    if not port:
+    """The ``Connect`` for ``tcp://host:port`` or a serial port's (or pty's) name.
+
+    ``serialx://`` before the name chooses ``serialx``, which Windows always has.
+    """
+    path = port.removeprefix(SERIALX)
+    if not path:
         raise ConfigError(f"{name}: port must be a serial port or tcp://host:port, not {port!r}")
-    if "://" in port:
+    if "://" in path:
         return _tcp(name, port)
+    if path != port or sys.platform == "win32":
+        return _by_serialx(name, path, options)
 
     async def connect(receiver: Receiver) -> ByteTransport:
         try:
@@ -72,6 +87,18 @@ def connector(name: str, port: str, options: SerialOptions) -> Connect:
             command = "pip install 'asyncinfer[serial]'"
             raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
         return await open_serial(name, port, options, receiver)
+
+    return connect
+
+
+def _by_serialx(name: str, port: str, options: SerialOptions) -> Connect:
+    async def connect(receiver: Receiver) -> ByteTransport:
+        try:
+            from asyncinfer_drivers.cortex_m.serialx_port import open_serialx
+        except ModuleNotFoundError as error:
+            command = "pip install serialx (on Windows: 'asyncinfer[serial]')"
+            raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
+        return await open_serialx(name, port, options, receiver)
 
     return connect
 

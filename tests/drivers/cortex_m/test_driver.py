@@ -154,7 +154,9 @@ def test_options_are_checked(option, value):
         CortexM4Driver("/dev/ttyACM0", **{option: value})
 
 
-@pytest.mark.parametrize("port", ["", 5, "socket://host:1", "tcp://host", "tcp://host:x"])
+@pytest.mark.parametrize(
+    "port", ["", 5, "serialx://", "socket://host:1", "tcp://host", "tcp://host:x"]
+)
 def test_a_port_that_is_none_is_refused(port):
     with pytest.raises(ConfigError, match="port"):
         CortexM4Driver(port)
