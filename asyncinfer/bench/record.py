@@ -104,3 +104,10 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     #: seconds it took
     seconds: float = 0.0
+    #: why it ended early; empty if it did not
+    error: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether it ran to its end, and every claim of ours held."""
+        return not self.error and all(check.met or check.quoted for check in self.checks)
