@@ -163,11 +163,12 @@ def _tell(outcome: Outcome, *, shown: bool) -> None:
 
 def _show(outcome: Outcome) -> None:
     screen = people()
+    wide = Console(highlight=False, soft_wrap=True, width=1000)  # no cell is cut
     screen.print(f"\n{outcome.suite}  ({seconds(outcome.seconds)})", style="bold", markup=False)
     for each in outcome.tables:
         screen.print()
         screen.print(each.title, style="italic", markup=False)
-        screen.print(table(each.columns, each.rows))
+        wide.print(table(each.columns, each.rows))
         if each.note:
             screen.print(each.note, style="dim", markup=False)
     screen.print()
