@@ -76,7 +76,7 @@ def _emulated(elf: str, context: Context, outcome: Outcome) -> None:
             cases[f"wire protocol, {baud} baud"] = partial(protocol, elf, baud, inferences)
     runs = _measured(cases, context)
     outcome.tables.append(_lines("The line of an emulated Cortex-M4", runs, _EMULATED))
-    context.progress("link: round trips")
+    context.progress("round trips")
     trips = round_trips(elf, 20 if context.short else 100)
     busy = [] if context.short else [computing()]
     outcome.runs += [*runs, trips, *busy]
@@ -105,7 +105,7 @@ def _streams(devices: Iterable[DeviceConfig], context: Context) -> dict[str, Cal
 
 def _measured(cases: Mapping[str, Callable[[], Run]], context: Context) -> list[Run]:
     def told(name: str) -> Run:
-        context.progress(f"link: {name}")
+        context.progress(name)
         return cases[name]()
 
     rounds = 1 if context.short else min(context.runs, _ROUNDS)

@@ -31,7 +31,7 @@ from asyncinfer.bench.record import Check, Outcome, Plot, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
 
-__all__ = ("run",)
+__all__ = ("bars", "checks", "run")
 
 _STREAM, _CALL = "stream", "infer, 64 in flight"
 
@@ -59,7 +59,7 @@ def run(context: Context) -> Outcome:
     outcome.tables.append(
         compared("Ordered streams of no-op tasks, 8 at a time", outcome.runs, BY_HAND, _TOLD)
     )
-    outcome.plots.append(_bars(outcome.runs, loops))
+    outcome.plots.append(bars(outcome.runs, loops))
     calls = _section(outcome, context, loops, _CALL, CALLS)
     outcome.tables.append(
         compared("Single calls of no-op tasks, 64 in flight", calls, BY_HAND_CALLS, _TOLD)
@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
 def _section(
     outcome: Outcome, context: Context, loops: Loops, section: str, trials: Sequence[Trial]
 ) -> list[Run]:
-    context.progress(f"overhead: {section}")
+    context.progress(section)
     runs, skipped = measure(section, trials, loops, context)
     outcome.runs += runs
     outcome.skipped += skipped
@@ -133,7 +133,7 @@ def _lag_checks(runs: Sequence[Run]) -> list[Check]:
     return found
 
 
-def _bars(runs: Sequence[Run], loops: Loops) -> Plot:
+def bars(runs: Sequence[Run], loops: Loops) -> Plot:
     """Tasks a second of all streams, on a logarithmic axis."""
     streams = [run for run in runs if run.case.startswith(_STREAM)]
     policies = list(dict.fromkeys(run.policy for run in streams))

@@ -16,7 +16,7 @@ from asyncinfer.bench.overhead_trials import Trial
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
 
-__all__ = ("BY_HAND", "STREAMS", "WORKERS", "Instant", "by_hand", "ours")
+__all__ = ("BY_HAND", "STREAMS", "WORKERS", "Instant", "by_hand", "check_order", "ours")
 
 #: devices, workers or concurrent calls of everything here
 WORKERS = 8
@@ -42,7 +42,7 @@ async def ours(tasks: int, *, max_batch: int = 1) -> None:
     """``Dispatcher.stream`` over drivers."""
     drivers = [Instant(f"d{i}", max_batch) for i in range(WORKERS)]
     async with Dispatcher(drivers) as dispatcher:
-        await _count(dispatcher.stream(range(tasks)), tasks)
+        await check_order(dispatcher.stream(range(tasks)), tasks)
 
 
 async def by_hand(tasks: int) -> None:
@@ -74,7 +74,7 @@ async def by_hand(tasks: int) -> None:
         for i in range(WORKERS):
             group.create_task(work(Instant(f"d{i}")))
         group.create_task(fill())
-        await _count(in_order(), tasks)
+        await check_order(in_order(), tasks)
 
 
 async def with_aiostream(tasks: int) -> None:
@@ -82,13 +82,13 @@ async def with_aiostream(tasks: int) -> None:
     stream: Any = importlib.import_module("aiostream").stream
     source = stream.iterate(range(tasks))
     async with stream.map(source, _call(), ordered=True, task_limit=WORKERS).stream() as ys:
-        await _count(ys, tasks)
+        await check_order(ys, tasks)
 
 
 async def with_streamable(tasks: int) -> None:
     """streamable's ``map`` with a coroutine function, which keeps the order."""
     stream: Any = importlib.import_module("streamable").stream
-    await _count(aiter(stream(range(tasks)).map(_call(), concurrency=WORKERS)), tasks)
+    await check_order(aiter(stream(range(tasks)).map(_call(), concurrency=WORKERS)), tasks)
 
 
 async def with_anyio(tasks: int) -> None:
@@ -124,7 +124,7 @@ async def with_anyio(tasks: int) -> None:
             group.start_soon(work)
         async with receive, send_back:
             await anyio.lowlevel.checkpoint()  # every worker has its clones
-        await _count(in_order(), tasks)
+        await check_order(in_order(), tasks)
 
 
 def _call() -> Callable[..., Awaitable[int]]:
@@ -136,7 +136,8 @@ def _call() -> Callable[..., Awaitable[int]]:
     return infer
 
 
-async def _count(ys: AsyncIterator[int], tasks: int) -> None:
+async def check_order(ys: AsyncIterator[int], tasks: int) -> None:
+    """Raise ``AssertionError`` unless these are all numbers from 0 in order."""
     expected = 0
     async for y in ys:
         if y != expected:
