@@ -14,7 +14,7 @@ from torch import nn
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch import aot
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
-from asyncinfer_drivers._torch.device import is_device_fault
+from asyncinfer_drivers._torch.device import is_device_fault, synchronize
 from asyncinfer_drivers._torch.variants import STEPS, Forward, Plan, Refused, make
 
 __all__ = ("Choice", "Search", "plans_of")
@@ -40,8 +40,12 @@ _SINGLES: tuple[Plan, ...] = (
 _AOT_BUDGET = 60.0
 #: a form has to be this much faster than what is there
 _WORTH_IT = 1.05
-#: part of the budget that timing one form takes, and the least and the most calls
-_TIMING_PART, _LEAST_CALLS, _MOST_CALLS = 0.05, 3, 25
+#: part of the budget that timing one form takes and that one call takes; tasks in a call
+_TIMING_PART, _CALL_PART, _LARGEST_SAMPLE = 0.05, 0.02, 16
+#: calls that are not counted (a graph is compiled in its second one), and counted at least and most
+_UNCOUNTED, _LEAST_CALLS, _MOST_CALLS = 2, 2, 25
+#: single calls that checking and timing one form take at least
+_CALLS_OF_A_FORM = 20
 
 
 def plans_of(optimize: str | Sequence[str]) -> tuple[Plan, ...] | None:
@@ -111,12 +115,17 @@ class Search:
         return choice
 
     def _try_all(self, plans: tuple[Plan, ...] | None, choice: Choice, started: float) -> None:
+        one = self._time(self.module, self.item.unsqueeze(0))
         examples = self._examples()
-        answers = self._answers(examples)
+        if plans is None and one * _CALLS_OF_A_FORM > self.budget:
+            answers: list[Any] | str = f"one call takes {one:.2g} s, too long to try anything"
+        else:
+            answers = self._answers(examples)
         if isinstance(answers, str):
-            choice.refused = dict.fromkeys(plans or _BATCHES[:1], answers)
+            choice.refused = dict.fromkeys(plans or (("auto",),), answers)
             return
-        sample = _tiled(self.item, self.batch)
+        fitting = int(_CALL_PART * self.budget / one)
+        sample = _tiled(self.item, max(1, min(self.batch, fitting, _LARGEST_SAMPLE)))
         slow = best = self._time(self.module, sample)
         longest = 0.0
         for plan in self._auto(sample) if plans is None else plans:
@@ -199,15 +208,17 @@ class Search:
         return forward
 
     def _time(self, forward: Forward, sample: torch.Tensor) -> float:
-        """Least seconds of a few calls, after two that are not counted."""
+        """Least seconds of a few calls, after some that are not counted."""
         least, spent = float("inf"), 0.0
-        for call in range(_MOST_CALLS + 2):
+        for call in range(-_UNCOUNTED, _MOST_CALLS):
             started = time.perf_counter()
             forward(sample)
+            synchronize(sample.device)
             seconds = time.perf_counter() - started
-            if call >= 2:
+            if call >= 0:
                 least, spent = min(least, seconds), spent + seconds
-            if (call > _LEAST_CALLS and spent > _TIMING_PART * self.budget) or not self.wanted():
+            timed = call + 1 >= _LEAST_CALLS and spent > _TIMING_PART * self.budget
+            if timed or not self.wanted():
                 break
         return min(least, seconds)
 
