@@ -31,7 +31,7 @@ def number(lab: Lab) -> None:
         plans = {f"{n} devices": Plan(times, TASKS) for n, times in by_count.items()}
         title = f"number of devices, {kind}"
         note = f"{TASKS} tasks, window 1024."
-        results = lab.sweep(title, plans, POLICIES[:4], note)
+        results = lab.sweep(title, plans, _policies(lab), note)
         name = "throughput-near" if kind.startswith("like") else "throughput-far"
         draw = _throughput(counts, results)
         lab.plot(name, f"Throughput / R against n: {kind}", draw, note)
@@ -39,7 +39,7 @@ def number(lab: Lab) -> None:
 
 def _throughput(counts: Sequence[int], results: Results) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
-        for policy in POLICIES[:4]:
+        for policy in next(iter(results.values())):
             parts = [
                 cases[policy].observed.throughput
                 / theory.total_rate(cases[policy].plan.service_times)
@@ -98,10 +98,10 @@ def heterogeneity(lab: Lab) -> None:
     parts = lab.pick((0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2), (0, 1, 2))
     plans = {f"{part:g} x mean": Plan(spread(8, part, rate=100.0), TASKS) for part in parts}
     note = f"Log-normal service times, 8 devices, R = 100 tasks/s, {TASKS} tasks, window 1024."
-    results = lab.sweep("heterogeneity: std(T)", plans, POLICIES[:4], note)
+    results = lab.sweep("heterogeneity: std(T)", plans, _policies(lab), note)
 
     def draw(axes: Any) -> None:
-        for policy in POLICIES[:4]:
+        for policy in _policies(lab):
             axes.plot(
                 parts, [cases[policy].ratio for cases in results.values()], marker="o", label=policy
             )
@@ -203,6 +203,11 @@ def mixed(lab: Lab) -> None:
         f"2 to 12 devices of 10 ms to 1 s, {TASKS} tasks: makespan / optimum · mean hold as part of"
     )
     lab.table("random sets", columns, rows, f"{note} the slowest service time.")
+
+
+def _policies(lab: Lab) -> Sequence[str]:
+    """Static and lock-step take long to simulate."""
+    return POLICIES[:2] if lab.context.short else POLICIES[:4]
 
 
 def _sets(lab: Lab) -> list[tuple[str, Sequence[float]]]:
