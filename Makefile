@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/bin/python $(PIP) --upgrade pip
 	@.venv/bin/python $(PIP) -c constraints.txt -e '.[all]' --group dev
+	@.venv/bin/python $(PIP) -c constraints.txt --no-deps facenet-pytorch  # for its weights: it requires an old torch
 	@touch $@
 
 $(ARM_STAMP): | $(STAMP)
