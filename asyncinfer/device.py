@@ -145,6 +145,10 @@ class Device:
         """Whether it can take a call now."""
         return self._state is DeviceState.READY and len(self.bursts) < self.concurrency
 
+    def opened(self) -> None:
+        """Its driver was opened: that may have found out how many tasks a call takes."""
+        self.max_batch = _positive(self.driver, "max_batch")
+
     # ---- what it runs
 
     def begin(self, burst: Burst, now: float) -> None:

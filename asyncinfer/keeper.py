@@ -129,6 +129,7 @@ class Keeper:
         try:
             with scope:
                 await _call(device, "open")
+                device.opened()
                 await _calibrate(device)
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error
