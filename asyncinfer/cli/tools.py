@@ -24,4 +24,5 @@ def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
         "utilisation": min(1.0, device.busy_seconds / elapsed) if elapsed else 0.0,
         "service_time": device.service_time,
         "throughput": device.tasks / elapsed if elapsed else 0.0,
+        "details": dict(device.details),
     }
