@@ -89,7 +89,7 @@ class TorchDriver(Driver[Any, Any]):
     may wait to become fuller, and how long a task may take.
 
     ``details`` tells what was chosen: ``optimize``, ``gain`` (images/s by those of the model as it
-    is), ``max_batch``, ``threads``, ``isolation``, ``malloc``. Empty while closed.
+    is), ``max_batch``, ``threads``, ``isolation``, ``malloc``. Empty until it was opened once.
 
     ``slowdown`` stretches every call to that many times its own duration by sleeping in the
     thread. It makes a stand-in for a slower host in demos and tests, nothing else.
@@ -154,6 +154,8 @@ class TorchDriver(Driver[Any, Any]):
             malloc=malloc == "auto",
             latency_target=latency_target,
         )
+        #: what was chosen when it last opened, and what it gained
+        self.details: Mapping[str, str | float] = {}
         self._isolation = isolation
         self._close_timeout = close_timeout
         self._session: Host | None = None
@@ -162,11 +164,6 @@ class TorchDriver(Driver[Any, Any]):
     def discover(cls) -> list[dict[str, Any]]:
         """The torch devices of this host: ``name``, as ``device`` takes it, and ``description``."""
         return describe(*available(), usable_cores())
-
-    @property
-    def details(self) -> Mapping[str, str | float]:
-        """What was chosen when it opened, and what it gained."""
-        return {} if self._session is None else self._session.details
 
     async def open(self) -> None:
         """Start the thread or process, load the model, run and optimise it if there is an input.
@@ -186,7 +183,7 @@ class TorchDriver(Driver[Any, Any]):
             raise
         if self._session is not session:
             raise DeviceLost(self.name, "closed while it was opening")
-        self.max_batch = session.max_batch
+        self.max_batch, self.details = session.max_batch, session.details
 
     async def close(self) -> None:
         """End the thread or process and release the model. Idempotent.
