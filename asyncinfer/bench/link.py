@@ -24,12 +24,12 @@ from asyncinfer.errors import AsyncInferError
 __all__ = ("checks", "run")
 
 _BAUD = 115_200
-_RATES: tuple[int | None, ...] = (57_600, _BAUD, 230_400, 921_600, None)
+_RATES: tuple[int | None, ...] = (_BAUD, 230_400, 921_600, None)
 _IN_FLIGHT = (1, 4)
 #: what is demanded of the line at ``_BAUD``, and of a round trip in bare ones
 LEAST_SHARE, MOST_TRIP = 0.95, 1.2
 #: rounds at most: a paced line shows much the same in each
-_ROUNDS = 3
+_ROUNDS = 2
 
 _EMULATED = (
     "Emulated: the board's own firmware in QEMU, its baud rate paced by a proxy of ours; QEMU "
@@ -77,7 +77,7 @@ def _emulated(elf: str, context: Context, outcome: Outcome) -> None:
     runs = _measured(cases, context)
     outcome.tables.append(_lines("The line of an emulated Cortex-M4", runs, _EMULATED))
     context.progress("round trips")
-    trips = round_trips(elf, 20 if context.short else 100)
+    trips = round_trips(elf, 8 if context.short else 100)
     busy = [] if context.short else [computing()]
     outcome.runs += [*runs, trips, *busy]
     outcome.tables.append(_others(trips, *busy))

@@ -61,7 +61,7 @@ def computing() -> Run:
     """A model whose inference takes longer than its input on the line."""
     numpy: Any = importlib.import_module("numpy")
     build = import_object("asyncinfer_drivers.cortex_m.build:build_firmware")
-    samples = numpy.random.default_rng(42).random((64, 1, 8, 8), dtype=numpy.float32)
+    samples = numpy.random.default_rng(42).random((4, 1, 8, 8), dtype=numpy.float32)
     with tempfile.TemporaryDirectory(prefix="asyncinfer-firmware-") as folder:
         model = import_object(f"{_MEASURE}:slow_model")()
         facts = _facts("compute", str(build(model, samples, output=folder).elf), inferences=30)
