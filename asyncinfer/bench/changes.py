@@ -38,7 +38,7 @@ def drift(lab: Lab) -> Check:
             name = f"drift, {kind}, {plan.tasks} tasks: the {which}"
             cases = {
                 policy: lab.run(name, replace(plan, policy=policy, throttle=throttle))
-                for policy in (POLICIES if plan.tasks == TASKS else _QUICK)
+                for policy in (_QUICK if lab.context.short or plan is long[1] else POLICIES)
             }
             makespans = {policy: case.observed.makespan for policy, case in cases.items()}
             best = throttled_optimum(plan.service_times, plan.tasks, throttle)
@@ -48,7 +48,9 @@ def drift(lab: Lab) -> Check:
     columns = ["case", *(f"{policy}: x optimum" for policy in POLICIES), "eft: hold"]
     note = f"Service time x {THROTTLED:g} half way, window 1024; against an optimum that knows it."
     lab.table("drift", columns, rows, note)
-    return worst("makespan <= 1.03 of the best policy in hindsight under drift", losses, 1.03)
+    claim = "makespan <= 1.03 of the best policy in hindsight under drift"
+    why = "a call begun unaware of the throttle lasts 4 times as long, and is not run elsewhere too"
+    return worst(claim, losses, 1.03, why=why)
 
 
 def throttled_optimum(times: Sequence[float], tasks: int, throttle: Throttle) -> float:

@@ -60,8 +60,9 @@ def windows(lab: Lab) -> None:
     """How wide the window is; the queue in front of it keeps its size."""
     for kind, times in _sets(lab):
         widths = lab.pick((math.inf, 1000, 100, len(times)), (1000, 100))
-        plans = {_width(w): Plan(times, 3 * TASKS, w) for w in widths}
-        note = f"{3 * TASKS} tasks; every device takes part from {theory.window_needed(times)}."
+        tasks = lab.pick((3 * TASKS,), (TASKS,))[0]
+        plans = {_width(w): Plan(times, tasks, w) for w in widths}
+        note = f"{tasks} tasks; every device takes part from {theory.window_needed(times)}."
         lab.sweep(f"window, {kind}", plans, note=note)
     times = DEVICES["5 ms, 100 ms, 1 s"]
     widths = lab.pick((4, 8, 16, 32, 64, 100, 128, 211, 256, 512, 1024), (16, 100, 256))
@@ -89,8 +90,9 @@ def queues(lab: Lab) -> None:
     """How far the source is read ahead of the window."""
     for kind, times in _sets(lab):
         sizes = lab.pick((math.inf, 1000, 100), (100,))
-        plans = {_width(size): Plan(times, 3 * TASKS, queue_size=size) for size in sizes}
-        lab.sweep(f"queue capacity, {kind}", plans, note=f"{3 * TASKS} tasks, window 1024.")
+        tasks = lab.pick((3 * TASKS,), (TASKS,))[0]
+        plans = {_width(size): Plan(times, tasks, queue_size=size) for size in sizes}
+        lab.sweep(f"queue capacity, {kind}", plans, note=f"{tasks} tasks, window 1024.")
 
 
 def heterogeneity(lab: Lab) -> None:
