@@ -74,6 +74,7 @@ measure-m4: setup  ## measure the link to the Cortex-M4, its utilisation and its
 
 bench-peers: setup  ## install the peers, each in an environment of its own, and measure beside them
 	.venv/bin/python -m asyncinfer.bench.peers
+	@mkdir -p out/peers
 	.venv/bin/asyncinfer bench --suite peers --report out/peers/report.md
 
 fuzz:  ## give the firmware's parser to libFuzzer: make fuzz RUNS=10000000

@@ -45,7 +45,7 @@ def _plan(context: Context) -> Plan:
     if context.short:
         return Plan(("digits",), 1, 0.3, 0.5, 0.0, 0.3, budget=5, seed=context.seed)
     models = ("digits", "lite0")
-    return Plan(models, context.runs, 0.7, 1.5, 1.5, 1.2, budget=430, seed=context.seed)
+    return Plan(models, context.runs, 0.7, 1.5, 1.5, 1.2, budget=440, seed=context.seed)
 
 
 def _installed(context: Context, outcome: Outcome) -> list[Peer]:

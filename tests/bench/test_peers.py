@@ -25,8 +25,8 @@ from asyncinfer.bench.suite import Context
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="process groups")
 
 FAKE = Path(__file__).with_name("fake_peer.py")
-SERVER = Peer("fake server", FAKE, request=raw, patience=20)
-OWN = Peer("fake pool", FAKE, patience=20)
+SERVER = Peer("fake server", FAKE, request=raw, patience=20, farewell=0.3, fast=True)
+OWN = Peer("fake pool", FAKE, patience=20, farewell=0.3)
 LINUX = sys.platform == "linux"
 
 
@@ -42,7 +42,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def behave(monkeypatch: pytest.MonkeyPatch):
     """Say how the fake peer behaves; endings do not take long."""
-    monkeypatch.setattr(running, "_POLITE", 0.3)
     monkeypatch.setattr(running, "_TERM", 0.3)
     return lambda words: monkeypatch.setenv("FAKE_PEER", words)
 
@@ -309,10 +308,10 @@ def test_rounds_over_peers_in_turns(folder: Path, behave) -> None:
     loads_of_other = [(one.round, one.load) for one in session.measured if one.peer == "other"]
     assert loads_of_other[:5] == [
         (1, "closed"),
+        (1, "20%"),
+        (1, "50%"),
+        (1, "80%"),
         (2, "closed"),
-        (2, "20%"),
-        (2, "50%"),
-        (2, "80%"),
     ]
     assert {one.load for one in session.measured} >= {"equal 1"}
     assert not session.skipped

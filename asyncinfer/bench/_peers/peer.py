@@ -63,7 +63,9 @@ class Peer:
     settings: str = ""
     #: seconds it may take to start
     patience: float = 60.0
-    #: whether it is asked in the short form too: it starts fast
+    #: seconds it gets to end by itself, and tidy up, before it is told to by signals
+    farewell: float = 1.0
+    #: whether it starts fast enough for the short form and for many rounds
     fast: bool = False
 
     @property
@@ -125,6 +127,7 @@ PEERS = (
         ("ray[serve]==2.60.0",),
         raw,
         settings="2 replicas, serve.batch of 32, 1 ms, RAY_SERVE_THROUGHPUT_OPTIMIZED, raw bytes",
+        farewell=8,
     ),
     Peer(
         "Ray ActorPool",
@@ -132,6 +135,7 @@ PEERS = (
         "ray",
         ("ray[serve]==2.60.0",),
         settings="2 actors; streams in chunks of 32",
+        farewell=8,
     ),
     Peer(
         "Dask",
@@ -139,5 +143,6 @@ PEERS = (
         "dask",
         ("distributed==2026.8.0", "dask==2026.8.0"),
         settings="LocalCluster of 2 processes, asynchronous client; streams in chunks of 32",
+        farewell=8,
     ),
 )

@@ -99,9 +99,15 @@ class Session:
         self._deadline = 0.0
         #: seconds that the last start of each, loads included, took
         self._costs: dict[tuple[str, str], float] = {}
+        #: rates of arrival that are the same for all, by model
+        self._equal: dict[str, list[float]] = {}
 
     async def run(self, folders: dict[str, Path]) -> None:
-        """All rounds, in turns; every other one backwards. Stops when the time is used up."""
+        """All rounds, in turns; every other one backwards. Stops when the time is used up.
+
+        Own rates of arrival are measured in the first round, equal ones, which take all peers'
+        capacities, in the second. From then on only those that start fast take part.
+        """
         self._deadline = time.perf_counter() + self._plan.budget
         for round_number in range(1, self._plan.rounds + 1):
             if not self._fits(round_number):
@@ -111,7 +117,7 @@ class Session:
                 )
                 return
             for model, folder in folders.items():
-                for peer in self._peers[:: 1 if round_number % 2 else -1]:
+                for peer in self._taking_part(round_number):
                     await self._one(peer, model, folder, round_number)
 
     def capacity(self, peer: str, model: str) -> float:
@@ -130,18 +136,15 @@ class Session:
         every = [rate for rate in known.values() if rate]
         return [min(every) / 2, max(servers, default=min(every)) / 2] if every else []
 
+    def _taking_part(self, round_number: int) -> list[Peer]:
+        peers = [peer for peer in self._peers if peer.fast or round_number <= 2]
+        return peers[:: 1 if round_number % 2 else -1]
+
     def _fits(self, round_number: int) -> bool:
         """Whether a whole round is likely to end in time; the first one is always begun."""
-        expected = sum(self._costs.values())
-        if round_number == self._open_round > 1:
-            loads = len(PARTS) + 2
-            expected += len(self._costs) * loads * (self._plan.opened + 0.2)
+        names = [peer.name for peer in self._taking_part(round_number)]
+        expected = sum(cost for (name, _), cost in self._costs.items() if name in names)
         return round_number == 1 or time.perf_counter() + expected < self._deadline
-
-    @property
-    def _open_round(self) -> int:
-        """Open loops take rates that closed loops have found: the second round, if there is one."""
-        return min(2, self._plan.rounds)
 
     async def _one(self, peer: Peer, model: str, folder: Path, round_number: int) -> None:
         begun = time.perf_counter()
@@ -172,15 +175,16 @@ class Session:
         if running.client is None and plan.stream:
             tasks = min(_STREAM, max(IN_FLIGHT, int(found.throughput * plan.stream)))
             record("stream", await running.stream(tasks))
-        if plan.opened and round_number == self._open_round:
-            for load, rate in self._rates(name, model):
-                arrivals = poisson(rate, plan.opened, plan.seed)
-                record(load, await running.open_loop(arrivals), rate)
+        for load, rate in self._rates(name, model, round_number) if plan.opened else ():
+            arrivals = poisson(rate, plan.opened, plan.seed)
+            record(load, await running.open_loop(arrivals), rate)
 
-    def _rates(self, name: str, model: str) -> list[tuple[str, float]]:
+    def _rates(self, name: str, model: str, round_number: int) -> list[tuple[str, float]]:
+        """The open loops of this round, with their requests a second."""
         capacity = self.capacity(name, model)
-        rates = [(f"{part:.0%}", part * capacity) for part in PARTS]
-        if self._plan.rounds > 1:
-            equal = enumerate(self.equal_rates(model), 1)
-            rates += [(f"equal {n}", rate) for n, rate in equal if rate < capacity]
-        return [(load, rate) for load, rate in rates if rate > 0]
+        if round_number == 1:
+            return [(f"{part:.0%}", part * capacity) for part in PARTS if capacity]
+        if model not in self._equal and round_number == 2:
+            self._equal[model] = self.equal_rates(model)
+        equal = enumerate(self._equal[model] if round_number == 2 else (), 1)
+        return [(f"equal {number}", rate) for number, rate in equal if rate < capacity]

@@ -17,7 +17,8 @@ from asyncinfer.stats import percentile
 __all__ = ("checks", "plots", "rows", "tables")
 
 _CLOSED = (
-    "One image a request, 64 under way at once. Medians over the rounds (least to most). "
+    "One image a request, 64 under way at once. Medians over the rounds (least to most); what "
+    "starts slowly takes part in two of them. "
     "CPU time is that of the peer's processes: in process it includes the callers, behind HTTP not "
     "the client."
 )

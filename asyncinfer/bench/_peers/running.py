@@ -26,8 +26,8 @@ __all__ = ("PeerFailed", "Running", "started")
 _LINE = 1 << 26
 #: seconds beyond a load's own that a script's reply may take
 _GRACE = 30.0
-#: seconds for each way to end a peer: being asked, SIGTERM, SIGKILL
-_POLITE, _TERM, _KILL = 8.0, 3.0, 3.0
+#: seconds that a peer gets to end by SIGTERM, then by SIGKILL
+_TERM, _KILL = 1.0, 3.0
 
 #: equal for all. glibc gives large tensors' memory back after each batch unless told otherwise
 _SETTINGS = {
@@ -137,7 +137,7 @@ async def started(peer: Peer, folder: Path) -> AsyncIterator[Running]:
             limit=_LINE,
             start_new_session=True,
         )
-    family, polite = Family(process.pid, token), 0.0
+    family, farewell = Family(process.pid, token), 0.0
     try:
         requests, labels = _requests(folder, peer.request)
         client = HttpClient(port, requests) if peer.request else None
@@ -147,11 +147,11 @@ async def started(peer: Peer, folder: Path) -> AsyncIterator[Running]:
             await _answering(running, client, begun + peer.patience)
         running.startup = time.perf_counter() - begun
         yield running
-        polite = _POLITE
+        farewell = peer.farewell
         if client is not None:
             client.close()
     finally:
-        await _end(process, family, polite)
+        await _end(process, family, farewell)
 
 
 def _environment(folder: Path, port: int, token: str) -> dict[str, str]:
@@ -159,6 +159,7 @@ def _environment(folder: Path, port: int, token: str) -> dict[str, str]:
         "ASYNCINFER_PEER_FOLDER": str(folder),
         "ASYNCINFER_PEER_PORT": str(port),
         "MOSEC_PORT": str(port),
+        "TMPDIR": str(folder),
         TOKEN: token,
     }
     return {**os.environ, **_SETTINGS, **own}
@@ -202,14 +203,14 @@ def _loop_time(deadline: float) -> float:
     return asyncio.get_running_loop().time() + deadline - time.perf_counter()
 
 
-async def _end(process: asyncio.subprocess.Process, family: Family, polite: float) -> None:
+async def _end(process: asyncio.subprocess.Process, family: Family, farewell: float) -> None:
     """Ask, then SIGTERM, then SIGKILL; returns when none of its processes is left."""
     family.look()
     if process.stdin is not None:
         process.stdin.close()
-    if await _gone(process, family, polite):
+    if await _gone(process, family, farewell):
         return
-    for number, patience in ((signal.SIGTERM, _TERM if polite else 1.0), (signal.SIGKILL, _KILL)):
+    for number, patience in ((signal.SIGTERM, _TERM), (signal.SIGKILL, _KILL)):
         family.send(number)
         if await _gone(process, family, patience):
             return

@@ -43,5 +43,4 @@ if __name__ == "__main__":
     commands.reply(versions=versions("ray", "torch"))
     for _ in commands:
         pass
-    serve.shutdown()
     ray.shutdown()
