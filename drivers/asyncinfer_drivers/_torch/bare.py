@@ -32,7 +32,7 @@ from asyncinfer_drivers._torch.variants import Forward
 __all__ = ("Rate", "Settings", "best_loop", "inputs_of", "loop_rates", "naive_loop", "tune")
 
 #: batch sizes that ``tune`` tries
-BATCHES = (1, 4, 16, 32, 64)
+BATCHES = (1, 4, 16, 32, 64, 128, 256)
 #: seconds ``tune`` gives each setting, and to find the form of the model
 _EACH, _SEARCH = 0.4, 8.0
 #: turns each loop takes in ``loop_rates``
@@ -45,6 +45,8 @@ class Rate(NamedTuple):
     """What a loop did."""
 
     images_per_second: float
+    #: the same by the processor time of all threads, whatever else the machine does
+    images_per_cpu_second: float
     #: of the first pass over the inputs, in their order
     outputs: list[Any]
 
@@ -123,7 +125,7 @@ def _one_by_one(
         bind(threads)
     job.one(inputs[0])
     outputs: list[Any] = []
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     for done, item in enumerate(itertools.cycle(inputs), 1):
         output = job.one(item)
         if done <= len(inputs):
@@ -131,7 +133,7 @@ def _one_by_one(
         elapsed = time.perf_counter() - started
         if done >= len(inputs) if seconds is None else elapsed >= seconds:
             break
-    return Rate(done / elapsed, outputs)
+    return Rate(done / elapsed, done / (time.process_time() - cpu), outputs)
 
 
 def best_loop(
@@ -149,21 +151,24 @@ def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) 
     """The fastest settings: each batch size with one worker, then more workers of the best."""
     job = _job(model)
     forms = {size: _prepared(job, inputs[0], size, "auto") for size in (1, _TUNED_FOR)}
-    tried: dict[Settings, float] = {}
 
-    def rate(settings: Settings, seconds: float) -> float:
+    def run(settings: Settings) -> Rate:
         forward = forms[_form_for(settings.batch)][1]
-        some = inputs[: 2 * settings.batch]
-        tried[settings] = _Loop(job, forward, some, settings).run(seconds).images_per_second
-        return tried[settings]
+        repeats = -(-2 * settings.batch // len(inputs))
+        return _Loop(job, forward, [*inputs] * repeats, settings).run(_EACH)
 
+    one = dict[Settings, float]()
     for batch in BATCHES:
-        if rate(Settings(batch, forms[_form_for(batch)][0]), _EACH) < max(tried.values()) / 2:
+        settings = Settings(batch, forms[_form_for(batch)][0])
+        one[settings] = run(settings).images_per_cpu_second
+        if one[settings] < max(one.values()) / 2:
             break
-    best = max(tried, key=lambda settings: tried[settings])
-    for number in workers:
-        rate(replace(best, workers=number), 2 * _EACH)
-    return max(tried, key=lambda settings: tried[settings])
+    best = max(one, key=lambda settings: one[settings])
+    several = {replace(best, workers=number): list[float]() for number in workers}
+    for _ in range(_TURNS):
+        for settings, rates in several.items():
+            rates.append(run(settings).images_per_second)
+    return max(several, key=lambda settings: max(several[settings]))
 
 
 def loop_rates(model_name: str, *, count: int, seconds: float) -> dict[str, Any]:
@@ -231,7 +236,7 @@ class _Loop:
         size = settings.batch
         self._batches = [inputs[at : at + size] for at in range(0, len(inputs), size)]
         self._outputs: list[list[Any]] = [[] for _ in self._batches]
-        self._started = self._end = 0.0
+        self._started = self._cpu = self._end = 0.0
 
     def run(self, seconds: float) -> Rate:
         """All batches, and again until ``seconds``."""
@@ -243,14 +248,14 @@ class _Loop:
                 barrier = threading.Barrier(workers, action=lambda: self._start(seconds))
                 done = [crew.submit(self._work, barrier) for _ in range(workers)]
                 images = sum(future.result() for future in done)
-            elapsed = time.perf_counter() - self._started
+            elapsed, cpu = time.perf_counter() - self._started, time.process_time() - self._cpu
         finally:
             if held:
                 malloc.release()
-        return Rate(images / elapsed, list(itertools.chain(*self._outputs)))
+        return Rate(images / elapsed, images / cpu, list(itertools.chain(*self._outputs)))
 
     def _start(self, seconds: float) -> None:
-        self._started = time.perf_counter()
+        self._started, self._cpu = time.perf_counter(), time.process_time()
         self._end = self._started + seconds
 
     @torch.inference_mode()

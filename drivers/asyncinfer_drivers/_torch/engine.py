@@ -11,7 +11,7 @@ import torch
 
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
 from asyncinfer_drivers._torch import aot, malloc
-from asyncinfer_drivers._torch.device import available, choose, is_device_fault
+from asyncinfer_drivers._torch.device import available, choose, is_device_fault, timer
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Choice, Search
@@ -26,7 +26,7 @@ __all__ = ("Engine", "Spec", "claim")
 logger = logging.getLogger("asyncinfer.torch")
 
 #: seconds that finding the batch size takes at most, and a call with the size that is found
-_SIZES_BUDGET, _LONGEST_CALL = 1.0, 0.25
+_SIZES_BUDGET, _LONGEST_CALL = 1.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,7 @@ class Engine:
             lambda size: _run(runner, [self.warmup] * size),
             budget=_SIZES_BUDGET,
             longest=_LONGEST_CALL if target is None else min(target, _LONGEST_CALL),
+            timer=timer(runner.device),
             wanted=self._wanted,
             memory=memory_left,
         )

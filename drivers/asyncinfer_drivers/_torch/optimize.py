@@ -14,7 +14,7 @@ from torch import nn
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch import aot
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
-from asyncinfer_drivers._torch.device import is_device_fault, synchronize
+from asyncinfer_drivers._torch.device import is_device_fault, synchronize, timer
 from asyncinfer_drivers._torch.variants import STEPS, Forward, Plan, Refused, make
 
 __all__ = ("Choice", "Search", "plans_of")
@@ -209,18 +209,19 @@ class Search:
 
     def _time(self, forward: Forward, sample: torch.Tensor) -> float:
         """Least seconds of a few calls, after some that are not counted."""
+        clock = timer(sample.device)
         least, spent = float("inf"), 0.0
         for call in range(-_UNCOUNTED, _MOST_CALLS):
-            started = time.perf_counter()
+            started = clock()
             forward(sample)
             synchronize(sample.device)
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             if call >= 0:
                 least, spent = min(least, seconds), spent + seconds
             timed = call + 1 >= _LEAST_CALLS and spent > _TIMING_PART * self.budget
             if timed or not self.wanted():
                 break
-        return min(least, seconds)
+        return max(min(least, seconds), 1e-9)
 
 
 def _tiled(item: torch.Tensor, count: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ LIMIT = 256
 #: a smaller size is as good from this part of the best rate on
 _AS_GOOD = 0.95
 #: doublings without a better rate that end the search
-_PATIENCE = 2
+_PATIENCE = 3
 #: part of the memory that is left that a batch twice as large may take
 _MEMORY_PART = 0.25
 
@@ -23,28 +23,31 @@ def best_size(
     *,
     budget: float,
     longest: float,
+    timer: Callable[[], float] = time.perf_counter,
     wanted: Callable[[], bool] = lambda: True,
     memory: Callable[[], int | None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[int, dict[int, float]]:
     """The smallest of 1, 2, 4, ... ``LIMIT`` with about the best rate; and each size's tasks/s.
 
-    ``run`` runs a batch of that size. Each is run three times, the first is not counted. None is
-    begun that is likely to take longer than ``longest`` seconds a call or to end after ``budget``
-    seconds, or for which ``memory`` (bytes left) would become short.
+    ``run`` runs a batch of that size. Each is run four times, the first two are not counted. None
+    is begun that is likely to take longer than ``longest`` seconds a call or to end after
+    ``budget`` seconds, or for which ``memory`` (bytes left) would become short. ``timer`` tells
+    how long a call takes, ``clock`` what is left of the budget.
     """
     rates: dict[int, float] = {}
     started, size, since_best = clock(), 1, 0
     while size <= LIMIT and wanted():
-        before = memory()
-        seconds = _time(run, size, clock)
+        before, begun = memory(), clock()
+        seconds = _time(run, size, timer)
         rates[size] = size / seconds
         since_best = 0 if rates[size] >= max(rates.values()) else since_best + 1
         left = memory()
         if before is not None and left is not None and 2 * (before - left) > _MEMORY_PART * left:
             break
-        # twice the size takes twice the time at most; it is run three times
-        if 2 * seconds > longest or clock() - started + 6 * seconds > budget:
+        # twice the size takes about twice the time at most
+        now = clock()
+        if 2 * seconds > longest or now - started + 2 * (now - begun) > budget:
             break
         if since_best >= _PATIENCE:
             break
@@ -55,13 +58,13 @@ def best_size(
     return min(size for size, rate in rates.items() if rate >= enough), rates
 
 
-def _time(run: Callable[[int], None], size: int, clock: Callable[[], float]) -> float:
-    run(size)
+def _time(run: Callable[[int], None], size: int, timer: Callable[[], float]) -> float:
     seconds = []
-    for _ in range(2):
-        started = clock()
+    for call in range(4):
+        started = timer()
         run(size)
-        seconds.append(clock() - started)
+        if call >= 2:  # the first is checked, and a graph is compiled for it in the second
+            seconds.append(timer() - started)
     return max(min(seconds), 1e-9)
 
 
