@@ -8,10 +8,9 @@ import importlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from asyncinfer.bench.measure import Spread, interleaved, median_spread, peak_rss
+from asyncinfer.bench.measure import Spread, median_spread, peak_rss
 from asyncinfer.bench.record import Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate
@@ -66,17 +65,22 @@ def measure(
 
 
 def in_turns(
-    cases: Mapping[str, Callable[[], T]], runs: int, warm_up: int = 1
+    cases: Mapping[str, Callable[[], T]], runs: int, warm_up: int = 1, *, limit: float = 60.0
 ) -> dict[str, list[T]]:
-    """``interleaved`` for cases that measure more than one figure."""
+    """As ``interleaved``, for cases that measure more than one figure, and bounded in time.
+
+    No round is begun ``limit`` seconds after the first, so a busy host gets fewer.
+    """
     found: dict[str, list[T]] = {name: [] for name in cases}
-
-    def turn(name: str) -> float:
-        found[name].append(cases[name]())
-        return 0.0
-
-    interleaved({name: partial(turn, name) for name in cases}, runs, warm_up)
-    return {name: values[-runs:] for name, values in found.items()}  # the first warmed up
+    end = time.perf_counter() + limit
+    for turn in range(-warm_up, runs):
+        if turn > 0 and time.perf_counter() > end:
+            break
+        for name in list(cases)[:: -1 if turn % 2 else 1]:
+            measured = cases[name]()
+            if turn >= 0:
+                found[name].append(measured)
+    return found
 
 
 def _present(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:

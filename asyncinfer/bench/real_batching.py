@@ -115,7 +115,7 @@ def _loaded(
     cases = {
         f"{load}/{way.name}": functools.partial(one, way, load) for load in loads for way in ways
     }
-    measured = in_turns(cases, min(context.runs, _ROUNDS), warm_up=0)
+    measured = in_turns(cases, min(context.runs, _ROUNDS), warm_up=0, limit=40)
     return [
         replace(run, run=number, seed=context.seed)
         for runs in measured.values()

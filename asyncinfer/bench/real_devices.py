@@ -12,16 +12,25 @@ from asyncinfer.bench.suite import Context
 from asyncinfer.config import STAND_IN_SLOWDOWN, DeviceConfig, select
 from asyncinfer.driver import Driver, ServiceTime, SupportsCalibrate
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.model import Model
+from asyncinfer.model import Model, resolve
 from asyncinfer.registry import load_driver
 
-__all__ = ("Opened", "close_all", "devices_for", "notes", "open_all", "supports", "torch_device")
+__all__ = (
+    "Opened",
+    "close_all",
+    "devices_for",
+    "notes",
+    "open_all",
+    "supports",
+    "torch_device",
+    "with_own_steps",
+)
 
 #: tasks a call: pictures of different sizes are run one by one anyway
 _BATCHES = {"efficientnet_lite0": 4, "mtcnn": 1, "digits": 64}
 
-#: the form of the model on devices of our choice: the same on all, and found without trying
-_FORM = "freeze"
+#: forms of the models on devices of our choice: the same on all, and found without trying
+_FORMS = {"efficientnet_lite0": "channels_last+freeze", "digits": "freeze"}
 _PI = "raspberry_pi"
 _BOARDS = ("cortex_m4", "cortex_m4_emulated")
 _PROCESS = (
@@ -74,6 +83,16 @@ class Opened(Driver[Any, Any]):
             self._service = await self.driver.calibrate()
 
 
+def with_own_steps(name: str) -> Model:
+    """A built-in model with its own steps only: its inputs are in memory, none is a file's path."""
+    model = resolve(name)
+    own = model.builtin
+    if own is None:
+        return model
+    collate = getattr(own, "collate", None)
+    return replace(model, preprocess=own.preprocess, collate=collate)
+
+
 def torch_device(name: str, **options: Any) -> DeviceConfig:
     """A torch device on this host's CPU with one thread, and those options that its driver has."""
     wanted = {"device": "cpu", "threads": 1, **options}
@@ -95,7 +114,7 @@ def devices_for(model: str, context: Context) -> tuple[list[DeviceConfig], list[
         found = _default(context)
     given: dict[str, Any] = {"max_batch": _BATCHES.get(model, 1)}
     if supports("optimize") and (context.short or not (context.devices or context.config.devices)):
-        given["optimize"] = "none" if context.short else _FORM
+        given["optimize"] = "none" if context.short else _FORMS.get(model, "none")
     kept, skipped = list[DeviceConfig](), list[str]()
     for device in found:
         if device.driver in _BOARDS and model != "digits":

@@ -10,12 +10,18 @@ from functools import partial
 
 from asyncinfer.bench.measure import median_spread
 from asyncinfer.bench.overhead_trials import in_turns, loops_here
-from asyncinfer.bench.real_devices import Opened, close_all, devices_for, notes, open_all
+from asyncinfer.bench.real_devices import (
+    Opened,
+    close_all,
+    devices_for,
+    notes,
+    open_all,
+    with_own_steps,
+)
 from asyncinfer.bench.real_pass import Case, Work, one_pass
 from asyncinfer.bench.record import Check, Outcome, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
-from asyncinfer.model import resolve
 
 __all__ = ("cases", "checks", "stage")
 
@@ -27,7 +33,7 @@ _NOTE = (
 
 def stage(name: str, context: Context, outcome: Outcome) -> None:
     """Measure one model; raises ``AsyncInferError`` if it cannot be run here at all."""
-    model = resolve(name)
+    model = with_own_steps(name)
     inputs = model.inputs
     assert inputs is not None  # noqa: S101  # built-in models have some
     work = Work(name, list(inputs.items), inputs.targets)
@@ -61,7 +67,7 @@ def _measured(
     passes: dict[str, Callable[[], Run]] = {}
     for case in cases(opened):
         passes[f"{case.title}, {case.policy}"] = partial(run, case, case.tasks(took))
-    measured = in_turns(passes, 1 if context.short else context.runs, warm_up=0)
+    measured = in_turns(passes, 1 if context.short else context.runs, warm_up=0, limit=40)
     return [
         replace(one, run=number, seed=context.seed)
         for runs in measured.values()

@@ -13,18 +13,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Any, TypeAlias
 
 from asyncinfer.bench.measure import LoopLag, median_spread, peak_rss
 from asyncinfer.bench.overhead_trials import in_turns, loops_here
-from asyncinfer.bench.real_devices import Opened, close_all, open_all, torch_device
+from asyncinfer.bench.real_devices import Opened, close_all, open_all, torch_device, with_own_steps
 from asyncinfer.bench.record import Check, Outcome, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.errors import AsyncInferError
-from asyncinfer.model import resolve
 from asyncinfer.stats import percentile
 
 __all__ = ("BEST", "NAIVE", "OURS", "checks", "torch_comparison")
@@ -32,6 +31,9 @@ __all__ = ("BEST", "NAIVE", "OURS", "checks", "torch_comparison")
 NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
 #: what is demanded of ours: of the best loop, of the naive one, and in seconds of loop lag
 OF_BEST, OF_NAIVE, LAG = 0.95, 4.0, 0.005
+
+#: full batches of each worker that the loops go through at least
+_BATCHES = 4
 
 _NOTE = (
     "Naive: one image at a time in eager mode. Best: batches, the fastest form of the model, "
@@ -74,11 +76,11 @@ def torch_comparison(model: str, context: Context, outcome: Outcome) -> None:
 
 def _compare(model: str, bare: Any, context: Context, runner: asyncio.Runner) -> list[Run]:
     context.progress(f"{model}, the best settings of a bare loop")
-    inputs = bare.inputs_of(model, 256 if context.short else 1024)
+    inputs = bare.inputs_of(model, 256)
     settings = bare.Settings(optimize="none") if context.short else bare.tune(model, inputs)
-    return _rounds(
-        _Match(model, inputs, bare, settings, 0.3 if context.short else 1.5), context, runner
-    )
+    inputs = inputs[: _BATCHES * settings.batch * settings.workers]
+    match = _Match(model, inputs, bare, settings, 0.3 if context.short else 1.5)
+    return _rounds(match, context, runner)
 
 
 @asynccontextmanager
@@ -98,7 +100,7 @@ async def _drivers(match: _Match) -> AsyncIterator[Sequence[Opened]]:
         )
         for number in range(1, settings.workers + 1)
     ]
-    opened, missing = await open_all(devices, resolve(match.model))
+    opened, missing = await open_all(devices, with_own_steps(match.model))
     try:
         if missing:
             raise AsyncInferError("; ".join(missing))
@@ -121,7 +123,7 @@ def _rounds(match: _Match, context: Context, runner: asyncio.Runner) -> list[Run
         return replace(run, run=next(numbers[name]), seed=context.seed)  # the warm-up is 0
 
     cases = {name: functools.partial(one, name) for name in work}
-    measured = in_turns(cases, 1 if context.short else context.runs)
+    measured = in_turns(cases, 1 if context.short else context.runs, limit=40)
     return [run for runs in measured.values() for run in runs]
 
 
@@ -143,12 +145,12 @@ def _latest(samples: Sequence[float], took: float) -> Iterator[float]:
 
 async def _stream(match: _Match) -> _Found:
     """A stream of about that many seconds, to its last result."""
-    most = 4 * int(match.settings.batch * match.settings.workers)
+    most = len(match.inputs)
     async with (
         _drivers(match) as opened,
         Dispatcher(opened, window=most, queue_size=most) as dispatcher,
     ):
-        async for _ in dispatcher.stream(islice(cycle(match.inputs), 2 * most)):
+        async for _ in dispatcher.stream(match.inputs):
             pass  # warm
         with LoopLag() as lag:
             count, start = 0, time.perf_counter()

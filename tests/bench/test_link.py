@@ -114,6 +114,7 @@ def test_a_board_that_is_not_there_is_skipped(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # the first one builds the firmware
 def test_the_short_form():
     pytest.importorskip("torch")
     from asyncinfer_drivers.cortex_m.emulated_driver import missing

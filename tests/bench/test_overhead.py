@@ -64,7 +64,8 @@ def test_cases_take_turns_and_the_warm_up_is_dropped():
 
     measured = in_turns({"a": case("a"), "b": case("b")}, 2)
     assert measured == {"a": ["a2", "a3"], "b": ["b2", "b3"]}
-    assert sorted(order[:2]) == sorted(order[2:4]) == ["a", "b"]
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert in_turns({"a": case("a")}, 5, warm_up=0, limit=0.0) == {"a": ["a4"]}  # at least one
 
 
 def test_rows_of_a_section():
