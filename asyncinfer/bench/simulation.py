@@ -62,6 +62,11 @@ class Plan:
         """The least makespan for the mean service times, without any order."""
         return theory.optimum_makespan(self.service_times, self.tasks)
 
+    @property
+    def total_rate(self) -> float:
+        """Tasks a second with every device always busy."""
+        return theory.total_rate(self.service_times)
+
     @cached_property
     def windowed_optimum(self) -> float:
         """The least makespan to expect of results that complete in order in the window."""

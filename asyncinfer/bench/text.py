@@ -26,8 +26,10 @@ def rate(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes, as MB."""
-    return f"{value / 1e6:.1f} MB" if math.isfinite(value) else "-"
+    """Bytes, as MB or GB."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
 
 
 def plain(value: Any) -> Any:
