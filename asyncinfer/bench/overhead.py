@@ -45,8 +45,8 @@ CLAIMS = (
 LAG_LIMIT = 0.005
 
 _TOLD = (
-    "Median (least-most) and how many times that is the first line's. Tasks return their input at "
-    "once, so this is nothing but the cost of dispatching."
+    "Median (least-most), and how many times as fast as the first line: the median over the "
+    "rounds. Tasks return their input at once, so this is nothing but the cost of dispatching."
 )
 
 
@@ -103,7 +103,7 @@ def _costs(way: str, runs: Sequence[Run]) -> Table:
             times = 1 / ratio(runs, case, policy, threads.BARE)
             cells.append(f"{seconds(cost)} x{times:.3g}")
         rows.append(cells)
-    note = "Median, and how many times the cost of a bare thread with a queue to it."
+    note = "Medians; how many times the cost of a bare thread with a queue to it, round by round."
     return Table(f"Handing work to a thread: {way}", columns, rows, note)
 
 

@@ -136,8 +136,16 @@ def throughput(runs: Iterable[Run], case: str, policy: str) -> Spread:
 
 
 def ratio(runs: Sequence[Run], case: str, policy: str, base: str) -> float:
-    """How many times as fast as ``base`` it is, by medians."""
-    return throughput(runs, case, policy).median / throughput(runs, case, base).median
+    """How many times as fast as ``base`` it is: the median over the rounds, each by itself.
+
+    What slows the host down for a while then meets both.
+    """
+    rounds: dict[int, dict[str, float]] = {}
+    for run in runs:
+        if run.case == case:
+            rounds.setdefault(run.run, {})[run.policy] = run.throughput
+    found = [r[policy] / r[base] for r in rounds.values() if policy in r and base in r]
+    return median_spread(found).median
 
 
 def compared(title: str, runs: Sequence[Run], base: str, note: str = "") -> Table:

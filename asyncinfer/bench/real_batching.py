@@ -19,7 +19,7 @@ from asyncinfer.bench.measure import median_spread
 from asyncinfer.bench.overhead_trials import in_turns, loops_here
 from asyncinfer.bench.real_devices import Opened, close_all, open_all, torch_device
 from asyncinfer.bench.real_load import Load, closed_loop, open_loop
-from asyncinfer.bench.record import Check, Outcome, Run, Table
+from asyncinfer.bench.record import Check, Outcome, Plot, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
 from asyncinfer.dispatcher import Dispatcher
@@ -28,7 +28,7 @@ from asyncinfer.errors import AsyncInferError
 from asyncinfer.model import resolve
 from asyncinfer.stats import percentile
 
-__all__ = ("ADAPTIVE", "batching", "checks")
+__all__ = ("ADAPTIVE", "batching", "checks", "latencies")
 
 ADAPTIVE = "adaptive"
 CLOSED = "closed loop"
@@ -65,6 +65,7 @@ def batching(context: Context, outcome: Outcome) -> None:
         return
     outcome.runs += runs
     outcome.tables.append(_table(runs))
+    outcome.plots.append(latencies(runs, f"open loop, {_LOADS[1]:.0%}"))
 
 
 def adaptive_options() -> dict[str, Any] | None:
@@ -180,6 +181,22 @@ def _table(runs: Sequence[Run]) -> Table:
         for policy in policies
     ]
     return Table("Fixed and adaptive batches", columns, rows, _NOTE)
+
+
+def latencies(runs: Sequence[Run], load: str) -> Plot:
+    """The share of calls answered within a time, each way of making batches."""
+
+    def draw(ax: Any) -> None:
+        for policy in _names(runs)[1]:
+            chosen = (r for r in runs if (r.case, r.policy) == (f"batching: {load}", policy))
+            found = sorted(s * 1000 for run in chosen for s in run.figures["latency_samples"])
+            ax.step(found, [(place + 1) / len(found) for place in range(len(found))], label=policy)
+        ax.set_xlabel("latency, ms")
+        ax.set_ylabel("share of calls")
+        ax.set_ylim(0, 1)
+        ax.legend()
+
+    return Plot("real-batching-latency", f"Latency by batch size, {load}", draw, _NOTE)
 
 
 def checks(runs: Sequence[Run]) -> list[Check]:

@@ -58,12 +58,16 @@ class Case:
         """The devices by name."""
         return " + ".join(device.name for device in self.devices)
 
-    def tasks(self, seconds: float) -> int:
-        """As many as they should do in about that time, if they did not share the host."""
-        rate = sum(device.rate for device in self.devices)
+    def tasks(self, seconds: float, fastest: float) -> int:
+        """As many as they do in about that time, like ones alike.
+
+        ``fastest`` is the rate of the fastest device there is; those within a third of it count as
+        being as fast. Slow ones alone get fewer tasks.
+        """
+        rate = sum(fastest if d.rate > fastest / 3 else d.rate for d in self.devices)
         batches = _BATCHES * max(device.max_batch for device in self.devices)
-        if len(self.devices) == 1 and rate < batches / seconds:
-            batches = 0  # a slow device alone
+        if rate < fastest:
+            batches = 0
         return min(_MOST, max(_LEAST, batches, int(rate * seconds)))
 
 

@@ -64,9 +64,10 @@ def _measured(
         context.progress(f"{work.model} on {case.title}, {case.policy}")
         return runner.run(one_pass(case, work, tasks))[0]
 
+    fastest = max(device.rate for device in opened)
     passes: dict[str, Callable[[], Run]] = {}
     for case in cases(opened):
-        passes[f"{case.title}, {case.policy}"] = partial(run, case, case.tasks(took))
+        passes[f"{case.title}, {case.policy}"] = partial(run, case, case.tasks(took, fastest))
     measured = in_turns(passes, 1 if context.short else context.runs, warm_up=0, limit=40)
     return [
         replace(one, run=number, seed=context.seed)

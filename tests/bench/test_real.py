@@ -1,6 +1,7 @@
 """The suite real: its passes, loads and claims with made-up devices; once with torch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -126,11 +127,13 @@ async def test_a_board_that_compares_is_asked_how_it_went():
 
 
 def test_the_number_of_tasks_fills_a_time():
-    fast, slow = (Opened(SimulatedDriver(name, 1.0, max_batch=4)) for name in "ab")
-    fast._service, slow._service = ServiceTime(0.0, 0.01), ServiceTime(0.0, 1.0)
-    assert Case([fast]).tasks(1.0) == 100
-    assert Case([slow]).tasks(1.0) == 8  # not four batches of a slow device alone
-    assert Case([fast, slow]).tasks(0.01) == 16  # four batches
+    fast, near, slow = (Opened(SimulatedDriver(name, 1.0, max_batch=4)) for name in "abc")
+    for device, each in ((fast, 0.01), (near, 0.02), (slow, 1.0)):
+        device._service = ServiceTime(0.0, each)
+    assert Case([fast]).tasks(1.0, 100.0) == Case([near]).tasks(1.0, 100.0) == 100
+    assert Case([fast, near, slow]).tasks(1.0, 100.0) == 201
+    assert Case([slow]).tasks(1.0, 100.0) == 8  # not four batches of a slow device alone
+    assert Case([fast, slow]).tasks(0.01, 100.0) == 16  # four batches
 
 
 # ---- a stage
@@ -243,6 +246,17 @@ def test_adaptive_batches_are_checked_where_there_are_any():
         _batch("open loop, 20%", real_batching.ADAPTIVE, 20.0, 0.012),
     ]
     assert [check.met for check in real_batching.checks(fixed + ours)] == [True, False]
+
+
+def test_the_latency_plot():
+    figure = pytest.importorskip("matplotlib.figure")
+    runs = [
+        replace(_batch("open loop, 50%", policy, 1.0, 1.0), figures={"latency_samples": samples})
+        for policy, samples in (("batch 1", [0.002, 0.001]), ("batch 8", [0.003]))
+    ]
+    ax = figure.Figure().subplots()
+    real_batching.latencies(runs, "open loop, 50%").draw(ax)
+    assert [list(line.get_xdata()) for line in ax.lines] == [[1.0, 2.0], [3.0]]
 
 
 # ---- the whole
