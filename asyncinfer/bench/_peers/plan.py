@@ -99,6 +99,8 @@ class Session:
         self._deadline = 0.0
         #: seconds that the last start of each, loads included, took
         self._costs: dict[tuple[str, str], float] = {}
+        #: what failed for a model is not tried with it again
+        self._failed: set[tuple[str, str]] = set()
         #: rates of arrival that are the same for all, by model
         self._equal: dict[str, list[float]] = {}
 
@@ -148,6 +150,8 @@ class Session:
 
     async def _one(self, peer: Peer, model: str, folder: Path, round_number: int) -> None:
         begun = time.perf_counter()
+        if (peer.name, model) in self._failed:
+            return
         if begun > self._deadline:
             self.skipped.append(f"{peer.name}, {model}, round {round_number}: no time left")
             return
@@ -157,7 +161,7 @@ class Session:
                 await self._load(running, model, round_number)
         except PeerFailed as error:
             self.skipped.append(f"{model}: {error}")
-            self._peers.remove(peer)
+            self._failed.add((peer.name, model))
         self._costs[peer.name, model] = time.perf_counter() - begun
 
     async def _load(self, running: Running, model: str, round_number: int) -> None:

@@ -134,7 +134,7 @@ def _closed(measured: Sequence[Measured], model: str) -> Table:
             [
                 name,
                 f"{rate(rates.median)} ({rate(rates.least)} to {rate(rates.most)})",
-                f"{ours / rates.median:.2f}" if rates.median else "-",
+                f"{ours / rates.median:.2f}" if ours / (rates.median or math.nan) > 0 else "-",
                 *(seconds(quantile) for quantile in quantiles),
                 seconds(median_spread(one.cpu for one in ones).median),
                 str(sum(one.result.errors for one in ones)),
