@@ -41,7 +41,8 @@ def timed(context: Context, calibrations: int) -> tuple[list[Timed], list[str]]:
     """The devices that can be opened here, and a line for each that cannot."""
     found: list[Timed] = []
     skipped: list[str] = []
-    for device in select(context.devices or NAMES, context.config):
+    own = [device.name for device in context.config.devices]
+    for device in select(context.devices or own or NAMES, context.config):
         context.progress(f"timing {device.name}")
         try:
             seconds = run_async(_service_time(device, calibrations))

@@ -20,7 +20,7 @@ from asyncinfer.bench.record import Check, Outcome
 from asyncinfer.bench.report import FORMATS, check_pictures, save_plots, write_report
 from asyncinfer.bench.session import chosen, measure
 from asyncinfer.bench.suite import SUITES, Context
-from asyncinfer.cli.arguments import Config, Devices, Json
+from asyncinfer.cli.arguments import Config, Json
 from asyncinfer.cli.output import emit, fail, note, people, seconds, table
 from asyncinfer.errors import ConfigError
 
@@ -32,7 +32,13 @@ def bench(
         list[str] | None,
         typer.Option(help=f"One or more of: {', '.join(SUITES)}, all. Default: paper."),
     ] = None,
-    devices: Devices = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One or more names, as for run. Default: the config's, or the suite's own.",
+            show_default=False,
+        ),
+    ] = None,
     config: Config = None,
     runs: Annotated[int, typer.Option(min=1, help="Repeats of what is timed.")] = 5,
     seed: Annotated[int, typer.Option(help="Of noise and arrivals.")] = 42,

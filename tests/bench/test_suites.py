@@ -5,6 +5,7 @@ import pytest
 from asyncinfer.bench import ablation, named, paper, scale
 from asyncinfer.bench.report import save_plots
 from asyncinfer.bench.suite import Context
+from asyncinfer.config import parse
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer.testing import SimulatedDriver
 
@@ -93,3 +94,10 @@ def test_scale_tells_why_a_process_failed(monkeypatch):
     monkeypatch.setattr(scale, "CHILD", "asyncinfer.no_such_module")
     with pytest.raises(RuntimeError, match="No module named"):
         scale.run(Context(short=True))
+
+
+def test_devices_are_those_asked_for_else_of_the_config():
+    own = parse('[[device]]\ndriver = "simulated"\nname = "mine"\noptions = {service_time = 0.5}')
+    names = [device.name for device in named.timed(Context(config=own), 1)[0]]
+    asked = [device.name for device in named.timed(Context(["sim:1"], own), 1)[0]]
+    assert (names, asked) == (["mine"], ["sim:1"])
