@@ -91,9 +91,9 @@ class Worker:
         """
         if not self.alive:
             raise DeviceLost(self._device, "not open")
-        function = partial(copy_context().run, function, *args, **kwargs)
+        call = partial(copy_context().run, function, *args, **kwargs)
         loop = asyncio.get_running_loop()
-        job: _Job[T] = _Job(function, loop, loop.create_future())
+        job: _Job[T] = _Job(call, loop, loop.create_future())
         self._awaited.add(job)
         self._jobs.put(job)
         try:

@@ -125,6 +125,7 @@ def _one_by_one(
         bind(threads)
     job.one(inputs[0])
     outputs: list[Any] = []
+    done, elapsed = 0, 1e-9
     started, cpu = time.perf_counter(), time.process_time()
     for done, item in enumerate(itertools.cycle(inputs), 1):
         output = job.one(item)

@@ -83,7 +83,7 @@ def state(module: nn.Module) -> list[Any]:
         found += [buffer.clone() for buffer in part.buffers(recurse=False)]
         found += [parameter._version for parameter in part.parameters(recurse=False)]
         own = [value for name, value in vars(part).items() if name not in _INTERNAL]
-        found += [_copied(value, 2) for value in own]
+        found += [_copied(value, 4) for value in own]
     return found
 
 

@@ -210,7 +210,7 @@ class Search:
     def _time(self, forward: Forward, sample: torch.Tensor) -> float:
         """Least seconds of a few calls, after some that are not counted."""
         clock = timer(sample.device)
-        least, spent = float("inf"), 0.0
+        least, spent, seconds = float("inf"), 0.0, 0.0
         for call in range(-_UNCOUNTED, _MOST_CALLS):
             started = clock()
             forward(sample)

@@ -66,8 +66,7 @@ def _calibrate(net: nn.Module) -> None:
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = None  # the plain mean of all batches
     net.train()
-    for _ in range(4):
-        net(torch.stack(images(16)))
+    net(torch.stack(images(16)))
 
 
 def images(count: int) -> list[torch.Tensor]:

@@ -51,6 +51,8 @@ def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache)
         form = copy.deepcopy(form).to(memory_format=layout)  # type: ignore[call-overload]
         example = example.contiguous(memory_format=layout)
     if "aot" in plan:
+        if not aot.possible() and not aot.cached(form, example, cache):
+            raise Refused("there is no C++ compiler")
         return _in_layout(aot.compiled(form, example, cache), layout)
     if "freeze" in plan or "onednn" in plan:
         return _in_layout(_frozen(form, example, onednn="onednn" in plan), layout)
@@ -65,11 +67,12 @@ def _in_layout(forward: Forward, layout: torch.memory_format) -> Forward:
 
 def _fused(module: nn.Module) -> nn.Module:
     """A copy with each batch normalisation folded into the convolution before it."""
-    from torch.fx.experimental.optimization import fuse
-
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         raise Refused("fuse needs a module, not a graph; freeze does the same")
-    return fuse(module)  # it copies
+    with _ONE_AT_A_TIME, _strictly():
+        from torch.fx.experimental.optimization import fuse  # it warns of its own imports
+
+        return fuse(module)  # it copies
 
 
 class _Flat(nn.Module):
@@ -107,22 +110,34 @@ def _frozen(module: nn.Module, example: torch.Tensor, *, onednn: bool) -> Forwar
 
 @contextmanager
 def _strictly() -> Iterator[None]:
-    """Make the tracer's warnings errors: Python code that looks at values or sizes.
+    """Raise ``Refused`` if the tracer warns: of Python code that looks at values or sizes.
 
     ``warnings.catch_warnings`` would restore, in the end, what another thread has changed since.
     """
+    seen, shown, here = list[str](), warnings.showwarning, threading.get_ident()
+
+    def show(message: Any, category: Any, *args: Any, **options: Any) -> None:
+        if category is TracerWarning and threading.get_ident() == here:
+            seen.append(str(message))
+        else:
+            shown(message, category, *args, **options)
+
     filters = warnings.filters
     old = list(filters)
     warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
-    warnings.filterwarnings("error", category=TracerWarning)
+    warnings.filterwarnings("always", category=TracerWarning)
     own = [item for item in filters if item not in old]
+    warnings.showwarning = show
     try:
         yield
-        if any(item not in warnings.filters for item in own):
+        if warnings.showwarning is not show or any(item not in warnings.filters for item in own):
             raise Refused("warnings were changed while it was traced")
-    except TracerWarning as warning:
-        raise Refused(f"control flow: {str(warning).partition('. ')[0]}") from None
     finally:
+        here = 0  # if a copy of show is left in use, it does nothing
+        if warnings.showwarning is show:
+            warnings.showwarning = shown
         for item in own:
             if item in filters:
                 filters.remove(item)  # type: ignore[attr-defined]
+    if seen:
+        raise Refused(f"control flow: {seen[0].partition('. ')[0]}")
