@@ -29,7 +29,18 @@ from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import Forward
 
-__all__ = ("Rate", "Settings", "best_loop", "inputs_of", "loop_rates", "naive_loop", "tune")
+__all__ = (
+    "BestLoop",
+    "Rate",
+    "Settings",
+    "best_loop",
+    "check_same",
+    "inputs_of",
+    "loop_rates",
+    "naive_loop",
+    "prepared_loop",
+    "tune",
+)
 
 #: batch sizes that ``tune`` tries
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
@@ -143,9 +154,14 @@ def best_loop(
     """Batches with ``settings`` (found by ``tune`` if ``None``); again until ``seconds``."""
     if settings is None:
         settings = tune(model, inputs)
+    return prepared_loop(model, inputs, settings).run(seconds)
+
+
+def prepared_loop(model: Any, inputs: Sequence[Any], settings: Settings) -> BestLoop:
+    """The same, to be run more than once."""
     job = _job(model)
     _, forward = _prepared(job, inputs[0], settings.batch, settings.optimize)
-    return _Loop(job, forward, inputs, settings).run(seconds)
+    return BestLoop(job, forward, inputs, settings)
 
 
 def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) -> Settings:
@@ -156,7 +172,7 @@ def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) 
     def run(settings: Settings) -> Rate:
         forward = forms[_form_for(settings.batch)][1]
         repeats = -(-2 * settings.batch // len(inputs))
-        return _Loop(job, forward, [*inputs] * repeats, settings).run(_EACH)
+        return BestLoop(job, forward, [*inputs] * repeats, settings).run(_EACH)
 
     one = dict[Settings, float]()
     for batch in BATCHES:
@@ -180,16 +196,14 @@ def loop_rates(model_name: str, *, count: int, seconds: float) -> dict[str, Any]
     model: Any = build_small_net() if model_name == "small_net" else model_name
     inputs = inputs_of(model_name, count)
     settings = tune(model, inputs)
-    job = _job(model)
-    _, forward = _prepared(job, inputs[0], settings.batch, settings.optimize)
-    loop = _Loop(job, forward, inputs, settings)
+    loop = prepared_loop(model, inputs, settings)
     naive, best = list[Rate](), list[Rate]()
     for _ in range(_TURNS):
         for threads in (None, 1):  # more than one may be worse: it gets the better of both
             naive.append(naive_loop(model, inputs, seconds=seconds / _TURNS / 2, threads=threads))
         best.append(loop.run(seconds / _TURNS))
     for rate in naive:
-        _check(rate.outputs, best[0].outputs)
+        check_same(rate.outputs, best[0].outputs)
     return {
         "naive": max(rate.images_per_second for rate in naive),
         "best": max(rate.images_per_second for rate in best),
@@ -197,7 +211,8 @@ def loop_rates(model_name: str, *, count: int, seconds: float) -> dict[str, Any]
     }
 
 
-def _check(naive: list[Any], best: list[Any]) -> None:
+def check_same(naive: list[Any], best: list[Any]) -> None:
+    """Raise ``ValueError`` if two loops' outputs for the same inputs differ."""
     for number, (one, other) in enumerate(zip(naive, best, strict=False)):
         if isinstance(one, torch.Tensor):
             same = torch.allclose(one, other, rtol=1e-3, atol=1e-4)
@@ -225,7 +240,7 @@ def _prepared(job: _Job, item: Any, batch: int, optimize: str) -> tuple[str, For
     return str(choice), choice.forward
 
 
-class _Loop:
+class BestLoop:
     """Workers that take the next batch until there is none."""
 
     def __init__(
