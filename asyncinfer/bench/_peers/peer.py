@@ -94,7 +94,7 @@ OURS_HTTP = Peer(
     "ours_http.py",
     request=raw,
     modules=("torch", "starlette", "uvicorn"),
-    settings="the same behind Starlette on one uvicorn process, raw bytes",
+    settings="the same behind Starlette on one uvicorn process, gc.freeze, raw bytes",
     fast=True,
 )
 

@@ -112,14 +112,15 @@ class Session:
         """
         self._deadline = time.perf_counter() + self._plan.budget
         for round_number in range(1, self._plan.rounds + 1):
-            if not self._fits(round_number):
+            peers = self._taking_part(round_number)
+            if not peers:
                 self.skipped.append(
                     f"rounds {round_number} to {self._plan.rounds}: the {self._plan.budget:.0f} s "
                     f"for this suite allow {round_number - 1}"
                 )
                 return
             for model, folder in folders.items():
-                for peer in self._taking_part(round_number):
+                for peer in peers:
                     await self._one(peer, model, folder, round_number)
 
     def capacity(self, peer: str, model: str) -> float:
@@ -139,14 +140,17 @@ class Session:
         return [min(every) / 2, max(servers, default=min(every)) / 2] if every else []
 
     def _taking_part(self, round_number: int) -> list[Peer]:
-        peers = [peer for peer in self._peers if peer.fast or round_number <= 2]
-        return peers[:: 1 if round_number % 2 else -1]
+        """All peers twice, then those that start fast; only these, or none, if time is short."""
+        fast = [peer for peer in self._peers if peer.fast]
+        choices = [self._peers, fast] if round_number <= 2 else [fast]
+        fitting = (peers for peers in choices if round_number == 1 or self._fit(peers))
+        return next(fitting, [])[:: 1 if round_number % 2 else -1]
 
-    def _fits(self, round_number: int) -> bool:
-        """Whether a whole round is likely to end in time; the first one is always begun."""
-        names = [peer.name for peer in self._taking_part(round_number)]
+    def _fit(self, peers: Sequence[Peer]) -> bool:
+        """Whether a round of them is likely to end in time."""
+        names = [peer.name for peer in peers]
         expected = sum(cost for (name, _), cost in self._costs.items() if name in names)
-        return round_number == 1 or time.perf_counter() + expected < self._deadline
+        return time.perf_counter() + expected < self._deadline
 
     async def _one(self, peer: Peer, model: str, folder: Path, round_number: int) -> None:
         begun = time.perf_counter()

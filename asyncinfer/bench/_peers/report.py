@@ -18,7 +18,7 @@ __all__ = ("checks", "plots", "rows", "tables")
 
 _CLOSED = (
     "One image a request, 64 under way at once. Medians over the rounds (least to most); what "
-    "starts slowly takes part in two of them. "
+    "starts slowly takes part in two of them at most. "
     "CPU time is that of the peer's processes: in process it includes the callers, behind HTTP not "
     "the client."
 )
