@@ -6,12 +6,13 @@ import asyncio
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError
 from asyncinfer.estimator import Estimator
-from asyncinfer.task import Task
+from asyncinfer.span import Row, Span
 
 __all__ = ("Burst", "Device", "DeviceState")
 
@@ -38,13 +39,16 @@ class DeviceState(StrEnum):
 class Burst:
     """Tasks of one lane handed to a device at once: run one batch after the other."""
 
-    def __init__(self, device: Device, tasks: list[Task], batch: int, now: float) -> None:
+    def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
         self.device = device
-        self.tasks = tasks
+        self.lane = spans[0].lane
+        #: those whose outputs were not passed on yet
+        self.spans = Row(spans)
+        self.inputs: list[Any] = list(chain.from_iterable(span.inputs for span in spans))
         self.batch = batch
-        #: tasks[passed:at] have outputs that were not passed on yet, the next batch is running
-        self.passed = 0
+        #: inputs[:at] have been run, the next batch is running
         self.at = 0
+        #: those not passed on yet
         self.outputs: list[Any] = []
         #: when its first call started
         self.began = now
@@ -62,30 +66,39 @@ class Burst:
         return -(-self.at // self.batch)
 
     @property
-    def running(self) -> list[Task]:
-        """The tasks of the present call."""
-        return self.tasks[self.at : self.at + self.batch]
-
-    @property
     def reserved(self) -> int:
         """Number of tasks that were not started."""
-        return max(0, len(self.tasks) - self.at - self.batch)
+        return max(0, len(self.inputs) - self.at - self.batch)
 
-    def take_reserved(self) -> list[Task]:
+    def take_finished(self) -> list[Span]:
+        """Remove and return the tasks that have been run, with their outputs."""
+        outputs, self.outputs = self.outputs, []
+        spans = self.spans.take(len(outputs))
+        at = 0
+        for span in spans:
+            span.outputs = outputs if len(spans) == 1 else outputs[at : at + span.count]
+            at += span.count
+        return spans
+
+    def take_running(self) -> list[Span]:
+        """Remove and return the tasks of the present call, each by itself."""
+        return [task for span in self._take(self.at, self.batch) for task in span.singles()]
+
+    def take_reserved(self) -> list[Span]:
         """Remove and return the tasks that were not started."""
-        tasks = self.tasks[self.at + self.batch :]
-        del self.tasks[self.at + self.batch :]
-        return tasks
+        return self._take(self.at + self.batch, self.reserved)
 
-    def take_rest(self) -> list[Task]:
+    def take_rest(self) -> list[Span]:
         """Remove and return the tasks that have no output."""
-        tasks = self.tasks[self.at :]
-        del self.tasks[self.at :]
-        return tasks
+        return self._take(self.at, len(self.inputs) - self.at)
+
+    def _take(self, at: int, count: int) -> list[Span]:
+        del self.inputs[at : at + count]
+        return self.spans.take(count, at - (self.at - len(self.outputs)))
 
     def remaining(self, now: float) -> float:
         """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
-        expected = self.device.expect(min(self.batch, len(self.tasks) - self.at))
+        expected = self.device.expect(min(self.batch, len(self.inputs) - self.at))
         if math.isnan(expected):
             return now - self.since
         return abs(self.since + expected - now)
@@ -93,7 +106,7 @@ class Burst:
     @property
     def abandoned(self) -> bool:
         """Whether nobody wants any of its tasks any more."""
-        return all(task.done for task in self.tasks[self.at :])
+        return self.at < len(self.inputs) and all(span.done for span in self.spans)
 
 
 class Device:
@@ -169,7 +182,7 @@ class Device:
     @property
     def in_flight(self) -> int:
         """Tasks it is running or has reserved."""
-        return sum(len(burst.tasks) - burst.at for burst in self.bursts)
+        return sum(len(burst.inputs) - burst.at for burst in self.bursts)
 
     @property
     def reserved(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from itertools import islice
 from typing import Any
 
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Intake", "feed")
 
@@ -21,36 +21,40 @@ CHUNK = 64
 TURN = 0.0005
 
 
-class Intake(asyncio.Queue[list[Task]]):
-    """A queue of bursts of tasks whose size and limit count tasks."""
+class Intake(asyncio.Queue[Span]):
+    """A queue of spans whose size and limit count tasks."""
 
     def _init(self, maxsize: int) -> None:
-        self._queue: deque[list[Task]] = deque()
+        self._queue: deque[Span] = deque()
         self._tasks = 0
         self._roomy = asyncio.Event()
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._queue)
 
     def qsize(self) -> int:
         """Number of tasks queued."""
         return self._tasks
 
-    def _put(self, item: list[Task]) -> None:
+    def _put(self, item: Span) -> None:
         self._queue.append(item)
-        self._tasks += len(item)
+        self._tasks += item.count
 
-    def _get(self) -> list[Task]:
-        burst = self._queue.popleft()
-        self._tasks -= len(burst)
+    def _get(self) -> Span:
+        span = self._queue.popleft()
+        self._tasks -= span.count
         self._roomy.set()
-        return burst
+        return span
 
-    def take(self, most: int) -> list[Task]:
-        """The next burst, at most ``most`` tasks of it. Raises ``QueueEmpty`` if there is none."""
-        burst = self.get_nowait()
-        if len(burst) > most:
-            self._queue.appendleft(burst[most:])
-            self._tasks += len(burst) - most
-            del burst[most:]
-        return burst
+    def take(self, most: int) -> Span:
+        """The next span, at most ``most`` tasks of it. Raises ``QueueEmpty`` if there is none."""
+        span = self.get_nowait()
+        if span.count <= most:
+            return span
+        head = span.split(most)
+        self._queue.appendleft(span)
+        self._tasks += span.count
+        return head
 
     async def room(self) -> int:
         """Wait until not full; return how many tasks fit."""
@@ -63,12 +67,12 @@ class Intake(asyncio.Queue[list[Task]]):
 async def feed(
     source: Iterable[Any] | AsyncIterable[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], list[Task]],
+    accept: Callable[[list[Any]], Span],
     clock: Callable[[], float],
 ) -> None:
     """Read ``source`` to its end into ``intake``, waiting for room before each read.
 
-    ``accept`` turns inputs into tasks. A generator is closed when the reading stops early.
+    ``accept`` turns inputs into a span of tasks. A generator is closed when the reading stops early.
     """
     try:
         if isinstance(source, AsyncIterable):
@@ -85,7 +89,7 @@ async def feed(
 async def _feed_async(
     source: AsyncIterator[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], list[Task]],
+    accept: Callable[[list[Any]], Span],
     clock: Callable[[], float],
 ) -> None:
     until = clock() + TURN
@@ -104,7 +108,7 @@ async def _feed_async(
 async def _feed_sync(
     source: Iterator[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], list[Task]],
+    accept: Callable[[list[Any]], Span],
     clock: Callable[[], float],
 ) -> None:
     read = _Reader(source, clock)

@@ -11,7 +11,7 @@ from asyncinfer.device import Burst, Device
 from asyncinfer.lane import Lane
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.scheduling import Grant, Greedy, Policy
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Pool",)
 
@@ -45,7 +45,7 @@ class Pool:
         self.members: list[Device] = []
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
-        self.retries: deque[Task] = deque()
+        self.retries: deque[Span] = deque()
         self.now = 0.0
         self._policy = policy
         self._recorder = recorder
@@ -81,7 +81,7 @@ class Pool:
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
         lane, offset = self._locate(offset)
-        return lane.waiting[offset].index
+        return lane.waiting.index(offset)
 
     # ---- pairing
 
@@ -130,11 +130,10 @@ class Pool:
             grant = self._ask(device)
             if grant is None:
                 return False
-            tasks = self._take(device, grant)
-            if not tasks:
+            spans = self._take(device, grant)
+            if not spans:
                 return False
-            self._reserved += max(0, len(tasks) - grant.take)
-            self._hand_out(device, tasks, grant.take)
+            self._hand_out(device, spans, grant.take)
         return not device.free
 
     def _ask(self, device: Device) -> Grant | None:
@@ -145,7 +144,7 @@ class Pool:
             self._policy = Greedy()
             return self._policy.pull(device, self)
 
-    def _take(self, device: Device, grant: Grant) -> list[Task]:
+    def _take(self, device: Device, grant: Grant) -> list[Span]:
         skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
         if skip >= self.waiting - self._reserved:
             skip = grant.skip
@@ -157,7 +156,7 @@ class Pool:
         if self._policy.reserves and lane.one_context:
             count = max(count, self._reservation(device, count))
         self._turn = self.lanes.index(lane) + 1
-        return lane.take(offset, count)
+        return lane.waiting.take(count, offset)
 
     def _reservation(self, device: Device, batch: int) -> int:
         """Tasks worth a quantum of the device's time, and no more than its share."""
@@ -167,8 +166,9 @@ class Pool:
         calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
         return batch * max(1, int(calls))
 
-    def _hand_out(self, device: Device, tasks: list[Task], batch: int) -> None:
-        burst = Burst(device, tasks, min(batch, device.max_batch), self.now)
+    def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
+        burst = Burst(device, spans, min(batch, device.max_batch), self.now)
+        self._reserved += burst.reserved
         device.begin(burst, self.now)
         self._start(burst)
 
@@ -207,7 +207,7 @@ class Pool:
             if device is not None:
                 self._hand_out(device, [task], 1)
 
-    def _device_for(self, task: Task) -> Device | None:
+    def _device_for(self, task: Span) -> Device | None:
         """The fastest free device that has not failed the task; any, if all have or are stuck."""
         untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
         free = [device for device in untried or self._up if device.free]
@@ -231,15 +231,15 @@ class Pool:
         self.wake()
 
 
-def give_back(tasks: list[Task]) -> None:
+def give_back(spans: list[Span]) -> None:
     """Return tasks of one lane that were not started."""
-    if tasks:
-        tasks[0].lane.give_back(tasks)
+    if spans:
+        spans[0].lane.give_back(spans)
 
 
 def _fastest_first(device: Device) -> float:
     return math.inf if math.isnan(device.latency) else device.latency
 
 
-def _oldest_first(task: Task) -> float:
+def _oldest_first(task: Span) -> float:
     return task.submitted

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncinfer.engine import Engine
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Stream",)
 
@@ -33,32 +34,37 @@ class Stream(AsyncIterator[ItemT]):
         *,
         ordered: bool,
         raises: bool,
-        output: Callable[[Task], ItemT],
+        items: Callable[[Span], Iterable[ItemT]],
     ) -> None:
         self._engine = engine
         self._source: Iterable[Any] | AsyncIterable[Any] | None = source
         self._raises = raises
-        self._output = output
+        self._items = items
         self._lane = engine.new_lane(ordered=ordered)
 
     def __aiter__(self) -> Stream[ItemT]:
         return self
 
     async def __anext__(self) -> ItemT:
+        item: ItemT
+        for item in self._lane.piece:
+            return item
+        return await self._next_piece()
+
+    async def _next_piece(self) -> ItemT:
+        """Get some more results, and return the first of them."""
         lane = self._lane
-        ready = lane.ready
-        if not ready:
+        lane.used_up()
+        if not lane.ready:
             await self._wait()
-        task = ready.popleft()
-        lane.delivered += 1
-        if not ready or lane.delivered >= lane.refill_at:
-            lane.move_on()
-            self._engine.pool.wake()
-        if task.error is not None and self._raises:
-            error = task.error
-            del self, lane, task  # so that the error's traceback does not keep the stream alive
+        spans = lane.next_piece()
+        self._engine.pool.wake()
+        error = spans[0].error
+        if error is not None and self._raises:
+            del self, lane, spans  # so that the error's traceback does not keep the stream alive
             raise error
-        return self._output(task)
+        lane.piece = items = chain.from_iterable(map(self._items, spans))
+        return next(items)
 
     async def _wait(self) -> None:
         """Return when a result is ready; raise at the end of the stream."""
@@ -66,6 +72,7 @@ class Stream(AsyncIterator[ItemT]):
         if self._source is not None:
             self._engine.begin(lane, self._source)
             self._source = None
+        self._engine.pool.wake()
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)
