@@ -42,13 +42,14 @@ class Burst:
     def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
         self.device = device
         self.lane = spans[0].lane
-        #: those whose outputs were not passed on yet
-        self.spans = Row(spans)
-        self.inputs: list[Any] = list(chain.from_iterable(span.inputs for span in spans))
+        #: the inputs of each call
+        self.batches = _batches(spans, batch)
         self.batch = batch
-        #: inputs[:at] have been run, the next batch is running
-        self.at = 0
-        #: those not passed on yet
+        #: those whose outputs were not passed on, or that have none
+        self.spans = Row(spans)
+        self.tasks = self.spans.tasks
+        #: number of tasks whose outputs were passed on, and the outputs after those
+        self.passed_on = 0
         self.outputs: list[Any] = []
         #: when its first call started
         self.began = now
@@ -61,6 +62,11 @@ class Burst:
         self.timer: asyncio.TimerHandle | None = None
 
     @property
+    def at(self) -> int:
+        """Number of tasks that have been run; the next batch is running."""
+        return self.passed_on + len(self.outputs)
+
+    @property
     def calls(self) -> int:
         """Number of calls that returned."""
         return -(-self.at // self.batch)
@@ -68,37 +74,47 @@ class Burst:
     @property
     def reserved(self) -> int:
         """Number of tasks that were not started."""
-        return max(0, len(self.inputs) - self.at - self.batch)
+        return max(0, self.tasks - self.at - self.batch)
 
     def take_finished(self) -> list[Span]:
         """Remove and return the tasks that have been run, with their outputs."""
-        outputs, self.outputs = self.outputs, []
+        outputs = self.outputs[:]
+        self.outputs.clear()
+        self.passed_on += len(outputs)
         spans = self.spans.take(len(outputs))
+        if len(spans) == 1:
+            spans[0].outputs = outputs
+            return spans
         at = 0
         for span in spans:
-            span.outputs = outputs if len(spans) == 1 else outputs[at : at + span.count]
+            span.outputs = outputs[at : at + span.count]
             at += span.count
         return spans
 
     def take_running(self) -> list[Span]:
         """Remove and return the tasks of the present call, each by itself."""
-        return [task for span in self._take(self.at, self.batch) for task in span.singles()]
+        return [task for span in self._take(self.batch) for task in span.singles()]
 
     def take_reserved(self) -> list[Span]:
         """Remove and return the tasks that were not started."""
-        return self._take(self.at + self.batch, self.reserved)
+        reserved = self.reserved
+        del self.batches[self.calls + 1 :]
+        return self._take(reserved, self.batch)
 
     def take_rest(self) -> list[Span]:
         """Remove and return the tasks that have no output."""
-        return self._take(self.at, len(self.inputs) - self.at)
+        self.batches.clear()
+        return self._take(self.tasks - self.at)
 
-    def _take(self, at: int, count: int) -> list[Span]:
-        del self.inputs[at : at + count]
-        return self.spans.take(count, at - (self.at - len(self.outputs)))
+    def _take(self, count: int, behind: int = 0) -> list[Span]:
+        """Remove and return ``count`` tasks, from so many ``behind`` those that have been run."""
+        spans = self.spans.take(count, len(self.outputs) + behind)
+        self.tasks = self.passed_on + self.spans.tasks
+        return spans
 
     def remaining(self, now: float) -> float:
         """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
-        expected = self.device.expect(min(self.batch, len(self.inputs) - self.at))
+        expected = self.device.expect(min(self.batch, self.tasks - self.at))
         if math.isnan(expected):
             return now - self.since
         return abs(self.since + expected - now)
@@ -106,7 +122,7 @@ class Burst:
     @property
     def abandoned(self) -> bool:
         """Whether nobody wants any of its tasks any more."""
-        return self.at < len(self.inputs) and all(span.done for span in self.spans)
+        return self.at < self.tasks and all(span.done for span in self.spans)
 
 
 class Device:
@@ -182,7 +198,7 @@ class Device:
     @property
     def in_flight(self) -> int:
         """Tasks it is running or has reserved."""
-        return sum(len(burst.inputs) - burst.at for burst in self.bursts)
+        return sum(burst.tasks - burst.at for burst in self.bursts)
 
     @property
     def reserved(self) -> int:
@@ -218,6 +234,8 @@ class Device:
         """Seconds until it can start another call."""
         if len(self.bursts) < self.concurrency:
             return 0.0
+        if self.concurrency == 1:
+            return self.bursts[0].remaining(now)
         return min(burst.remaining(now) for burst in self.bursts)
 
     def stuck(self, now: float) -> bool:
@@ -227,6 +245,13 @@ class Device:
     def rested(self, now: float) -> float:
         """Seconds since it last finished something or was opened."""
         return now - self._touched
+
+
+def _batches(spans: list[Span], size: int) -> list[list[Any]]:
+    inputs = list(chain.from_iterable(span.inputs for span in spans))
+    if size == 1:
+        return [[item] for item in inputs]
+    return [inputs[at : at + size] for at in range(0, len(inputs), size)]
 
 
 def _name_of(driver: object) -> str:

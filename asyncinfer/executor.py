@@ -71,26 +71,23 @@ class Executor:
 
     async def _work(self, burst: Burst) -> None:
         """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
-        infer, clock = burst.device.driver.infer, self._clock
-        inputs, size = burst.inputs, burst.batch
-        passed_on = burst.began = burst.since = clock()
-        at = 0
-        while at < len(inputs):
-            if self._run_timeout is not None:
+        infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
+        limited = self._run_timeout is not None
+        started = burst.began = burst.since = clock()
+        for batch in burst.batches:
+            if limited:
                 self._limit(burst)
-            batch = inputs[at : at + size]
-            answer = await infer(batch)
+            outputs = await infer(batch)
             if not burst.live:
                 return
-            if answer is None or len(answer) != len(batch):
-                raise _wrong_count(burst.device, answer, batch)
-            burst.outputs.extend(answer)
-            burst.at = at = at + len(batch)
+            if outputs is None or len(outputs) != len(batch):
+                raise _wrong_count(burst.device, outputs, batch)
+            add(outputs)
             burst.since = now = clock()
-            if now - passed_on > PROMPT:
-                self.pass_on(burst, passed_on)
-                passed_on = now
-        self.pass_on(burst, passed_on)
+            if now - started > PROMPT:
+                self.pass_on(burst, started)
+                started = now
+        self.pass_on(burst, started)
 
     def _end(self, burst: Burst) -> None:
         device, calls = burst.device, burst.calls
@@ -104,7 +101,7 @@ class Executor:
             device.tasks += burst.at
             device.learn(burst.at / calls, (burst.since - burst.began) / calls)
             self._recorder.ran(burst.began, burst.since)
-        if burst.live:
+        if burst.live and burst.spans:
             give_back(burst.take_rest())
         self.pool.wake()
 
@@ -224,7 +221,10 @@ def _unstarted(runner: asyncio.Task[None]) -> bool:
 
 
 def _has_errors(span: Span) -> bool:
-    return any(issubclass(kind, BaseException) for kind in set(map(type, span.outputs)))
+    for kind in set(map(type, span.outputs)):
+        if issubclass(kind, BaseException):
+            return True
+    return False
 
 
 def _cancel(burst: Burst) -> None:

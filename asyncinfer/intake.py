@@ -14,7 +14,7 @@ from asyncinfer.span import Span
 __all__ = ("Intake", "feed")
 
 #: most inputs read from a synchronous source in one turn of the event loop
-BURST = 512
+BURST = 1024
 #: most inputs read without a look at the clock
 CHUNK = 64
 #: seconds after which a slow synchronous source gives the event loop a turn

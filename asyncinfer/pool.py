@@ -19,7 +19,7 @@ __all__ = ("Pool",)
 QUANTUM = 0.001
 #: most tasks reserved in one pass by all devices together, and by one of them: devices that answer
 #: at once would otherwise keep the event loop from its turns
-PASS = 512
+PASS = 1024
 BURST = 128
 #: shortest pause before resting devices are asked again, in seconds
 RECHECK = 0.0005
@@ -71,7 +71,10 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Tasks inside the windows that may be started, those reserved and not started included."""
-        return self._reserved + sum(len(lane.waiting) for lane in self.lanes)
+        waiting = self._reserved
+        for lane in self.lanes:
+            waiting += lane.waiting.tasks
+        return waiting
 
     @property
     def backlog(self) -> bool:
@@ -164,7 +167,7 @@ class Pool:
         if not seconds < QUANTUM:
             return batch
         calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
-        return batch * max(1, int(calls))
+        return batch * max(1, round(calls))
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)

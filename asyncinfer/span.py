@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from asyncinfer.errors import TaskError
@@ -139,13 +139,15 @@ class Span:
 class Row:
     """Spans in the order of their stream. Its length is the number of tasks."""
 
-    def __init__(self, spans: Iterable[Span] = ()) -> None:
-        self._spans = deque(spans)
-        self._tasks = sum(span.count for span in self._spans)
+    def __init__(self, spans: list[Span] | None = None) -> None:
+        self._spans: deque[Span] = deque()
         self._indices: list[int] | None = None
+        self.tasks = 0
+        for span in spans or ():
+            self.append(span)
 
     def __len__(self) -> int:
-        return self._tasks
+        return self.tasks
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self._spans)
@@ -160,42 +162,46 @@ class Row:
     def append(self, span: Span) -> None:
         """Put ``span`` at the end."""
         self._spans.append(span)
-        self._count(span.count)
+        self.tasks += span.count
+        self._indices = None
 
     def take(self, count: int, offset: int = 0) -> list[Span]:
         """Remove and return ``count`` tasks from ``offset`` on, or as many as there are."""
-        skipped = self.take(offset) if offset else []
+        if offset:
+            skipped = self.take(offset)
+            taken = self.take(count)
+            self._put_back(skipped)
+            return taken
         spans, taken = self._spans, []
-        left = count
-        while left > 0 and spans:
-            span = spans.popleft() if spans[0].count <= left else spans[0].split(left)
-            left -= span.count
+        self._indices = None
+        while count > 0 and spans:
+            span = spans.popleft() if spans[0].count <= count else spans[0].split(count)
+            count -= span.count
+            self.tasks -= span.count
             taken.append(span)
-        self._count(left - count)
-        if skipped:
-            spans.extendleft(reversed(skipped))
-            self._count(sum(span.count for span in skipped))
         return taken
+
+    def _put_back(self, spans: list[Span]) -> None:
+        self._spans.extendleft(reversed(spans))
+        self.tasks += sum(span.count for span in spans)
 
     def merge(self, spans: list[Span]) -> None:
         """Put ``spans`` where they belong."""
-        spans = sorted((*spans, *self._spans), key=_first)
-        self._spans = deque(spans)
-        self._count(sum(span.count for span in spans) - self._tasks)
+        merged = sorted((*spans, *self._spans), key=_first)
+        self.clear()
+        for span in merged:
+            self.append(span)
 
     def remove(self, span: Span) -> None:
         """Take ``span`` out, if it is there."""
         if span in self._spans:
             self._spans.remove(span)
-            self._count(-span.count)
+            self.tasks -= span.count
+            self._indices = None
 
     def clear(self) -> list[Span]:
         """Remove and return all spans."""
-        return self.take(self._tasks)
-
-    def _count(self, change: int) -> None:
-        self._tasks += change
-        self._indices = None
+        return self.take(self.tasks)
 
 
 def _first(span: Span) -> int:
