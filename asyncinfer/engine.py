@@ -125,11 +125,11 @@ class Engine:
             self.pool.wake()
 
     def accept(self, lane: Lane, inputs: list[Any]) -> Span:
-        """Make tasks of inputs, watched for their deadlines."""
+        """Queue tasks made of inputs, watched for their deadlines."""
         span = lane.accept(inputs)
         for limit in self._deadlines:
             limit.watch(span)
-        self.pool.wake()
+        self.pool.more(lane)
         return span
 
     async def call(self, value: Any) -> Any:
@@ -139,7 +139,6 @@ class Engine:
         task = self.accept(self.calls, [value])
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()
-        self.calls.intake.put_nowait(task)
         try:
             return await task.future
         except asyncio.CancelledError:

@@ -67,12 +67,12 @@ class Intake(asyncio.Queue[Span]):
 async def feed(
     source: Iterable[Any] | AsyncIterable[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], Span],
+    accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
-    """Read ``source`` to its end into ``intake``, waiting for room before each read.
+    """Read ``source`` to its end, waiting for room in ``intake`` before each read.
 
-    ``accept`` turns inputs into a span of tasks. A generator is closed when the reading stops early.
+    ``accept`` makes tasks of inputs and queues them there. A generator is closed when the reading stops early.
     """
     try:
         if isinstance(source, AsyncIterable):
@@ -89,7 +89,7 @@ async def feed(
 async def _feed_async(
     source: AsyncIterator[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], Span],
+    accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
     until = clock() + TURN
@@ -99,7 +99,7 @@ async def _feed_async(
             item = await anext(source)
         except StopAsyncIteration:
             return
-        intake.put_nowait(accept([item]))
+        accept([item])
         if clock() > until:  # it may never have let the event loop go
             await asyncio.sleep(0)
             until = clock() + TURN
@@ -108,7 +108,7 @@ async def _feed_async(
 async def _feed_sync(
     source: Iterator[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], Span],
+    accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
     read = _Reader(source, clock)
@@ -119,7 +119,7 @@ async def _feed_sync(
             read.some(items, min(room, BURST))
         finally:
             if items:
-                intake.put_nowait(accept(items))
+                accept(items)
         await asyncio.sleep(0)
 
 

@@ -74,11 +74,12 @@ class Lane:
     # ---- from the source into the window
 
     def accept(self, inputs: list[Any]) -> Span:
-        """Number the inputs and make tasks of them."""
-        first = self.accepted
-        self.accepted += len(inputs)
-        self._recorder.submitted += len(inputs)
-        return Span(self, first, inputs, self._clock())
+        """Number the inputs, make tasks of them, and queue those."""
+        span = Span(self, self.accepted, inputs, self._clock())
+        self.accepted += span.count
+        self._recorder.submitted += span.count
+        self.intake.put_nowait(span)
+        return span
 
     def end(self, error: BaseException | None = None) -> None:
         """Accept no more; wake the consumer, who may have been waiting for more."""

@@ -54,6 +54,8 @@ class Pool:
         self._start = start
         self._turn = 0
         self._reserved = 0
+        #: whether the last pass left no device free; the next one to become free makes another
+        self._full = False
         #: tasks for each device, if all get the same
         self._share = 0.0
         self._up: list[Device] = []
@@ -93,6 +95,13 @@ class Pool:
         if self._wakeup is None:
             self._wakeup = self._loop.call_soon(self._pair)
 
+    def more(self, lane: Lane) -> None:
+        """Tasks came, or the window moved: no reason to pair anew while no device is free."""
+        if self._full:
+            lane.admit()
+        else:
+            self.wake()
+
     async def quiet(self) -> None:
         """Wait until every accepted task has ended."""
         while self._recorder.unfinished:
@@ -121,6 +130,7 @@ class Pool:
         self._reserved = sum(device.reserved for device in self._up)
         self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
         resting = [device for device in free if not self._fill(device)]
+        self._full = not resting
         if resting and (self.waiting or self.retries):
             self._ask_again()
         if self._quiet is not None and not self._recorder.unfinished:

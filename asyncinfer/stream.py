@@ -58,7 +58,7 @@ class Stream(AsyncIterator[ItemT]):
         if not lane.ready:
             await self._wait()
         spans = lane.next_piece()
-        self._engine.pool.wake()
+        self._engine.pool.more(lane)
         error = spans[0].error
         if error is not None and self._raises:
             del self, lane, spans  # so that the error's traceback does not keep the stream alive
@@ -72,7 +72,7 @@ class Stream(AsyncIterator[ItemT]):
         if self._source is not None:
             self._engine.begin(lane, self._source)
             self._source = None
-        self._engine.pool.wake()
+        self._engine.pool.more(lane)
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)

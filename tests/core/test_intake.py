@@ -34,7 +34,7 @@ class Reading:
     def accept(self, inputs):
         first = len(self.accepted)
         self.accepted += inputs
-        return Span(None, first, inputs, 0.0)
+        self.intake.put_nowait(Span(None, first, inputs, 0.0))
 
     def take(self, most):
         return [] if self.intake.empty() else self.intake.take(most).inputs
