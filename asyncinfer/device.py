@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from itertools import chain
 from typing import Any
@@ -39,11 +39,26 @@ class DeviceState(StrEnum):
 class Burst:
     """Tasks of one lane handed to a device at once: run one batch after the other."""
 
+    __slots__ = (
+        "batch",
+        "began",
+        "device",
+        "inputs",
+        "lane",
+        "live",
+        "outputs",
+        "passed_on",
+        "runner",
+        "since",
+        "spans",
+        "tasks",
+        "timer",
+    )
+
     def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
         self.device = device
         self.lane = spans[0].lane
-        #: the inputs of each call
-        self.batches = _batches(spans, batch)
+        self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         self.batch = batch
         #: those whose outputs were not passed on, or that have none
         self.spans = Row(spans)
@@ -60,6 +75,18 @@ class Burst:
         self.runner: asyncio.Task[None] | None = None
         #: ends it when a call takes too long
         self.timer: asyncio.TimerHandle | None = None
+
+    def batches(self) -> Iterator[list[Any]]:
+        """The inputs of each call, as far as they are not taken away meanwhile."""
+        inputs, size = self.inputs, self.batch
+        if size == 1:
+            for item in inputs:
+                yield [item]
+            return
+        at = 0
+        while at < len(inputs):
+            yield inputs[at : at + size]
+            at += size
 
     @property
     def at(self) -> int:
@@ -98,12 +125,12 @@ class Burst:
     def take_reserved(self) -> list[Span]:
         """Remove and return the tasks that were not started."""
         reserved = self.reserved
-        del self.batches[self.calls + 1 :]
+        del self.inputs[self.at + self.batch :]
         return self._take(reserved, self.batch)
 
     def take_rest(self) -> list[Span]:
         """Remove and return the tasks that have no output."""
-        self.batches.clear()
+        self.inputs.clear()
         return self._take(self.tasks - self.at)
 
     def _take(self, count: int, behind: int = 0) -> list[Span]:
@@ -245,13 +272,6 @@ class Device:
     def rested(self, now: float) -> float:
         """Seconds since it last finished something or was opened."""
         return now - self._touched
-
-
-def _batches(spans: list[Span], size: int) -> list[list[Any]]:
-    inputs = list(chain.from_iterable(span.inputs for span in spans))
-    if size == 1:
-        return [[item] for item in inputs]
-    return [inputs[at : at + size] for at in range(0, len(inputs), size)]
 
 
 def _name_of(driver: object) -> str:

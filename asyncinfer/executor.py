@@ -74,7 +74,7 @@ class Executor:
         infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
         limited = self._run_timeout is not None
         started = burst.began = burst.since = clock()
-        for batch in burst.batches:
+        for batch in burst.batches():
             if limited:
                 self._limit(burst)
             outputs = await infer(batch)

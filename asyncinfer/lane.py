@@ -16,7 +16,7 @@ from asyncinfer.span import Row, Span
 __all__ = ("CallLane", "Lane")
 
 #: most results handed to a consumer before the window is moved on
-PIECE = 64
+PIECE = 128
 
 
 class Lane:
@@ -125,19 +125,20 @@ class Lane:
         if self.ordered:
             spans = self._in_order(spans)
         if spans:
-            self._recorder.ended(spans, self._clock())
-            self.ended_tasks += sum(span.count for span in spans)
+            self.ended_tasks += self._recorder.ended(spans, self._clock())
             self._deliver(spans)
 
     def _in_order(self, spans: list[Span]) -> list[Span]:
         """Hold ``spans`` until all before them have ended; return those for which that is so."""
-        early, before, ready = self.early, self.head, []
+        early, ready, more = self.early, [], self.head
         for span in spans:
             early[span.first] = span
+            more += span.count
         while self.head in early:
-            ready.append(early[self.head])
-            self.head += early.pop(self.head).count
-        self._hold(sum(span.count for span in spans) - (self.head - before))
+            span = early.pop(self.head)
+            self.head += span.count
+            ready.append(span)
+        self._hold(more - self.head)
         return ready
 
     def _hold(self, change: int) -> None:

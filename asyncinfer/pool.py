@@ -187,15 +187,15 @@ class Pool:
 
     def _locate(self, offset: int) -> tuple[Lane, int]:
         """Where the waiting task at ``offset`` is, the lanes taking turns task by task."""
-        lanes = [lane for lane in self._in_turn() if lane.waiting]
+        lanes = [lane for lane in self._in_turn() if lane.waiting.tasks]
         level = 0
         while len(lanes) > 1:
-            depth = min(len(lane.waiting) for lane in lanes) - level
+            depth = min(lane.waiting.tasks for lane in lanes) - level
             if offset < depth * len(lanes):
                 break
             offset -= depth * len(lanes)
             level += depth
-            lanes = [lane for lane in lanes if len(lane.waiting) > level]
+            lanes = [lane for lane in lanes if lane.waiting.tasks > level]
         rounds, turn = divmod(offset, len(lanes))
         return lanes[turn], level + rounds
 

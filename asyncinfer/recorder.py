@@ -45,17 +45,21 @@ class Recorder:
         """Tasks accepted that have not ended."""
         return self.submitted - self.finished - self.dropped
 
-    def ended(self, spans: Sequence[Span], now: float) -> None:
-        """Tasks became ready for their consumer at ``now``."""
+    def ended(self, spans: Sequence[Span], now: float) -> int:
+        """Tasks became ready for their consumer at ``now``; return how many."""
+        recent, before = self._recent, self.finished
         for span in spans:
-            hold = now - span.run.finished
-            self.finished += span.count
-            self.hold_sum += hold * span.count
-            self.hold_max = max(self.hold_max, hold)
-            self._recent.append((now - span.submitted, hold, span.count))
-            self._recent_tasks += span.count
-        while self._recent_tasks - self._recent[0][2] >= RECENT:
-            self._recent_tasks -= self._recent.popleft()[2]
+            count, hold = span.count, now - span.run.finished
+            self.finished += count
+            self.hold_sum += hold * count
+            if hold > self.hold_max:
+                self.hold_max = hold
+            recent.append((now - span.submitted, hold, count))
+        ended = self.finished - before
+        self._recent_tasks += ended
+        while self._recent_tasks - recent[0][2] >= RECENT:
+            self._recent_tasks -= recent.popleft()[2]
+        return ended
 
     def held(self, change: int) -> None:
         """The reorder buffers grew by ``change`` results."""

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from asyncinfer.errors import TaskError
@@ -139,12 +139,15 @@ class Span:
 class Row:
     """Spans in the order of their stream. Its length is the number of tasks."""
 
-    def __init__(self, spans: list[Span] | None = None) -> None:
-        self._spans: deque[Span] = deque()
+    __slots__ = ("_indices", "_spans", "tasks")
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._spans = deque(spans)
         self._indices: list[int] | None = None
+        #: how many there are
         self.tasks = 0
-        for span in spans or ():
-            self.append(span)
+        for span in self._spans:
+            self.tasks += span.count
 
     def __len__(self) -> int:
         return self.tasks
