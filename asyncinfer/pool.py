@@ -97,10 +97,10 @@ class Pool:
 
     def more(self, lane: Lane) -> None:
         """Tasks came, or the window moved: no reason to pair anew while no device is free."""
-        if self._full:
-            lane.admit()
-        else:
+        if not self._full:
             self.wake()
+        elif lane.intake.full():
+            lane.admit()  # so that its source can go on
 
     async def quiet(self) -> None:
         """Wait until every accepted task has ended."""
