@@ -134,7 +134,8 @@ class Engine:
 
     async def call(self, value: Any) -> Any:
         """Run one task of its own."""
-        await self.calls.intake.room()
+        if self.calls.intake.full():
+            await self.calls.intake.room()
         self.check_open()
         task = self.accept(self.calls, [value])
         task.context = contextvars.copy_context()

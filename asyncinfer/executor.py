@@ -112,11 +112,16 @@ class Executor:
         if not burst.outputs or not burst.live:
             return
         run = Run(burst.device.name, started, burst.since)
+        some_failed = _has_errors(burst.outputs)
         finished: list[Span] = []
         for span in burst.take_finished():
-            if not span.done:  # it may have ended otherwise meanwhile
-                span.run = run
-                finished += self._succeeded(burst.device, span) if _has_errors(span) else (span,)
+            if span.done:  # it ended otherwise meanwhile
+                continue
+            span.run = run
+            if some_failed:
+                finished += self._succeeded(burst.device, span)
+            else:
+                finished.append(span)
         if finished:
             burst.lane.finish(finished)
         if self._recorder.observed:
@@ -220,11 +225,8 @@ def _unstarted(runner: asyncio.Task[None]) -> bool:
     return inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == inspect.CORO_CREATED
 
 
-def _has_errors(span: Span) -> bool:
-    for kind in set(map(type, span.outputs)):
-        if issubclass(kind, BaseException):
-            return True
-    return False
+def _has_errors(outputs: list[Any]) -> bool:
+    return any(issubclass(kind, BaseException) for kind in set(map(type, outputs)))
 
 
 def _cancel(burst: Burst) -> None:

@@ -46,6 +46,16 @@ class Intake(asyncio.Queue[Span]):
         self._roomy.set()
         return span
 
+    def extend(self, inputs: list[Any], since: float) -> bool:
+        """Add ``inputs`` to the last span if that was accepted ``since`` then; tell whether."""
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.done or last.submitted < since:
+            return False
+        last.inputs += inputs
+        last.count += len(inputs)
+        self._tasks += len(inputs)
+        return True
+
     def take(self, most: int) -> Span:
         """The next span, at most ``most`` tasks of it. Raises ``QueueEmpty`` if there is none."""
         span = self.get_nowait()

@@ -17,6 +17,8 @@ __all__ = ("CallLane", "Lane")
 
 #: most results handed to a consumer before the window is moved on
 PIECE = 128
+#: tasks accepted within so many seconds count as accepted together
+TOGETHER = 100e-6
 
 
 class Lane:
@@ -78,7 +80,8 @@ class Lane:
         span = Span(self, self.accepted, inputs, self._clock())
         self.accepted += span.count
         self._recorder.submitted += span.count
-        self.intake.put_nowait(span)
+        if not (self.one_context and self.intake.extend(inputs, span.submitted - TOGETHER)):
+            self.intake.put_nowait(span)
         return span
 
     def end(self, error: BaseException | None = None) -> None:
@@ -190,6 +193,7 @@ class Lane:
 
     def next_piece(self) -> list[Span]:
         """Remove and return what the consumer is handed next; a failed task comes alone."""
+        self.used_up()
         ready, left = self.ready, self._most
         piece: list[Span] = []
         while ready and left > 0 and not (piece and ready[0].error):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncinfer.engine import Engine
+from asyncinfer.errors import TaskError
 from asyncinfer.span import Span
 
 __all__ = ("Stream",)
@@ -47,24 +48,26 @@ class Stream(AsyncIterator[ItemT]):
 
     async def __anext__(self) -> ItemT:
         item: ItemT
-        for item in self._lane.piece:
-            return item
-        return await self._next_piece()
+        while True:
+            for item in self._lane.piece:
+                return item
+            if not self._lane.ready:
+                await self._wait()
+                continue
+            error = self._next_piece()
+            if error is not None:
+                del self  # so that the error's traceback does not keep the stream alive
+                raise error
 
-    async def _next_piece(self) -> ItemT:
-        """Get some more results, and return the first of them."""
+    def _next_piece(self) -> TaskError | None:
+        """Get some more of the results, or the error to raise in their place."""
         lane = self._lane
-        lane.used_up()
-        if not lane.ready:
-            await self._wait()
         spans = lane.next_piece()
         self._engine.pool.more(lane)
-        error = spans[0].error
-        if error is not None and self._raises:
-            del self, lane, spans  # so that the error's traceback does not keep the stream alive
-            raise error
-        lane.piece = items = chain.from_iterable(map(self._items, spans))
-        return next(items)
+        if self._raises and spans[0].error is not None:
+            return spans[0].error
+        lane.piece = chain.from_iterable(map(self._items, spans))
+        return None
 
     async def _wait(self) -> None:
         """Return when a result is ready; raise at the end of the stream."""
@@ -72,6 +75,7 @@ class Stream(AsyncIterator[ItemT]):
         if self._source is not None:
             self._engine.begin(lane, self._source)
             self._source = None
+        lane.used_up()
         self._engine.pool.more(lane)
         while not lane.ready:
             if lane.closed or lane.exhausted:
