@@ -10,8 +10,9 @@ from typing import Any
 
 import anyio
 
+from asyncinfer.burst import Burst
 from asyncinfer.deadlines import Deadlines
-from asyncinfer.device import Burst, Device, names
+from asyncinfer.device import Device, names
 from asyncinfer.errors import (
     ClosedError,
     DeadlineExceeded,

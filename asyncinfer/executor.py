@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from asyncinfer.device import Burst, Device
+from asyncinfer.burst import Burst
+from asyncinfer.device import Device
 from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, InputError, ProtocolError
 from asyncinfer.pool import Pool, give_back
 from asyncinfer.recorder import Recorder

@@ -82,7 +82,8 @@ async def feed(
 ) -> None:
     """Read ``source`` to its end, waiting for room in ``intake`` before each read.
 
-    ``accept`` makes tasks of inputs and queues them there. A generator is closed when the reading stops early.
+    ``accept`` makes tasks of inputs and queues them there. A generator is closed when the reading
+    stops early.
     """
     try:
         if isinstance(source, AsyncIterable):

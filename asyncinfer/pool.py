@@ -7,7 +7,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from asyncinfer.device import Burst, Device
+from asyncinfer.burst import Burst
+from asyncinfer.device import Device
 from asyncinfer.lane import Lane
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.scheduling import Grant, Greedy, Policy

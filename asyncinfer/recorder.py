@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from asyncinfer.events import Event, EventHook, EventKind
-from asyncinfer.stats import percentile
 from asyncinfer.span import Span
+from asyncinfer.stats import percentile
 
 __all__ = ("Recorder",)
 
