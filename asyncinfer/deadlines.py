@@ -27,7 +27,7 @@ class Deadlines:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         rows: Callable[[], Iterable[Iterable[Span]]],
-        expire: Callable[[Span], None],
+        expire: Callable[[list[Span]], None],
     ) -> None:
         self._seconds = seconds
         self._clock = clock
@@ -54,9 +54,8 @@ class Deadlines:
     def _ring(self) -> None:
         self._timer = None
         overdue, due = self._look(self._clock())
-        for span in overdue:
-            if not span.done:
-                self._expire(span)
+        if overdue:
+            self._expire(overdue)
         if due < math.inf:
             self._arm(due)
 

@@ -146,14 +146,13 @@ class Engine:
         except asyncio.CancelledError:
             if not task.done:
                 self.calls.discard(task)
-                self._free_of(task)
+                self._release()
             raise
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
         lane.source_error = error or lane.source_error
-        bursts = [burst for burst in self._bursts() if burst.lane is lane]
-        running = [span for burst in bursts for span in burst.spans]
+        running = [s for burst in self._bursts() for s in burst.spans if s.lane is lane]
         failed = [task for task in self.pool.retries if task.lane is lane]
         for span in (*lane.close(), *running, *failed):
             if not span.done:
@@ -161,7 +160,7 @@ class Engine:
                 self.recorder.dropped += span.count
                 if span.future is not None and not span.future.done():
                     span.future.set_exception(error or ClosedError("the call was dropped"))
-        self._release(bursts)
+        self._release()
         self.leave(lane)
         feeder = self._feeders.get(lane)
         if feeder is not None:
@@ -177,13 +176,9 @@ class Engine:
         for device in self.keeper.devices:
             yield from list(device.bursts)
 
-    def _free_of(self, span: Span) -> None:
-        """Free the device that has ``span``, if it has nothing else."""
-        self._release([burst for burst in self._bursts() if span in burst.spans])
-
-    def _release(self, bursts: Iterable[Burst]) -> None:
+    def _release(self) -> None:
         """Free devices of tasks nobody waits for."""
-        for burst in bursts:
+        for burst in self._bursts():
             if burst.abandoned:
                 self._executor.abandon(burst)
         self.pool.wake()
@@ -207,30 +202,34 @@ class Engine:
             yield [span for span in lane.waiting if span.run is NOT_RUN]
             yield lane.intake
 
-    def _out_of_time(self, span: Span) -> None:
+    def _out_of_time(self, spans: list[Span]) -> None:
         seconds = self._timeouts.total
         if any(device.up for device in self.keeper.devices):
-            self._end(span, DeadlineExceeded, f"not finished within {seconds} s")
+            self._end(spans, DeadlineExceeded, f"not finished within {seconds} s")
             return
         text = f"no device is up after {seconds} s; there are {names(self.keeper.devices)}"
-        self._end(span, NoDeviceError, text)
+        self._end(spans, NoDeviceError, text)
 
-    def _not_started(self, span: Span) -> None:
+    def _not_started(self, spans: list[Span]) -> None:
         text = f"not started within the queue timeout of {self._timeouts.queue} s"
-        self._end(span, QueueTimeout, text)
+        self._end(spans, QueueTimeout, text)
 
-    def _end(self, span: Span, kind: type[TaskError], text: str) -> None:
-        """End every task of ``span`` with an error, wherever it is now."""
-        tasks, now = span.singles(), self.clock()
-        for task in tasks:
-            task.fail(now, kind, text)
-        span.lane.withdraw(span)
-        span.settle()  # where it is queued or running, it only keeps its place
-        span.lane.finish(tasks)
-        self.recorder.failed += len(tasks)
-        for task in tasks:
-            self.recorder.task_event("task.failed", task, task.error)
-        self._free_of(span)
+    def _end(self, spans: list[Span], kind: type[TaskError], text: str) -> None:
+        """End every task of ``spans`` with an error, wherever it is now."""
+        now = self.clock()
+        for span in spans:
+            if span.done:
+                continue
+            tasks = span.singles()
+            for task in tasks:
+                task.fail(now, kind, text)
+            span.lane.withdraw(span)
+            span.settle()  # where it is queued or running, it only keeps its place
+            span.lane.finish(tasks)
+            self.recorder.failed += len(tasks)
+            for task in tasks:
+                self.recorder.task_event("task.failed", task, task.error)
+        self._release()
 
     # ---- from opening to closing
 

@@ -216,8 +216,11 @@ class Executor:
 
     def abandon(self, burst: Burst) -> None:
         """Cancel a call nobody waits for any more; the device stays busy until it has ended."""
+        runner = burst.runner
+        if runner is None or runner.cancelling():
+            return
         _cancel(burst)
-        if burst.runner is not None and _unstarted(burst.runner):
+        if _unstarted(runner):
             self._end(burst)  # it is cancelled before it could do that itself
 
 
