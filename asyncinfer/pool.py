@@ -7,11 +7,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from asyncinfer.device import Burst, Device
+from asyncinfer.burst import Burst
+from asyncinfer.device import Device
 from asyncinfer.lane import Lane
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.scheduling import Grant, Greedy, Policy
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Pool",)
 
@@ -19,7 +20,7 @@ __all__ = ("Pool",)
 QUANTUM = 0.001
 #: most tasks reserved in one pass by all devices together, and by one of them: devices that answer
 #: at once would otherwise keep the event loop from its turns
-PASS = 512
+PASS = 1024
 BURST = 128
 #: shortest pause before resting devices are asked again, in seconds
 RECHECK = 0.0005
@@ -45,7 +46,7 @@ class Pool:
         self.members: list[Device] = []
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
-        self.retries: deque[Task] = deque()
+        self.retries: deque[Span] = deque()
         self.now = 0.0
         self._policy = policy
         self._recorder = recorder
@@ -54,6 +55,8 @@ class Pool:
         self._start = start
         self._turn = 0
         self._reserved = 0
+        #: whether the last pass left no device free; the next one to become free makes another
+        self._full = False
         #: tasks for each device, if all get the same
         self._share = 0.0
         self._up: list[Device] = []
@@ -71,7 +74,10 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Tasks inside the windows that may be started, those reserved and not started included."""
-        return self._reserved + sum(len(lane.waiting) for lane in self.lanes)
+        waiting = self._reserved
+        for lane in self.lanes:
+            waiting += lane.waiting.tasks
+        return waiting
 
     @property
     def backlog(self) -> bool:
@@ -81,7 +87,7 @@ class Pool:
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
         lane, offset = self._locate(offset)
-        return lane.waiting[offset].index
+        return lane.waiting.index(offset)
 
     # ---- pairing
 
@@ -89,6 +95,13 @@ class Pool:
         """Pair tasks with devices in the next turn of the event loop."""
         if self._wakeup is None:
             self._wakeup = self._loop.call_soon(self._pair)
+
+    def more(self, lane: Lane) -> None:
+        """Tasks came, or the window moved: no reason to pair anew while no device is free."""
+        if not self._full:
+            self.wake()
+        elif lane.intake.full():
+            lane.admit()  # so that its source can go on
 
     async def quiet(self) -> None:
         """Wait until every accepted task has ended."""
@@ -118,6 +131,7 @@ class Pool:
         self._reserved = sum(device.reserved for device in self._up)
         self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
         resting = [device for device in free if not self._fill(device)]
+        self._full = not resting
         if resting and (self.waiting or self.retries):
             self._ask_again()
         if self._quiet is not None and not self._recorder.unfinished:
@@ -130,11 +144,10 @@ class Pool:
             grant = self._ask(device)
             if grant is None:
                 return False
-            tasks = self._take(device, grant)
-            if not tasks:
+            spans = self._take(device, grant)
+            if not spans:
                 return False
-            self._reserved += max(0, len(tasks) - grant.take)
-            self._hand_out(device, tasks, grant.take)
+            self._hand_out(device, spans, grant.take)
         return not device.free
 
     def _ask(self, device: Device) -> Grant | None:
@@ -145,7 +158,7 @@ class Pool:
             self._policy = Greedy()
             return self._policy.pull(device, self)
 
-    def _take(self, device: Device, grant: Grant) -> list[Task]:
+    def _take(self, device: Device, grant: Grant) -> list[Span]:
         skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
         if skip >= self.waiting - self._reserved:
             skip = grant.skip
@@ -157,7 +170,7 @@ class Pool:
         if self._policy.reserves and lane.one_context:
             count = max(count, self._reservation(device, count))
         self._turn = self.lanes.index(lane) + 1
-        return lane.take(offset, count)
+        return lane.waiting.take(count, offset)
 
     def _reservation(self, device: Device, batch: int) -> int:
         """Tasks worth a quantum of the device's time, and no more than its share."""
@@ -165,24 +178,25 @@ class Pool:
         if not seconds < QUANTUM:
             return batch
         calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
-        return batch * max(1, int(calls))
+        return batch * max(1, round(calls))
 
-    def _hand_out(self, device: Device, tasks: list[Task], batch: int) -> None:
-        burst = Burst(device, tasks, min(batch, device.max_batch), self.now)
+    def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
+        burst = Burst(device, spans, min(batch, device.max_batch), self.now)
+        self._reserved += burst.reserved
         device.begin(burst, self.now)
         self._start(burst)
 
     def _locate(self, offset: int) -> tuple[Lane, int]:
         """Where the waiting task at ``offset`` is, the lanes taking turns task by task."""
-        lanes = [lane for lane in self._in_turn() if lane.waiting]
+        lanes = [lane for lane in self._in_turn() if lane.waiting.tasks]
         level = 0
         while len(lanes) > 1:
-            depth = min(len(lane.waiting) for lane in lanes) - level
+            depth = min(lane.waiting.tasks for lane in lanes) - level
             if offset < depth * len(lanes):
                 break
             offset -= depth * len(lanes)
             level += depth
-            lanes = [lane for lane in lanes if len(lane.waiting) > level]
+            lanes = [lane for lane in lanes if lane.waiting.tasks > level]
         rounds, turn = divmod(offset, len(lanes))
         return lanes[turn], level + rounds
 
@@ -207,7 +221,7 @@ class Pool:
             if device is not None:
                 self._hand_out(device, [task], 1)
 
-    def _device_for(self, task: Task) -> Device | None:
+    def _device_for(self, task: Span) -> Device | None:
         """The fastest free device that has not failed the task; any, if all have or are stuck."""
         untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
         free = [device for device in untried or self._up if device.free]
@@ -231,15 +245,15 @@ class Pool:
         self.wake()
 
 
-def give_back(tasks: list[Task]) -> None:
+def give_back(spans: list[Span]) -> None:
     """Return tasks of one lane that were not started."""
-    if tasks:
-        tasks[0].lane.give_back(tasks)
+    if spans:
+        spans[0].lane.give_back(spans)
 
 
 def _fastest_first(device: Device) -> float:
     return math.inf if math.isnan(device.latency) else device.latency
 
 
-def _oldest_first(task: Task) -> float:
+def _oldest_first(task: Span) -> float:
     return task.submitted

@@ -28,6 +28,8 @@ __all__ = (
 
 #: two moments closer than this part of a service time are the same moment
 TIE = 1e-6
+#: calls shorter than this, in seconds, are not worth the time the rule takes
+TRIFLE = 10e-6
 #: one task among so many makes no difference
 NEGLIGIBLE = 250
 #: a device that rests is tried again after this many of its service times
@@ -132,6 +134,8 @@ class EarliestFinish:
     def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
         """The largest batch that fits behind the tasks others finish first."""
         waiting = pool.waiting
+        if device.latency < TRIFLE:
+            return Grant(0, min(device.max_batch, waiting))
         low, high = 0, min(device.max_batch, waiting)
         best: Grant | None = None
         batch = high

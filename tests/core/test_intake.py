@@ -1,4 +1,4 @@
-"""The queue of bursts, and reading sources: lazily, no further than there is room, in turns."""
+"""The queue of spans, and reading sources: lazily, no further than there is room, in turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncinfer.intake import Intake, feed
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 
 class Clock:
@@ -34,10 +34,10 @@ class Reading:
     def accept(self, inputs):
         first = len(self.accepted)
         self.accepted += inputs
-        return [Task(None, i, x, 0.0) for i, x in enumerate(inputs, first)]
+        self.intake.put_nowait(Span(None, first, inputs, 0.0))
 
     def take(self, most):
-        return [] if self.intake.empty() else [t.input for t in self.intake.take(most)]
+        return [] if self.intake.empty() else self.intake.take(most).inputs
 
 
 async def settle():
@@ -160,21 +160,21 @@ def test_a_quick_source_is_read_in_large_bursts(virtual):
     virtual(run())
 
 
-def test_tasks_are_counted_not_bursts(virtual):
+def test_tasks_are_counted_not_spans(virtual):
     async def run():
         intake = Intake(5)
-        tasks = [Task(None, i, i, 0.0) for i in range(5)]
-        intake.put_nowait(tasks[:2])
+        intake.put_nowait(Span(None, 0, ["a", "b"], 0.0))
         assert (intake.qsize(), intake.full(), await intake.room()) == (2, False, 3)
-        intake.put_nowait(tasks[2:])
+        intake.put_nowait(Span(None, 2, ["c", "d", "e"], 0.0))
         assert intake.full()
         waiting = asyncio.create_task(intake.room())
         await settle()
         assert not waiting.done()
-        assert intake.take(1) == tasks[:1]
+        assert intake.take(1).inputs == ["a"]
         assert await waiting == 1
-        assert intake.take(9) == tasks[1:2]
-        assert intake.take(9) == tasks[2:]
+        rest = intake.take(9)
+        assert (rest.first, rest.inputs) == (1, ["b"])
+        assert intake.take(9).inputs == ["c", "d", "e"]
         with pytest.raises(asyncio.QueueEmpty):
             intake.take(1)
 
