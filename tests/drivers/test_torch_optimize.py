@@ -122,6 +122,7 @@ def test_words_are_numbers_within_a_vocabulary():
 
 @pytest.mark.models
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("optimize", ["channels_last+freeze", "freeze+onednn"])
 async def test_efficientnet(optimize):
     pictures = list(imagenet.inputs().items)
@@ -434,6 +435,7 @@ def test_a_compiler_is_needed(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not aot.possible(), reason="needs a C++ compiler")
 def test_a_compiled_model_is_right_and_kept(tmp_path):
     model = conv(nn.Flatten(), nn.Linear(144, 3))

@@ -81,6 +81,7 @@ def segments() -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # it starts some thirty processes
 def test_it_conforms():
     model, before = digits.build(), segments()
 

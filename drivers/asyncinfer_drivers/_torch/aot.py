@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +60,14 @@ def compiled(
     Compiling takes 10 to 60 s, loading what is there milliseconds. The file is named by a hash of
     weights, source code, shape, dtype, threads, processor and torch's version.
     """
-    inductor: Any = __import__("torch._inductor", fromlist=["aoti_load_package"])
+    with _quietly():
+        return _compiled(module, example, cache)
+
+
+def _compiled(
+    module: nn.Module, example: torch.Tensor, cache: Cache
+) -> Callable[[torch.Tensor], Any]:
+    inductor: Any = importlib.import_module("torch._inductor")
     file = _file(module, example, cache)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,6 +77,22 @@ def compiled(
             built.replace(file)  # at once, whoever else does the same
     runner = inductor.aoti_load_package(str(file))
     return lambda inputs: runner(inputs.contiguous())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings of its own old code, which are errors in strict programs."""
+    filters = warnings.filters
+    old = list(filters)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, message=".*(torch|LeafSpec)")
+    own = [item for item in filters if item not in old]
+    try:
+        yield
+    finally:  # only these: another thread may have changed others meanwhile
+        for item in own:
+            if item in filters:
+                filters.remove(item)  # type: ignore[attr-defined]
 
 
 def _build(
