@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -106,6 +106,10 @@ class Device:
         self.max_batch = _positive(driver, "max_batch")
         self.concurrency = _positive(driver, "concurrency")
         self.estimator = Estimator()
+        #: told of every change of its state, of what it runs and of how fast it is
+        self.changed: Callable[[Device], None] = nobody
+        #: seconds of one call with a single task; infinite while unknown
+        self.quickest = math.inf
         #: seconds of one call with a full batch; ``nan`` while unknown
         self.latency = math.nan
         #: seconds between two finished tasks under load; ``nan`` while unknown
@@ -134,6 +138,7 @@ class Device:
         """Change state. The only place that does."""
         self._state = state
         self._touched = now
+        self.changed(self)
 
     @property
     def up(self) -> bool:
@@ -152,6 +157,7 @@ class Device:
         if not self.bursts:
             self._busy_since = now
         self.bursts.append(burst)
+        self.changed(self)
 
     def end(self, burst: Burst, now: float) -> None:
         """A burst left it, finished or taken away. Idempotent."""
@@ -161,6 +167,7 @@ class Device:
         self._touched = now
         if not self.bursts:
             self._busy_seconds += now - self._busy_since
+        self.changed(self)
 
     def busy_seconds(self, now: float) -> float:
         """Seconds in which it had at least one call in flight."""
@@ -193,8 +200,10 @@ class Device:
         self._measure()
 
     def _measure(self) -> None:
+        self.quickest = self.estimator.expect(1)
         self.latency = self.estimator.expect(self.max_batch)
         self.interval = self.latency / (self.max_batch * self.concurrency)
+        self.changed(self)
 
     @property
     def deviation(self) -> float:
@@ -230,6 +239,10 @@ def _positive(driver: Driver[Any, Any], attribute: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
     return value
+
+
+def nobody(device: Device) -> None:
+    """Stand in where nobody needs to know of a change."""
 
 
 def names(devices: Sequence[Device]) -> str:

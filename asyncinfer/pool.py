@@ -7,10 +7,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from asyncinfer.census import Census
 from asyncinfer.device import Burst, Device
 from asyncinfer.lane import Lane
 from asyncinfer.recorder import Recorder, logger
-from asyncinfer.scheduling import Grant, Greedy, Policy
+from asyncinfer.roster import Entry, Roster
+from asyncinfer.scheduling import ALL_REST, MANY, Grant, Greedy, Policy
 from asyncinfer.task import Task
 
 __all__ = ("Pool",)
@@ -23,6 +25,8 @@ PASS = 512
 BURST = 128
 #: shortest pause before resting devices are asked again, in seconds
 RECHECK = 0.0005
+#: of many devices, each is looked at once for so many completions none has come
+SILENCE = 8
 
 Start = Callable[[Burst], None]
 
@@ -42,7 +46,7 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         start: Start,
     ) -> None:
-        self.members: list[Device] = []
+        self.roster = Roster()
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
         self.retries: deque[Task] = deque()
@@ -54,6 +58,11 @@ class Pool:
         self._start = start
         self._turn = 0
         self._reserved = 0
+        self._passes = 0
+        #: among the devices that rest, the one to be asked next
+        self._other = 0
+        #: whether nothing happened for as long as ``_patience`` says
+        self._silent = False
         #: tasks for each device, if all get the same
         self._share = 0.0
         self._up: list[Device] = []
@@ -67,6 +76,11 @@ class Pool:
     def devices(self) -> Sequence[Device]:
         """The devices that are up."""
         return self._up
+
+    @property
+    def census(self) -> Census:
+        """The devices that are up and finish when they should, counted by their latency."""
+        return self.roster.census
 
     @property
     def waiting(self) -> int:
@@ -109,33 +123,60 @@ class Pool:
         self.now = self._clock()
         for lane in self.lanes:
             lane.admit()
-        self._up = [device for device in self.members if device.up]
+        self._update()
         if self.retries:
             self._pair_retries()
-        free = [device for device in self._up if device.free]
-        if len(free) > 1:
-            free.sort(key=_fastest_first)
-        self._reserved = sum(device.reserved for device in self._up)
+            self._update()
+        self._reserved = self.roster.reserved
         self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
-        resting = [device for device in free if not self._fill(device)]
-        if resting and (self.waiting or self.retries):
+        self._passes += 1
+        if (self._serve() and self.waiting) or (self.retries and self.roster.free):
             self._ask_again()
+        self._silent = False
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
 
-    def _fill(self, device: Device) -> bool:
-        """Give ``device`` what its policy says; tell whether it is now full."""
+    def _update(self) -> None:
+        self.roster.update(self.now)
+        self._up = self.roster.up
+
+    def _serve(self) -> bool:
+        """Ask the free devices, the fastest first; tell whether one of them rests."""
+        free = self.roster.free
+        asked, rest = 0, False
+        while asked < len(free) and self.waiting:
+            grant = self._fill(free[asked][2])
+            asked += 1
+            rest = rest or not (grant and grant.take)
+            if grant is ALL_REST:
+                self._serve_others(free, asked)
+                break
+        return rest
+
+    def _serve_others(self, free: list[Entry], asked: int) -> None:
+        """All rest from a certain speed on: ask those of unknown speed, and one more each time."""
+        last = len(free)
+        while asked < last and free[last - 1][0] == math.inf and self.waiting:
+            last -= 1
+            self._fill(free[last][2])
+        if asked < last and self.waiting:
+            self._other = (self._other + 1) % (last - asked)
+            self._fill(free[asked + self._other][2])
+
+    def _fill(self, device: Device) -> Grant | None:
+        """Give ``device`` what its policy says, while it is free; return the last answer."""
+        grant: Grant | None = None
         while device.free and self.waiting:
             grant = self._ask(device)
-            if grant is None:
-                return False
+            if grant is None or not grant.take:
+                return grant
             tasks = self._take(device, grant)
             if not tasks:
-                return False
+                return None
             self._reserved += max(0, len(tasks) - grant.take)
             self._hand_out(device, tasks, grant.take)
-        return not device.free
+        return grant
 
     def _ask(self, device: Device) -> Grant | None:
         try:
@@ -217,17 +258,27 @@ class Pool:
 
     def _ask_again(self) -> None:
         """Time alone can change the answer: a device that is overdue may never finish."""
-        busy = [burst.remaining(self.now) for device in self._up for burst in device.bursts]
-        delay = max(RECHECK, min(busy, default=RECHECK) * 1.1)
+        delay = max(RECHECK, self._patience())
         at = self._loop.time() + delay
         if self._recheck is not None:
             if self._recheck.when() <= at:
                 return
             self._recheck.cancel()
-        self._recheck = self._loop.call_later(delay, self._recheck_now)
+        self._recheck = self._loop.call_later(delay, self._recheck_now, self._passes)
 
-    def _recheck_now(self) -> None:
+    def _patience(self) -> float:
+        """Seconds after which some device should have finished something."""
+        rate = self.roster.census.rate
+        if len(self._up) >= MANY and rate > 0 and not self._silent:
+            return SILENCE / rate
+        busy = [burst.remaining(self.now) for device in self._up for burst in device.bursts]
+        return 1.1 * min(busy, default=RECHECK)
+
+    def _recheck_now(self, passes: int) -> None:
         self._recheck = None
+        self._silent = passes == self._passes
+        if self._silent:
+            self.roster.doubt_all(self._clock())
         self.wake()
 
 

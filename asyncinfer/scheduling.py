@@ -11,9 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from asyncinfer.census import Census
 from asyncinfer.errors import ConfigError
 
 __all__ = (
+    "ALL_REST",
     "EarliestFinish",
     "Grant",
     "Greedy",
@@ -26,6 +28,8 @@ __all__ = (
     "policy_named",
 )
 
+#: from so many devices on, what they do is counted by expectation
+MANY = 64
 #: two moments closer than this part of a service time are the same moment
 TIE = 1e-6
 #: one task among so many makes no difference
@@ -39,6 +43,10 @@ class Grant(NamedTuple):
 
     skip: int
     take: int
+
+
+#: answer of a policy: this device rests, and all that need longer for a single task would as well
+ALL_REST = Grant(0, 0)
 
 
 class WorkerView(Protocol):
@@ -95,6 +103,14 @@ class PoolView(Protocol):
         """The devices that are up, by position."""
         ...
 
+    @property
+    def census(self) -> Census:
+        """The devices that are up and finish when they should, summed up by their latency.
+
+        For rules that cannot afford to look at each of many devices.
+        """
+        ...
+
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
         ...
@@ -107,7 +123,11 @@ class Policy(Protocol):
     reserves: bool
 
     def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """What the free ``device`` takes now. ``pool.waiting`` is at least 1."""
+        """What the free ``device`` takes now, ``None`` if nothing. ``pool.waiting`` is at least 1.
+
+        Free devices are asked in turn, the one with the shortest single call first. After the
+        answer ``ALL_REST`` the others are not asked, except for one of them each time.
+        """
         ...
 
 
@@ -120,7 +140,11 @@ class EarliestFinish:
 
     with ``T`` the interval between a device's completions, ``L`` its latency and ``r`` the time
     until it is free. For a device that runs one task at a time ``L = T``. If fewer than ``N_i``
-    + 1 tasks wait, the others will be done with all of them first, and device *i* rests.
+    + 1 tasks wait, the others will be done with all of them first, and device *i* rests. So do all
+    that are slower: their ``N`` is no smaller.
+
+    Of very many devices the sum is not made one by one: each is taken to be at a random point
+    of its present call, which makes it ``sum of (L_i - L_k) / T_k``.
 
     Where service times vary, a slow task that turns out slower still would hold up everything, so
     among faster devices ``L_i`` counts as ``L_i * (1 + d)``, ``d`` being the mean relative
@@ -129,7 +153,7 @@ class EarliestFinish:
 
     reserves = True
 
-    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant:
         """The largest batch that fits behind the tasks others finish first."""
         waiting = pool.waiting
         low, high = 0, min(device.max_batch, waiting)
@@ -144,8 +168,8 @@ class EarliestFinish:
             batch = (low + high + 1) // 2
         if best is None and self._try_again(device, pool):
             return Grant(waiting - 1, 1)
-        if best is not None and self._is_gamble(device, best, pool):
-            return None
+        if best is None or self._is_gamble(device, best, pool):
+            return ALL_REST
         return best
 
     def _is_gamble(self, device: WorkerView, grant: Grant, pool: PoolView) -> bool:
@@ -154,11 +178,9 @@ class EarliestFinish:
         Of the last tasks, a device takes none that it must do in the expected time to be of use, if
         the others do hundreds in that time: leaving it to them costs less than 1 %.
         """
-        if pool.backlog:
+        if pool.backlog or grant.skip < NEGLIGIBLE:
             return False
-        latency = device.latency  # one that is twice as slow would rest in any case
-        alike = sum(latency <= other.latency <= 2 * latency for other in pool.devices)
-        if grant.skip < NEGLIGIBLE * alike:
+        if grant.skip < NEGLIGIBLE * _alike(device.latency, pool):
             return False
         skip = tasks_before(2 * device.expect(grant.take), device, pool)
         return skip + grant.take > pool.waiting
@@ -168,11 +190,20 @@ class EarliestFinish:
         return pool.backlog and device.rested(pool.now) > RETRY_REST * device.latency
 
 
+def _alike(latency: float, pool: PoolView) -> int:
+    """How many devices are as fast or up to twice as slow: those slower yet rest in any case."""
+    if len(pool.devices) >= MANY:
+        return pool.census.between(latency, 2 * latency)
+    return sum(latency <= other.latency <= 2 * latency for other in pool.devices)
+
+
 def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
     """How many waiting tasks the other devices finish in less than ``latency`` seconds.
 
     0 for a device of unknown speed; other devices of unknown speed are not counted on.
     """
+    if len(pool.devices) >= MANY:
+        return _expected_before(latency, device, pool.census)
     count, late = 0, -1.0
     for other in pool.devices:
         if other.latency < latency and other is not device:  # false where either is unknown
@@ -182,6 +213,15 @@ def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
             if lead > 0:
                 count += math.ceil(lead / other.interval - TIE)
     return count
+
+
+def _expected_before(latency: float, device: WorkerView, census: Census) -> int:
+    """The same for many devices, each taken to be at a random point of its present call."""
+    if math.isnan(latency):
+        return 0
+    within = latency * (1 + census.deviation)
+    itself = max(0.0, within - device.latency) / device.interval if device.latency < latency else 0
+    return max(0, round(census.finished_before(latency, within) - itself))
 
 
 class Greedy:
