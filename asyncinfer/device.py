@@ -218,7 +218,7 @@ class Device:
 
     def stuck(self, now: float) -> bool:
         """Whether it takes more than twice as long as expected; so while its speed is unknown."""
-        return not (self.free or self.free_in(now) <= self.latency)
+        return not (self.free or self.free_in(now) <= 1.01 * self.latency)  # 1 %: it is rounded
 
     def rested(self, now: float) -> float:
         """Seconds since it last finished something or was opened."""

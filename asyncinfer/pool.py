@@ -27,6 +27,8 @@ BURST = 128
 RECHECK = 0.0005
 #: of many devices, each is looked at once for so many completions none has come
 SILENCE = 8
+#: passes until another one of the devices that rest is asked, and of those that run is looked at
+NOW_AND_THEN = 8
 
 Start = Callable[[Burst], None]
 
@@ -85,7 +87,10 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Tasks inside the windows that may be started, those reserved and not started included."""
-        return self._reserved + sum(len(lane.waiting) for lane in self.lanes)
+        count = self._reserved
+        for lane in self.lanes:
+            count += len(lane.waiting)
+        return count
 
     @property
     def backlog(self) -> bool:
@@ -130,6 +135,8 @@ class Pool:
         self._reserved = self.roster.reserved
         self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
         self._passes += 1
+        if self._passes % NOW_AND_THEN == 0:
+            self.roster.doubt_one(self.now)
         if (self._serve() and self.waiting) or (self.retries and self.roster.free):
             self._ask_again()
         self._silent = False
@@ -152,15 +159,16 @@ class Pool:
             if grant is ALL_REST:
                 self._serve_others(free, asked)
                 break
+        self.roster.taken(asked)
         return rest
 
     def _serve_others(self, free: list[Entry], asked: int) -> None:
-        """All rest from a certain speed on: ask those of unknown speed, and one more each time."""
+        """All rest from a certain speed on: ask those of unknown speed, and one more at times."""
         last = len(free)
         while asked < last and free[last - 1][0] == math.inf and self.waiting:
             last -= 1
             self._fill(free[last][2])
-        if asked < last and self.waiting:
+        if asked < last and self.waiting and self._passes % NOW_AND_THEN == 0:
             self._other = (self._other + 1) % (last - asked)
             self._fill(free[asked + self._other][2])
 
@@ -174,7 +182,9 @@ class Pool:
             tasks = self._take(device, grant)
             if not tasks:
                 return None
-            self._reserved += max(0, len(tasks) - grant.take)
+            if len(tasks) > grant.take:
+                self._reserved += len(tasks) - grant.take
+                self.roster.reserving[device] = None
             self._hand_out(device, tasks, grant.take)
         return grant
 

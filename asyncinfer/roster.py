@@ -31,9 +31,10 @@ class Roster:
         self.free: list[Entry] = []
         #: those that are up, of known speed, and finish what they run about when they should
         self.census = Census()
+        #: those that were given more than they have started
+        self.reserving: dict[Device, None] = {}
         self._seats: dict[Device, _Seat] = {}
         self._changed: dict[Device, None] = {}
-        self._reserving: dict[Device, None] = {}
         self._next = 0
 
     def join(self, device: Device) -> None:
@@ -62,13 +63,23 @@ class Roster:
             self._changed.clear()
             if any(states):
                 self.up = [member for member in self.members if member.up]
-        if self.up:
-            self._next = (self._next + 1) % len(self.up)
-            self._doubt(self.up[self._next], now)
+
+    def taken(self, asked: int) -> None:
+        """The first ``asked`` free devices were asked, and most of them given something."""
+        still = []
+        for entry in self.free[:asked]:
+            device = entry[2]
+            if device.free:
+                still.append(entry)
+            else:
+                self._seats[device].free = None
+                if device.up:  # that is all that has changed
+                    self._changed.pop(device, None)
+        self.free[:asked] = still
 
     def _refresh(self, device: Device) -> bool:
         """Put the device where it belongs now; tell whether it came up or went down."""
-        seat = self._seats[device]
+        seat, up = self._seats[device], device.up
         free = (device.quickest, device.position, device) if device.free else None
         if free != seat.free:
             if seat.free is not None:
@@ -76,12 +87,12 @@ class Roster:
             if free is not None:
                 insort(self.free, free)
             seat.free = free
-        if device.reserved:
-            self._reserving[device] = None
-        figures = (device.latency, device.interval, device.deviation)
-        self._count(seat, figures if device.up and not math.isnan(device.latency) else None)
-        was_up, seat.up = seat.up, device.up
-        return was_up is not seat.up
+        if not up or math.isnan(device.latency):
+            self._count(seat, None)
+        elif seat.counted is None or device.latency != seat.counted[0]:
+            self._count(seat, (device.latency, device.interval, device.deviation))
+        was_up, seat.up = seat.up, up
+        return was_up is not up
 
     def _count(self, seat: _Seat, figures: Figures | None) -> None:
         if seat.counted is not None and figures is not None and _alike(seat.counted, figures):
@@ -97,18 +108,24 @@ class Roster:
         if device.stuck(now):
             self._count(self._seats[device], None)
 
+    def doubt_one(self, now: float) -> None:
+        """Look for such a device; each time at another one."""
+        if self.up:
+            self._next = (self._next + 1) % len(self.up)
+            self._doubt(self.up[self._next], now)
+
     def doubt_all(self, now: float) -> None:
-        """Look for such devices among all, as ``update`` does for one each time."""
+        """Look for such devices among all."""
         for device in self.up:
             self._doubt(device, now)
 
     @property
     def reserved(self) -> int:
         """Tasks that devices have and have not started."""
-        if not self._reserving:
+        if not self.reserving:
             return 0
-        counts = {device: device.reserved for device in self._reserving if device.up}
-        self._reserving = {device: None for device, count in counts.items() if count}
+        counts = {device: device.reserved for device in self.reserving if device.up}
+        self.reserving = {device: None for device, count in counts.items() if count}
         return sum(counts.values())
 
 

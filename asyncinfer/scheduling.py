@@ -32,8 +32,10 @@ __all__ = (
 MANY = 64
 #: two moments closer than this part of a service time are the same moment
 TIE = 1e-6
-#: one task among so many makes no difference
-NEGLIGIBLE = 250
+#: a part of the work that makes no difference
+NEGLIGIBLE = 1 / 250
+#: by so much of their deviation late calls delay the end
+LATE = 1 / 8
 #: a device that rests is tried again after this many of its service times
 RETRY_REST = 200
 
@@ -126,7 +128,7 @@ class Policy(Protocol):
         """What the free ``device`` takes now, ``None`` if nothing. ``pool.waiting`` is at least 1.
 
         Free devices are asked in turn, the one with the shortest single call first. After the
-        answer ``ALL_REST`` the others are not asked, except for one of them each time.
+        answer ``ALL_REST`` the others are not asked, except for one of them now and then.
         """
         ...
 
@@ -146,9 +148,10 @@ class EarliestFinish:
     Of very many devices the sum is not made one by one: each is taken to be at a random point
     of its present call, which makes it ``sum of (L_i - L_k) / T_k``.
 
-    Where service times vary, a slow task that turns out slower still would hold up everything, so
-    among faster devices ``L_i`` counts as ``L_i * (1 + d)``, ``d`` being the mean relative
-    deviation seen. Without noise ``d`` is 0 and the rule is exact.
+    Where service times vary, a slow task that turns out slower still would hold up everything. So
+    ``L_i`` counts as ``L_i * (1 + d)``, ``d`` being the mean relative deviation seen; and devices
+    that are faster by less than that are not waited for, as next time they may be slower. Without
+    noise ``d`` is 0 and the rule is exact.
     """
 
     reserves = True
@@ -176,11 +179,13 @@ class EarliestFinish:
         """Whether all might have to wait for this call at the end, and little is won by it.
 
         Of the last tasks, a device takes none that it must do in the expected time to be of use, if
-        the others do hundreds in that time: leaving it to them costs less than 1 %.
+        the others do hundreds in that time: leaving it to them costs less than 1 %. Where calls are
+        known to be late at times, more may be left to them.
         """
-        if pool.backlog or grant.skip < NEGLIGIBLE:
+        least = max(NEGLIGIBLE, LATE * _deviation(pool))
+        if pool.backlog or least * grant.skip < 1:
             return False
-        if grant.skip < NEGLIGIBLE * _alike(device.latency, pool):
+        if least * grant.skip < _alike(device.latency, pool):
             return False
         skip = tasks_before(2 * device.expect(grant.take), device, pool)
         return skip + grant.take > pool.waiting
@@ -204,11 +209,10 @@ def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
     """
     if len(pool.devices) >= MANY:
         return _expected_before(latency, device, pool.census)
-    count, late = 0, -1.0
-    for other in pool.devices:
-        if other.latency < latency and other is not device:  # false where either is unknown
-            if late < 0:
-                late = latency * (1 + max(each.deviation for each in pool.devices))
+    deviation = _deviation(pool)
+    late, count = latency * (1 + deviation), 0
+    for other in pool.devices:  # the comparison is false where either is unknown
+        if other.latency * (1 + deviation) < latency and other is not device:
             lead = late - other.latency - other.free_in(pool.now)
             if lead > 0:
                 count += math.ceil(lead / other.interval - TIE)
@@ -219,9 +223,19 @@ def _expected_before(latency: float, device: WorkerView, census: Census) -> int:
     """The same for many devices, each taken to be at a random point of its present call."""
     if math.isnan(latency):
         return 0
-    within = latency * (1 + census.deviation)
-    itself = max(0.0, within - device.latency) / device.interval if device.latency < latency else 0
-    return max(0, round(census.finished_before(latency, within) - itself))
+    late, faster = latency * (1 + census.deviation), latency / (1 + census.deviation)
+    count = census.finished_before(faster, late)
+    if device.latency < faster:  # it is to do more than its usual call: it counted itself
+        count -= (late - device.latency) / device.interval
+    return max(0, round(count))
+
+
+def _deviation(pool: PoolView) -> float:
+    """Mean deviation of those devices that have one: the others did nothing yet, or never vary."""
+    if len(pool.devices) >= MANY:
+        return pool.census.deviation
+    seen = [device.deviation for device in pool.devices if device.deviation > 0]
+    return sum(seen) / len(seen) if seen else 0.0
 
 
 class Greedy:
