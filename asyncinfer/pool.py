@@ -7,12 +7,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from asyncinfer.baselines import Greedy
 from asyncinfer.census import Census
 from asyncinfer.device import Burst, Device
 from asyncinfer.lane import Lane
+from asyncinfer.policy import ALL_REST, Grant, Policy
+from asyncinfer.recheck import Recheck
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.roster import Entry, Roster
-from asyncinfer.scheduling import ALL_REST, MANY, Grant, Greedy, Policy
 from asyncinfer.task import Task
 
 __all__ = ("Pool",)
@@ -23,10 +25,6 @@ QUANTUM = 0.001
 #: at once would otherwise keep the event loop from its turns
 PASS = 512
 BURST = 128
-#: shortest pause before resting devices are asked again, in seconds
-RECHECK = 0.0005
-#: of many devices, each is looked at once for so many completions none has come
-SILENCE = 8
 #: passes until another one of the devices that rest is asked, and of those that run is looked at
 NOW_AND_THEN = 8
 
@@ -63,13 +61,11 @@ class Pool:
         self._passes = 0
         #: among the devices that rest, the one to be asked next
         self._other = 0
-        #: whether nothing happened for as long as ``_patience`` says
-        self._silent = False
         #: tasks for each device, if all get the same
         self._share = 0.0
         self._up: list[Device] = []
         self._wakeup: asyncio.Handle | None = None
-        self._recheck: asyncio.TimerHandle | None = None
+        self._recheck = Recheck(self.roster, loop, clock, self.wake)
         self._quiet: asyncio.Event | None = None
 
     # ---- what policies see (a scheduling.PoolView)
@@ -118,10 +114,10 @@ class Pool:
 
     def stop(self) -> None:
         """Pair no more."""
-        for handle in (self._wakeup, self._recheck):
-            if handle is not None:
-                handle.cancel()
-        self._wakeup = self._recheck = None
+        self._recheck.cancel()
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._wakeup = None
 
     def _pair(self) -> None:
         self._wakeup = None
@@ -137,15 +133,14 @@ class Pool:
         self._passes += 1
         if self._passes % NOW_AND_THEN == 0:
             self.roster.doubt_one(self.now)
-        if (self._serve() and self.waiting) or (self.retries and self.roster.free):
-            self._ask_again()
-        self._silent = False
+        rest = self._serve() and self.waiting > 0
+        self._recheck.passed(rest or (len(self.retries) > 0 and len(self.roster.free) > 0))
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
 
     def _update(self) -> None:
-        self.roster.update(self.now)
+        self.roster.update()
         self._up = self.roster.up
 
     def _serve(self) -> bool:
@@ -263,33 +258,6 @@ class Pool:
         untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
         free = [device for device in untried or self._up if device.free]
         return min(free, key=_fastest_first, default=None)
-
-    # ---- devices that rest
-
-    def _ask_again(self) -> None:
-        """Time alone can change the answer: a device that is overdue may never finish."""
-        delay = max(RECHECK, self._patience())
-        at = self._loop.time() + delay
-        if self._recheck is not None:
-            if self._recheck.when() <= at:
-                return
-            self._recheck.cancel()
-        self._recheck = self._loop.call_later(delay, self._recheck_now, self._passes)
-
-    def _patience(self) -> float:
-        """Seconds after which some device should have finished something."""
-        rate = self.roster.census.rate
-        if len(self._up) >= MANY and rate > 0 and not self._silent:
-            return SILENCE / rate
-        busy = [burst.remaining(self.now) for device in self._up for burst in device.bursts]
-        return 1.1 * min(busy, default=RECHECK)
-
-    def _recheck_now(self, passes: int) -> None:
-        self._recheck = None
-        self._silent = passes == self._passes
-        if self._silent:
-            self.roster.doubt_all(self._clock())
-        self.wake()
 
 
 def give_back(tasks: list[Task]) -> None:

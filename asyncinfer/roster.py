@@ -56,7 +56,7 @@ class Roster:
     def _note(self, device: Device) -> None:
         self._changed[device] = None
 
-    def update(self, now: float) -> None:
+    def update(self) -> None:
         """Take in what has changed since the last time."""
         if self._changed:
             states = [self._refresh(device) for device in self._changed]

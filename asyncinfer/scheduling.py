@@ -1,4 +1,4 @@
-"""Which waiting task a device pulls: the earliest-finish-time rule, and the paper's baselines.
+"""Which waiting task a device pulls: the earliest-finish-time rule.
 
 A policy is asked whenever a device is free. It answers with a :class:`Grant` - how many waiting
 tasks to skip and how many to take - or ``None`` to let the device rest until something changes.
@@ -8,11 +8,11 @@ To write another one, implement :class:`Policy` and pass an instance as ``Dispat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
+from asyncinfer.baselines import Greedy, LockStep, Serial, Static
 from asyncinfer.census import Census
 from asyncinfer.errors import ConfigError
+from asyncinfer.policy import ALL_REST, Grant, Policy, PoolView, WorkerView
 
 __all__ = (
     "ALL_REST",
@@ -38,99 +38,6 @@ NEGLIGIBLE = 1 / 250
 LATE = 1 / 8
 #: a device that rests is tried again after this many of its service times
 RETRY_REST = 200
-
-
-class Grant(NamedTuple):
-    """Skip ``skip`` waiting tasks, then take ``take`` consecutive ones in one call."""
-
-    skip: int
-    take: int
-
-
-#: answer of a policy: this device rests, and all that need longer for a single task would as well
-ALL_REST = Grant(0, 0)
-
-
-class WorkerView(Protocol):
-    """What a policy may know of a device. Times are seconds; ``nan`` while unknown."""
-
-    #: its place in the list of devices, from 0
-    position: int
-    max_batch: int
-    #: duration of one call with a full batch
-    latency: float
-    #: time between two finished tasks while it is kept busy
-    interval: float
-
-    @property
-    def in_flight(self) -> int:
-        """Tasks it is running or has reserved."""
-        ...
-
-    @property
-    def deviation(self) -> float:
-        """Mean relative deviation of its calls from what was expected, 0 to 1."""
-        ...
-
-    def expect(self, batch: int) -> float:
-        """Duration of one call with ``batch`` tasks."""
-        ...
-
-    def free_in(self, now: float) -> float:
-        """Time until it can start another call: 0 when idle, growing again once overdue."""
-        ...
-
-    def rested(self, now: float) -> float:
-        """Time since it last finished something or was opened."""
-        ...
-
-
-class PoolView(Protocol):
-    """What a policy may know of the dispatcher."""
-
-    now: float
-
-    @property
-    def waiting(self) -> int:
-        """Tasks inside the window that may be started now."""
-        ...
-
-    @property
-    def backlog(self) -> bool:
-        """Whether more tasks queue behind the window."""
-        ...
-
-    @property
-    def devices(self) -> Sequence[WorkerView]:
-        """The devices that are up, by position."""
-        ...
-
-    @property
-    def census(self) -> Census:
-        """The devices that are up and finish when they should, summed up by their latency.
-
-        For rules that cannot afford to look at each of many devices.
-        """
-        ...
-
-    def index(self, offset: int) -> int:
-        """Index in its stream of the waiting task at ``offset``."""
-        ...
-
-
-class Policy(Protocol):
-    """Chooses tasks for devices. One instance serves one dispatcher."""
-
-    #: whether a very fast device may be given several calls' worth of tasks at once
-    reserves: bool
-
-    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """What the free ``device`` takes now, ``None`` if nothing. ``pool.waiting`` is at least 1.
-
-        Free devices are asked in turn, the one with the shortest single call first. After the
-        answer ``ALL_REST`` the others are not asked, except for one of them now and then.
-        """
-        ...
 
 
 class EarliestFinish:
@@ -236,61 +143,6 @@ def _deviation(pool: PoolView) -> float:
         return pool.census.deviation
     seen = [device.deviation for device in pool.devices if device.deviation > 0]
     return sum(seen) / len(seen) if seen else 0.0
-
-
-class Greedy:
-    """The paper's plain pull: a free device takes the first waiting task."""
-
-    reserves = True
-
-    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """The first tasks."""
-        return Grant(0, min(device.max_batch, pool.waiting))
-
-
-class Static:
-    """An equal split made beforehand: of n devices, number j gets the tasks j, j+n, j+2n ..."""
-
-    reserves = False
-
-    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """The first waiting task that belongs to the device."""
-        devices = pool.devices
-        mine = devices.index(device)
-        for offset in range(pool.waiting):
-            if pool.index(offset) % len(devices) == mine:
-                return Grant(offset, 1)
-        return None
-
-
-class LockStep:
-    """Synchronous rounds: every device takes one batch, and all wait for the slowest."""
-
-    reserves = False
-
-    def __init__(self) -> None:
-        self._served: set[int] = set()
-
-    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """The first tasks, once a round."""
-        if not any(other.in_flight for other in pool.devices):
-            self._served.clear()
-        if device.position in self._served:
-            return None
-        self._served.add(device.position)
-        return Grant(0, min(device.max_batch, pool.waiting))
-
-
-class Serial:
-    """One call at a time, all of them on the first device."""
-
-    reserves = False
-
-    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """The first tasks, for the first device."""
-        if device is not pool.devices[0] or device.in_flight:
-            return None
-        return Grant(0, min(device.max_batch, pool.waiting))
 
 
 _POLICIES: dict[str, type[Policy]] = {

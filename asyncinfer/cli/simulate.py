@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer.testing import SimulatedDriver, run_virtual
 
 __all__ = ("simulate",)
+
+
+#: most devices that people are shown one by one
+SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ def simulate(
     ] = 0.0,
     policy: Annotated[str, typer.Option(help="eft, greedy, static, sync or serial.")] = "eft",
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
+    spread: Annotated[
+        int, typer.Option(min=0, help="So many devices between the least and the greatest time.")
+    ] = 0,
     plot: Annotated[
         Path | None, typer.Option(help="Save the Gantt chart to this file.", show_default=False)
     ] = None,
@@ -58,7 +66,8 @@ def simulate(
     asyncinfer simulate --service-times 0.005 0.1 1.0 --tasks 1000 --window 100
     """
     check_picture(plot)
-    plan = Plan(service_times, tasks, window, noise, policy, seed)
+    times = _spread(service_times, spread) if spread else service_times
+    plan = Plan(times, tasks, window, noise, policy, seed)
     drivers = _drivers(plan)
     timeline = Timeline(driver.name for driver in drivers)
     facts = run_virtual(_stream(drivers, plan, timeline))
@@ -70,6 +79,15 @@ def simulate(
         emit(facts)
     else:
         _show(facts, timeline)
+
+
+def _spread(times: Sequence[float], devices: int) -> list[float]:
+    """From the least time to the greatest, each longer than the one before by the same factor."""
+    least, greatest = min(times), max(times)
+    if least <= 0:
+        return list(times)
+    steps = max(1, devices - 1)
+    return [least * (greatest / least) ** (n / steps) for n in range(devices)]
 
 
 def _drivers(plan: Plan) -> list[SimulatedDriver]:
@@ -88,11 +106,13 @@ async def _stream(
     first, last, expected = math.inf, -math.inf, 0
     dispatcher = Dispatcher(drivers, policy=plan.policy, window=plan.window, on_event=timeline)
     async with dispatcher:
+        began = time.process_time()
         async for result in dispatcher.results(range(plan.tasks)):
             if result.unwrap() != expected:
                 raise AsyncInferError(f"task {result.index} came in place of {expected}")
             first, last = min(first, result.started), max(last, result.finished)
             expected += 1
+        cost = (time.process_time() - began) / plan.tasks
         stats = dispatcher.stats()
     makespan = last - first
     busy = sum(device.busy_seconds for device in stats.devices)
@@ -101,6 +121,7 @@ async def _stream(
         "makespan": makespan,
         "utilisation": busy / (len(drivers) * makespan),
         "throughput": plan.tasks / makespan,
+        "cost_per_task": cost,
         "mean_hold": stats.hold_mean,
         "max_hold": stats.hold_max,
         "max_reorder": stats.max_reorder,
@@ -130,6 +151,14 @@ def _compared(plan: Plan, makespan: float) -> Mapping[str, Any]:
 
 def _show(facts: Mapping[str, Any], timeline: Timeline) -> None:
     screen = people()
+    if len(facts["devices"]) <= SHOWN:
+        _show_devices(facts, timeline)
+    for name, value in _lines(facts):
+        screen.print(f"{name:<13} {value}")
+
+
+def _show_devices(facts: Mapping[str, Any], timeline: Timeline) -> None:
+    screen = people()
     screen.print(timeline.text(max(20, min(100, screen.width - 30))))
     screen.print()
     rows = [
@@ -142,8 +171,6 @@ def _show(facts: Mapping[str, Any], timeline: Timeline) -> None:
     ]
     screen.print(table(("device", "tasks", "utilisation"), rows))
     screen.print()
-    for name, value in _lines(facts):
-        screen.print(f"{name:<13} {value}")
 
 
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -159,4 +186,5 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("hold", f"mean {seconds(facts['mean_hold'])}, longest {seconds(facts['max_hold'])}"),
         ("reorder", f"{facts['max_reorder']} results at most"),
         ("window", f"{window}; every device takes part from {needed}"),
+        ("cost", f"{seconds(facts['cost_per_task'])} of this computer's time a task"),
     ]
