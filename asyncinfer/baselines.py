@@ -14,7 +14,7 @@ class Greedy:
 
     def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
         """The first tasks."""
-        return Grant(0, min(device.max_batch, pool.waiting))
+        return Grant(0, min(device.batch_limit, pool.waiting))
 
 
 class Static:
@@ -47,7 +47,7 @@ class LockStep:
         if device.position in self._served:
             return None
         self._served.add(device.position)
-        return Grant(0, min(device.max_batch, pool.waiting))
+        return Grant(0, min(device.batch_limit, pool.waiting))
 
 
 class Serial:
@@ -59,4 +59,4 @@ class Serial:
         """The first tasks, for the first device."""
         if device is not pool.devices[0] or device.in_flight:
             return None
-        return Grant(0, min(device.max_batch, pool.waiting))
+        return Grant(0, min(device.batch_limit, pool.waiting))

@@ -16,6 +16,10 @@ from asyncinfer.task import Task
 __all__ = ("Burst", "Device", "DeviceState")
 
 
+#: part of the rate of full batches that smaller ones must reach, to be used instead
+PAYS = 0.99
+
+
 class DeviceState(StrEnum):
     """Where a device is in its life."""
 
@@ -105,12 +109,18 @@ class Device:
         self.position = position
         self.max_batch = _positive(driver, "max_batch")
         self.concurrency = _positive(driver, "concurrency")
+        #: seconds a task may wait for a fuller batch
+        self.max_wait = _seconds(driver, "max_wait") or 0.0
+        #: seconds one call should take at most
+        self.latency_target = _seconds(driver, "latency_target")
+        #: most tasks one call should have
+        self.batch_limit = self.max_batch if self.latency_target is None else 1
         self.estimator = Estimator()
         #: told of every change of its state, of what it runs and of how fast it is
         self.changed: Callable[[Device], None] = nobody
         #: seconds of one call with a single task; infinite while unknown
         self.quickest = math.inf
-        #: seconds of one call with a full batch; ``nan`` while unknown
+        #: seconds of one call with ``batch_limit`` tasks; ``nan`` while unknown
         self.latency = math.nan
         #: seconds between two finished tasks under load; ``nan`` while unknown
         self.interval = math.nan
@@ -200,10 +210,31 @@ class Device:
         self._measure()
 
     def _measure(self) -> None:
+        self.batch_limit = self._limit() if self.max_batch > 1 else 1
         self.quickest = self.estimator.expect(1)
-        self.latency = self.estimator.expect(self.max_batch)
-        self.interval = self.latency / (self.max_batch * self.concurrency)
+        self.latency = self.estimator.expect(self.batch_limit)
+        self.interval = self.latency / (self.batch_limit * self.concurrency)
         self.changed(self)
+
+    def _limit(self) -> int:
+        """``max_batch``, or fewer where larger batches take too long or are of no use."""
+        limit: float = self.max_batch
+        if self.estimator.told_apart:
+            cost, each = self.estimator.line
+            full = self.max_batch
+            # the least b with b / (cost + each * b) >= PAYS * full / (cost + each * full)
+            limit = PAYS * full * cost / (cost + (1 - PAYS) * each * full)
+            limit = min(full, math.ceil(limit - 1e-6))
+        if self.latency_target is not None:
+            limit = min(limit, self.estimator.batch_within(self.latency_target))
+        return max(1, int(limit))
+
+    def batch_within(self, seconds: float) -> int:
+        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
+        tasks = self.estimator.batch_within(seconds)
+        if not tasks > 1:
+            return 0
+        return min(self.batch_limit, math.ceil(tasks - 1e-6) - 1)
 
     @property
     def deviation(self) -> float:
@@ -239,6 +270,16 @@ def _positive(driver: Driver[Any, Any], attribute: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
     return value
+
+
+def _seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
+    value = getattr(driver, attribute, None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        text = f"device {driver.name!r}: {attribute} must be seconds, 0 or more, not {value!r}"
+        raise ConfigError(text)
+    return float(value)
 
 
 def nobody(device: Device) -> None:

@@ -27,7 +27,9 @@ class WorkerView(Protocol):
     #: its place in the list of devices, from 0
     position: int
     max_batch: int
-    #: duration of one call with a full batch
+    #: most tasks that one call should have, for its latency and since larger ones are of no use
+    batch_limit: int
+    #: duration of one call with ``batch_limit`` tasks
     latency: float
     #: time between two finished tasks while it is kept busy
     interval: float
@@ -44,6 +46,10 @@ class WorkerView(Protocol):
 
     def expect(self, batch: int) -> float:
         """Duration of one call with ``batch`` tasks."""
+        ...
+
+    def batch_within(self, seconds: float) -> int:
+        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
         ...
 
     def free_in(self, now: float) -> float:

@@ -66,12 +66,12 @@ class EarliestFinish:
     def pull(self, device: WorkerView, pool: PoolView) -> Grant:
         """The largest batch that fits behind the tasks others finish first."""
         waiting = pool.waiting
-        low, high = 0, min(device.max_batch, waiting)
+        low, high = 0, min(device.batch_limit, waiting)
         best: Grant | None = None
         batch = high
         while low < high:
             skip = tasks_before(device.expect(batch), device, pool)
-            if skip + batch <= waiting:
+            if skip + batch <= waiting - _left_to_idle(batch, skip, device, pool):
                 low, best = batch, Grant(skip, batch)
             else:
                 high = batch - 1
@@ -122,8 +122,24 @@ def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
         if other.latency * (1 + deviation) < latency and other is not device:
             lead = late - other.latency - other.free_in(pool.now)
             if lead > 0:
-                count += math.ceil(lead / other.interval - TIE)
+                call = other.interval * other.batch_limit
+                count += other.batch_limit * math.ceil(lead / call - TIE)
     return count
+
+
+def _left_to_idle(batch: int, skip: int, device: WorkerView, pool: PoolView) -> int:
+    """Tasks of so many that idle devices would do in a batch of their own in less time.
+
+    Otherwise one of several alike would take all that wait, and the others none.
+    """
+    if batch == 1 or len(pool.devices) >= MANY or skip + batch * len(pool.devices) <= pool.waiting:
+        return 0
+    latency = device.expect(batch)
+    return sum(
+        other.batch_within(latency)
+        for other in pool.devices
+        if other.latency >= latency and other is not device and not other.in_flight
+    )
 
 
 def _expected_before(latency: float, device: WorkerView, census: Census) -> int:
