@@ -8,16 +8,13 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
+from asyncinfer.batching import BatchSize
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError
 from asyncinfer.estimator import Estimator
 from asyncinfer.task import Task
 
 __all__ = ("Burst", "Device", "DeviceState")
-
-
-#: part of the rate of full batches that smaller ones must reach, to be used instead
-PAYS = 0.99
 
 
 class DeviceState(StrEnum):
@@ -111,10 +108,9 @@ class Device:
         self.concurrency = _positive(driver, "concurrency")
         #: seconds a task may wait for a fuller batch
         self.max_wait = _seconds(driver, "max_wait") or 0.0
-        #: seconds one call should take at most
-        self.latency_target = _seconds(driver, "latency_target")
+        self._size = BatchSize(self.max_batch, _seconds(driver, "latency_target"))
         #: most tasks one call should have
-        self.batch_limit = self.max_batch if self.latency_target is None else 1
+        self.batch_limit = self._size.limit
         self.estimator = Estimator()
         #: told of every change of its state, of what it runs and of how fast it is
         self.changed: Callable[[Device], None] = nobody
@@ -210,24 +206,13 @@ class Device:
         self._measure()
 
     def _measure(self) -> None:
-        self.batch_limit = self._limit() if self.max_batch > 1 else 1
+        if self.max_batch > 1:
+            self._size.learn(self.estimator)
+            self.batch_limit = self._size.limit
         self.quickest = self.estimator.expect(1)
         self.latency = self.estimator.expect(self.batch_limit)
         self.interval = self.latency / (self.batch_limit * self.concurrency)
         self.changed(self)
-
-    def _limit(self) -> int:
-        """``max_batch``, or fewer where larger batches take too long or are of no use."""
-        limit: float = self.max_batch
-        if self.estimator.told_apart:
-            cost, each = self.estimator.line
-            full = self.max_batch
-            # the least b with b / (cost + each * b) >= PAYS * full / (cost + each * full)
-            limit = PAYS * full * cost / (cost + (1 - PAYS) * each * full)
-            limit = min(full, math.ceil(limit - 1e-6))
-        if self.latency_target is not None:
-            limit = min(limit, self.estimator.batch_within(self.latency_target))
-        return max(1, int(limit))
 
     def batch_within(self, seconds: float) -> int:
         """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""

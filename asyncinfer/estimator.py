@@ -12,6 +12,8 @@ __all__ = ("Estimator",)
 GAIN = 1 / 8
 #: a sample this many times off the estimate is an outlier; two in a row are a new truth
 OUTLIER = 3.0
+#: part of the mean square of the batch sizes that their variance must be, to tell what each costs
+APART = 0.02
 #: shortest time it will claim, in seconds
 SHORTEST = 1e-7
 
@@ -84,8 +86,8 @@ class Estimator:
 
     def _fit(self) -> ServiceTime:
         mean, spread = self._batch, self._batch_squared - self._batch**2
-        self.told_apart = spread > 1e-3 * self._batch_squared
-        if self.told_apart:
+        self.told_apart = spread > APART * self._batch_squared
+        if spread > 1e-3 * self._batch_squared:
             slope = (self._product - mean * self._seconds) / spread
             slope = min(max(slope, 0.0), self._seconds / mean)
             return ServiceTime(self._seconds - slope * mean, slope)

@@ -27,6 +27,10 @@ PASS = 512
 BURST = 128
 #: passes until another one of the devices that rest is asked, and of those that run is looked at
 NOW_AND_THEN = 8
+#: a wait shorter than this is over, in seconds
+MOMENT = 1e-6
+#: what a device is given that waits for a fuller batch
+FILLING = Grant(0, 0)
 
 Start = Callable[[Burst], None]
 
@@ -150,7 +154,7 @@ class Pool:
         while asked < len(free) and self.waiting:
             grant = self._fill(free[asked][2])
             asked += 1
-            rest = rest or not (grant and grant.take)
+            rest = rest or (grant is not FILLING and not (grant and grant.take))
             if grant is ALL_REST:
                 self._serve_others(free, asked)
                 break
@@ -171,6 +175,9 @@ class Pool:
         """Give ``device`` what its policy says, while it is free; return the last answer."""
         grant: Grant | None = None
         while device.free and self.waiting:
+            if device.max_wait and (pause := self._pause_to_fill(device)) > MOMENT:
+                self._recheck.within(pause)
+                return FILLING
             grant = self._ask(device)
             if grant is None or not grant.take:
                 return grant
@@ -182,6 +189,16 @@ class Pool:
                 self.roster.reserving[device] = None
             self._hand_out(device, tasks, grant.take)
         return grant
+
+    def _pause_to_fill(self, device: Device) -> float:
+        """Seconds that ``device`` should wait for a fuller batch: none if no more may come."""
+        if self.waiting >= device.batch_limit:
+            return 0.0
+        lanes = [lane for lane in self.lanes if lane.waiting]
+        if not any(_may_bring_more(lane) for lane in lanes):
+            return 0.0
+        oldest = min((next(iter(lane.waiting)).submitted for lane in lanes), default=-math.inf)
+        return oldest + device.max_wait - self.now
 
     def _ask(self, device: Device) -> Grant | None:
         try:
@@ -258,6 +275,12 @@ class Pool:
         untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
         free = [device for device in untried or self._up if device.free]
         return min(free, key=_fastest_first, default=None)
+
+
+def _may_bring_more(lane: Lane) -> bool:
+    """Whether tasks may come into its window though none is finished."""
+    draining = lane.window == math.inf
+    return not (lane.ended or draining) and lane.admitted - lane.delivered < lane.window
 
 
 def give_back(tasks: list[Task]) -> None:

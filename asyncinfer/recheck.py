@@ -40,11 +40,14 @@ class Recheck:
         """Free devices have been asked, and some of them ``rest`` though tasks wait."""
         self._passes += 1
         if rest:
-            self._set()
+            self._set(max(SHORTEST, self._patience()))
         self._silent = False
 
-    def _set(self) -> None:
-        delay = max(SHORTEST, self._patience())
+    def within(self, seconds: float) -> None:
+        """Ask again after so many seconds at the latest."""
+        self._set(seconds)
+
+    def _set(self, delay: float) -> None:
         at = self._loop.time() + delay
         if self._timer is not None:
             if self._timer.when() <= at:
