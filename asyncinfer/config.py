@@ -48,6 +48,8 @@ _PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 _TORCH_DEVICES = ("cuda", "mps")
+#: keys of a device that are attributes of every driver
+_BATCHING = ("max_wait", "latency_target")
 #: the driver behind ``cortex_m4`` where the config has no device of that name
 _EMULATED = "cortex_m4_emulated"
 _EMULATED_NOTE = "emulated: the board's own firmware in QEMU; its times are this host's"
@@ -67,6 +69,8 @@ class DeviceConfig:
     source: str = "--devices"
     #: what people should know about it; empty for most
     note: str = ""
+    #: ``max_wait`` and ``latency_target``, where they are given: see :class:`Driver`
+    batching: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> str | None:
@@ -100,7 +104,10 @@ class DeviceConfig:
             hint = "; give --model" if "'model'" in str(error) else ""
             raise ConfigError(f"{self.source}: driver {self.driver!r}: {error}{hint}") from error
         try:
-            return factory(name=self.name, **options)
+            driver = factory(name=self.name, **options)
+            for attribute, seconds in self.batching.items():
+                setattr(driver, attribute, seconds)
+            return driver
         except AsyncInferError:
             raise
         except (TypeError, ValueError) as error:
@@ -199,7 +206,7 @@ def _numbered(devices: Iterable[DeviceConfig]) -> list[DeviceConfig]:
 
 
 def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
-    _check_keys(table, {"driver", "name", "options"}, source)
+    _check_keys(table, {"driver", "name", "options", *_BATCHING}, source)
     driver = _typed(table, "driver", source, str, "a text")
     if driver is None:
         raise ConfigError(f"{source}: 'driver' is missing; known: {', '.join(driver_names())}")
@@ -211,7 +218,12 @@ def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
     options = _typed(table, "options", source, dict, "a table: [device.options]") or {}
     if "name" in options:
         raise ConfigError(f"{source}, options: 'name' belongs beside 'driver', not in the options")
-    return DeviceConfig(driver, name or driver, options, f"{source} {name or driver!r}")
+    batching = {key: table[key] for key in _BATCHING if key in table}
+    for key, value in batching.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ConfigError(f"{source}: {key!r} must be seconds, 0 or more, not {value!r}")
+    where = f"{source} {name or driver!r}"
+    return DeviceConfig(driver, name or driver, options, where, batching=batching)
 
 
 def _dispatcher(table: Any, source: str) -> dict[str, Any]:

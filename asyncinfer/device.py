@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from asyncinfer.batching import BatchSize
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError
 from asyncinfer.estimator import Estimator
@@ -45,8 +46,17 @@ class Device:
         self.position = position
         self.max_batch = _positive(driver, "max_batch")
         self.concurrency = _positive(driver, "concurrency")
+        #: seconds a task may wait for a fuller batch
+        self.max_wait = _seconds(driver, "max_wait") or 0.0
+        self._size = BatchSize(self.max_batch, _seconds(driver, "latency_target"))
+        #: most tasks one call should have
+        self.batch_limit = self._size.limit
         self.estimator = Estimator()
-        #: seconds of one call with a full batch; ``nan`` while unknown
+        #: told of every change of its state, of what it runs and of how fast it is
+        self.changed: Callable[[Device], None] = nobody
+        #: seconds of one call with a single task; infinite while unknown
+        self.quickest = math.inf
+        #: seconds of one call with ``batch_limit`` tasks; ``nan`` while unknown
         self.latency = math.nan
         #: seconds between two finished tasks under load; ``nan`` while unknown
         self.interval = math.nan
@@ -74,6 +84,7 @@ class Device:
         """Change state. The only place that does."""
         self._state = state
         self._touched = now
+        self.changed(self)
 
     @property
     def up(self) -> bool:
@@ -87,7 +98,10 @@ class Device:
 
     def opened(self) -> None:
         """Its driver was opened: that may have found out how many tasks a call takes."""
-        self.max_batch = _positive(self.driver, "max_batch")
+        before, self.max_batch = self.max_batch, _positive(self.driver, "max_batch")
+        if self.max_batch != before:
+            self._size = BatchSize(self.max_batch, _seconds(self.driver, "latency_target"))
+            self.batch_limit = self._size.limit
 
     # ---- what it runs
 
@@ -96,6 +110,7 @@ class Device:
         if not self.bursts:
             self._busy_since = now
         self.bursts.append(burst)
+        self.changed(self)
 
     def end(self, burst: Burst, now: float) -> None:
         """A burst left it, finished or taken away. Idempotent."""
@@ -105,6 +120,7 @@ class Device:
         self._touched = now
         if not self.bursts:
             self._busy_seconds += now - self._busy_since
+        self.changed(self)
 
     def busy_seconds(self, now: float) -> float:
         """Seconds in which it had at least one call in flight."""
@@ -137,8 +153,20 @@ class Device:
         self._measure()
 
     def _measure(self) -> None:
-        self.latency = self.estimator.expect(self.max_batch)
-        self.interval = self.latency / (self.max_batch * self.concurrency)
+        if self.max_batch > 1:
+            self._size.learn(self.estimator)
+            self.batch_limit = self._size.limit
+        self.quickest = self.estimator.expect(1)
+        self.latency = self.estimator.expect(self.batch_limit)
+        self.interval = self.latency / (self.batch_limit * self.concurrency)
+        self.changed(self)
+
+    def batch_within(self, seconds: float) -> int:
+        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
+        tasks = self.estimator.batch_within(seconds)
+        if not tasks > 1:
+            return 0
+        return min(self.batch_limit, math.ceil(tasks - 1e-6) - 1)
 
     @property
     def deviation(self) -> float:
@@ -155,7 +183,7 @@ class Device:
 
     def stuck(self, now: float) -> bool:
         """Whether it takes more than twice as long as expected; so while its speed is unknown."""
-        return not (self.free or self.free_in(now) <= self.latency)
+        return not (self.free or self.free_in(now) <= 1.01 * self.latency)  # 1 %: it is rounded
 
     def rested(self, now: float) -> float:
         """Seconds since it last finished something or was opened."""
@@ -176,6 +204,20 @@ def _positive(driver: Driver[Any, Any], attribute: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
     return value
+
+
+def _seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
+    value = getattr(driver, attribute, None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        text = f"device {driver.name!r}: {attribute} must be seconds, 0 or more, not {value!r}"
+        raise ConfigError(text)
+    return float(value)
+
+
+def nobody(device: Device) -> None:
+    """Stand in where nobody needs to know of a change."""
 
 
 def names(devices: Sequence[Device]) -> str:

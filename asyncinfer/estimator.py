@@ -12,6 +12,8 @@ __all__ = ("Estimator",)
 GAIN = 1 / 8
 #: a sample this many times off the estimate is an outlier; two in a row are a new truth
 OUTLIER = 3.0
+#: part of the mean square of the batch sizes that their variance must be, to tell what each costs
+APART = 0.02
 #: shortest time it will claim, in seconds
 SHORTEST = 1e-7
 
@@ -34,6 +36,8 @@ class Estimator:
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
+        #: whether recent calls differed in size, so that the line's two figures are its own
+        self.told_apart = False
 
     def start_from(self, line: ServiceTime) -> None:
         """Take a calibration as the truth until the first real call."""
@@ -46,6 +50,13 @@ class Estimator:
         if not self.known:
             return math.nan
         return max(SHORTEST, self.line.per_batch + self.line.per_task * batch)
+
+    def batch_within(self, seconds: float) -> float:
+        """Tasks that one call of so many seconds may have; ``nan`` while unknown."""
+        if not self.known:
+            return math.nan
+        each = max(self.line.per_task, SHORTEST / 100)
+        return (seconds - self.line.per_batch) / each
 
     def add(self, batch: float, seconds: float) -> None:
         """Learn from one call."""
@@ -75,6 +86,7 @@ class Estimator:
 
     def _fit(self) -> ServiceTime:
         mean, spread = self._batch, self._batch_squared - self._batch**2
+        self.told_apart = spread > APART * self._batch_squared
         if spread > 1e-3 * self._batch_squared:
             slope = (self._product - mean * self._seconds) / spread
             slope = min(max(slope, 0.0), self._seconds / mean)

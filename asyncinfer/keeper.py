@@ -75,7 +75,8 @@ class Keeper:
             for other in others:
                 first.add_note(str(other))
             raise first
-        self.pool.members.extend(self.devices)
+        for device in self.devices:
+            self.pool.roster.join(device)
         self.pool.wake()
         for device, error in errors.items():
             self._recorder.device_event("device.lost", device.name, error)
@@ -94,12 +95,12 @@ class Keeper:
             self.devices.remove(device)
             await self.close_driver(device, [])
             raise
-        self.pool.members.append(device)
+        self.pool.roster.join(device)
         self.pool.wake()
 
     async def remove(self, name: str, *, drain: bool) -> None:
         """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
-        device = next((d for d in self.pool.members if d.name == name), None)
+        device = next((d for d in self.pool.roster.members if d.name == name), None)
         if device is None:
             raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
         drained = drain and (device.up or device.state is DeviceState.DRAINING)
@@ -108,10 +109,10 @@ class Keeper:
         self.pool.reclaim()
         while drained and device.bursts:
             await asyncio.wait([b.runner for b in device.bursts if b.runner is not None])
-        if device not in self.pool.members:  # another call of this has removed it meanwhile
+        if device not in self.pool.roster.members:  # another call of this has removed it meanwhile
             return
         bursts = self.take_back(device)
-        self.pool.members.remove(device)
+        self.pool.roster.leave(device)
         await self.close([device], bursts)
         self.devices.remove(device)
 

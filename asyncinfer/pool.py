@@ -7,11 +7,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from asyncinfer.baselines import Greedy
 from asyncinfer.burst import Burst
+from asyncinfer.census import Census
 from asyncinfer.device import Device
 from asyncinfer.lane import Lane
+from asyncinfer.policy import ALL_REST, Grant, Policy
+from asyncinfer.recheck import Recheck
 from asyncinfer.recorder import Recorder, logger
-from asyncinfer.scheduling import Grant, Greedy, Policy
+from asyncinfer.roster import Entry, Roster
 from asyncinfer.span import Span
 
 __all__ = ("Pool",)
@@ -22,8 +26,12 @@ QUANTUM = 0.001
 #: at once would otherwise keep the event loop from its turns
 PASS = 1024
 BURST = 128
-#: shortest pause before resting devices are asked again, in seconds
-RECHECK = 0.0005
+#: passes until another one of the devices that rest is asked, and of those that run is looked at
+NOW_AND_THEN = 8
+#: a wait shorter than this is over, in seconds
+MOMENT = 1e-6
+#: what a device is given that waits for a fuller batch
+FILLING = Grant(0, 0)
 
 Start = Callable[[Burst], None]
 
@@ -43,7 +51,7 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         start: Start,
     ) -> None:
-        self.members: list[Device] = []
+        self.roster = Roster()
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
         self.retries: deque[Span] = deque()
@@ -57,11 +65,14 @@ class Pool:
         self._reserved = 0
         #: whether the last pass left no device free; the next one to become free makes another
         self._full = False
+        self._passes = 0
+        #: among the devices that rest, the one to be asked next
+        self._other = 0
         #: tasks for each device, if all get the same
         self._share = 0.0
         self._up: list[Device] = []
         self._wakeup: asyncio.Handle | None = None
-        self._recheck: asyncio.TimerHandle | None = None
+        self._recheck = Recheck(self.roster, loop, clock, self.wake)
         self._quiet: asyncio.Event | None = None
 
     # ---- what policies see (a scheduling.PoolView)
@@ -70,6 +81,11 @@ class Pool:
     def devices(self) -> Sequence[Device]:
         """The devices that are up."""
         return self._up
+
+    @property
+    def census(self) -> Census:
+        """The devices that are up and finish when they should, counted by their latency."""
+        return self.roster.census
 
     @property
     def waiting(self) -> int:
@@ -112,43 +128,86 @@ class Pool:
 
     def stop(self) -> None:
         """Pair no more."""
-        for handle in (self._wakeup, self._recheck):
-            if handle is not None:
-                handle.cancel()
-        self._wakeup = self._recheck = None
+        self._recheck.cancel()
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._wakeup = None
 
     def _pair(self) -> None:
         self._wakeup = None
         self.now = self._clock()
         for lane in self.lanes:
             lane.admit()
-        self._up = [device for device in self.members if device.up]
+        self._update()
         if self.retries:
             self._pair_retries()
-        free = [device for device in self._up if device.free]
-        if len(free) > 1:
-            free.sort(key=_fastest_first)
-        self._reserved = sum(device.reserved for device in self._up)
+            self._update()
+        self._reserved = self.roster.reserved
         self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
-        resting = [device for device in free if not self._fill(device)]
-        self._full = not resting
-        if resting and (self.waiting or self.retries):
-            self._ask_again()
+        self._passes += 1
+        if self._passes % NOW_AND_THEN == 0:
+            self.roster.doubt_one(self.now)
+        rest = self._serve() and self.waiting > 0
+        free = len(self.roster.free) > 0
+        self._full = not free
+        self._recheck.passed(rest or (free and len(self.retries) > 0))
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
 
-    def _fill(self, device: Device) -> bool:
-        """Give ``device`` what its policy says; tell whether it is now full."""
+    def _update(self) -> None:
+        self.roster.update()
+        self._up = self.roster.up
+
+    def _serve(self) -> bool:
+        """Ask the free devices, the fastest first; tell whether one of them rests."""
+        free = self.roster.free
+        asked, rest = 0, False
+        while asked < len(free) and self.waiting:
+            grant = self._fill(free[asked][2])
+            asked += 1
+            rest = rest or (grant is not FILLING and not (grant and grant.take))
+            if grant is ALL_REST:
+                self._serve_others(free, asked)
+                break
+        self.roster.taken(asked)
+        return rest
+
+    def _serve_others(self, free: list[Entry], asked: int) -> None:
+        """All rest from a certain speed on: ask those of unknown speed, and one more at times."""
+        last = len(free)
+        while asked < last and free[last - 1][0] == math.inf and self.waiting:
+            last -= 1
+            self._fill(free[last][2])
+        if asked < last and self.waiting and self._passes % NOW_AND_THEN == 0:
+            self._other = (self._other + 1) % (last - asked)
+            self._fill(free[asked + self._other][2])
+
+    def _fill(self, device: Device) -> Grant | None:
+        """Give ``device`` what its policy says, while it is free; return the last answer."""
+        grant: Grant | None = None
         while device.free and self.waiting:
+            if device.max_wait and (pause := self._pause_to_fill(device)) > MOMENT:
+                self._recheck.within(pause)
+                return FILLING
             grant = self._ask(device)
-            if grant is None:
-                return False
+            if grant is None or not grant.take:
+                return grant
             spans = self._take(device, grant)
             if not spans:
-                return False
+                return None
             self._hand_out(device, spans, grant.take)
-        return not device.free
+        return grant
+
+    def _pause_to_fill(self, device: Device) -> float:
+        """Seconds that ``device`` should wait for a fuller batch: none if no more may come."""
+        if self.waiting >= device.batch_limit:
+            return 0.0
+        lanes = [lane for lane in self.lanes if lane.waiting]
+        if not any(_may_bring_more(lane) for lane in lanes):
+            return 0.0
+        oldest = min((next(iter(lane.waiting)).submitted for lane in lanes), default=-math.inf)
+        return oldest + device.max_wait - self.now
 
     def _ask(self, device: Device) -> Grant | None:
         try:
@@ -182,7 +241,9 @@ class Pool:
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)
-        self._reserved += burst.reserved
+        if burst.reserved:
+            self._reserved += burst.reserved
+            self.roster.reserving[device] = None
         device.begin(burst, self.now)
         self._start(burst)
 
@@ -227,22 +288,11 @@ class Pool:
         free = [device for device in untried or self._up if device.free]
         return min(free, key=_fastest_first, default=None)
 
-    # ---- devices that rest
 
-    def _ask_again(self) -> None:
-        """Time alone can change the answer: a device that is overdue may never finish."""
-        busy = [burst.remaining(self.now) for device in self._up for burst in device.bursts]
-        delay = max(RECHECK, min(busy, default=RECHECK) * 1.1)
-        at = self._loop.time() + delay
-        if self._recheck is not None:
-            if self._recheck.when() <= at:
-                return
-            self._recheck.cancel()
-        self._recheck = self._loop.call_later(delay, self._recheck_now)
-
-    def _recheck_now(self) -> None:
-        self._recheck = None
-        self.wake()
+def _may_bring_more(lane: Lane) -> bool:
+    """Whether tasks may come into its window though none is finished."""
+    draining = lane.window == math.inf
+    return not (lane.ended or draining) and lane.admitted - lane.delivered < lane.window
 
 
 def give_back(spans: list[Span]) -> None:

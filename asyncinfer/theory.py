@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -144,11 +145,20 @@ def windowed_makespan(service_times: Sequence[float], tasks: int, window: int) -
     limit that ``windowed_rate`` explains. The optimum itself where the window is ``window_needed``.
     """
     times = sorted(_checked(service_times))
-    limits = (_capacity(window, j, hold=False) for j in range(len(times)))
-    return min(
-        max(optimum_makespan(times[: j + 1], tasks), max(0, tasks - limit) * times[j] / limit)
-        for j, limit in enumerate(limits)
-    )
+    limits = [_capacity(window, j, hold=False) for j in range(len(times))]
+    held = [max(0, tasks - c) * t / c for c, t in zip(limits, times, strict=True)]
+
+    def seconds(j: int) -> float:
+        return max(optimum_makespan(times[: j + 1], tasks), held[j])
+
+    # worth a look is a j with less held than any above it; along these the optimum falls
+    worth: list[int] = []
+    for j in reversed(range(len(times))):
+        if not worth or held[j] < held[worth[-1]]:
+            worth.append(j)
+    worth.reverse()
+    turn = bisect_left(worth, True, key=lambda j: held[j] >= seconds(j))
+    return min(seconds(j) for j in worth[max(0, turn - 1) : turn + 1])
 
 
 def expected_latency(service_times: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from array import array
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ class Observed:
     responses: Sequence[float]
     #: from the end on a device to delivery
     holds: Sequence[float]
+    #: of the processor, from the first task to the last
+    cpu_seconds: float
 
     @property
     def devices(self) -> list[str]:
@@ -215,6 +218,7 @@ async def observe(
     dispatcher = Dispatcher(drivers, **options)
     submitted, started, finished, delivered = (array("d") for _ in range(4))
     async with dispatcher:
+        began = time.process_time()
         async for result in dispatcher.results(items):
             if result.index != len(delivered):
                 raise AsyncInferError(f"task {result.index} came in place of {len(delivered)}")
@@ -223,6 +227,7 @@ async def observe(
             started.append(result.started)
             finished.append(result.finished)
             delivered.append(result.delivered)
+        cpu_seconds = time.process_time() - began
         stats = dispatcher.stats()
     return Observed(
         stats=stats,
@@ -230,6 +235,7 @@ async def observe(
         latencies=_differences(delivered, submitted if intended is None else intended),
         responses=_differences(delivered, started),
         holds=_differences(delivered, finished),
+        cpu_seconds=cpu_seconds,
     )
 
 

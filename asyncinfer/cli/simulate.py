@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,10 @@ from asyncinfer.errors import ConfigError
 __all__ = ("simulate",)
 
 
+#: most devices that people are shown one by one
+SHOWN = 40
+
+
 def simulate(
     service_times: Annotated[
         list[float],
@@ -34,6 +38,9 @@ def simulate(
     ] = 0.0,
     policy: Annotated[str, typer.Option(help="eft, greedy, static, sync or serial.")] = "eft",
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
+    spread: Annotated[
+        int, typer.Option(min=0, help="So many devices between the least and the greatest time.")
+    ] = 0,
     plot: Annotated[
         Path | None, typer.Option(help="Save the Gantt chart to this file.", show_default=False)
     ] = None,
@@ -49,7 +56,8 @@ def simulate(
     for t in service_times:
         if not (t > 0 and math.isfinite(t)):
             raise ConfigError(f"--service-times: give seconds above 0, not {t}")
-    plan = Plan(service_times, tasks, window, noise, policy, seed)
+    times = _spread(service_times, spread) if spread else service_times
+    plan = Plan(times, tasks, window, noise, policy, seed)
     timeline = Timeline(driver.name for driver in plan.drivers())
     facts = _facts(plan, run_plan(plan, on_event=timeline))
     if plot:
@@ -59,6 +67,15 @@ def simulate(
         emit(facts)
     else:
         _show(facts, timeline)
+
+
+def _spread(times: Sequence[float], devices: int) -> list[float]:
+    """From the least time to the greatest, each longer than the one before by the same factor."""
+    least, greatest = min(times), max(times)
+    if least <= 0:
+        return list(times)
+    steps = max(1, devices - 1)
+    return [least * (greatest / least) ** (n / steps) for n in range(devices)]
 
 
 def _facts(plan: Plan, observed: Observed) -> dict[str, Any]:
@@ -76,6 +93,7 @@ def _facts(plan: Plan, observed: Observed) -> dict[str, Any]:
         "makespan": makespan,
         "utilisation": observed.utilisation,
         "throughput": observed.throughput,
+        "cost_per_task": observed.cpu_seconds / tasks,
         "mean_hold": stats.hold_mean,
         "max_hold": stats.hold_max,
         "max_reorder": stats.max_reorder,
@@ -96,6 +114,14 @@ def _facts(plan: Plan, observed: Observed) -> dict[str, Any]:
 
 def _show(facts: Mapping[str, Any], timeline: Timeline) -> None:
     screen = people()
+    if len(facts["devices"]) <= SHOWN:
+        _show_devices(facts, timeline)
+    for name, value in _lines(facts):
+        screen.print(f"{name:<13} {value}")
+
+
+def _show_devices(facts: Mapping[str, Any], timeline: Timeline) -> None:
+    screen = people()
     chart = timeline.text(max(20, min(100, screen.width - 30)))
     screen.print(Text(chart, no_wrap=True))
     screen.print()
@@ -109,8 +135,6 @@ def _show(facts: Mapping[str, Any], timeline: Timeline) -> None:
     ]
     screen.print(table(("device", "tasks", "utilisation"), rows))
     screen.print()
-    for name, value in _lines(facts):
-        screen.print(f"{name:<13} {value}")
 
 
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,4 +150,5 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("hold", f"mean {seconds(facts['mean_hold'])}, longest {seconds(facts['max_hold'])}"),
         ("reorder", f"{facts['max_reorder']} results at most"),
         ("window", f"{window}; every device takes part from {needed}"),
+        ("cost", f"{seconds(facts['cost_per_task'])} of this computer's time a task"),
     ]

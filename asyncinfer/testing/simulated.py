@@ -31,6 +31,8 @@ class SimulatedDriver(Driver[Any, Any]):
         device, anything else is success.
     :param function: what the device computes.
     :param concurrency: calls in flight at once, each taking its own time.
+    :param max_wait: seconds a task may wait for a fuller batch.
+    :param latency_target: seconds one call should take at most; bounds the batch.
     :param estimate: seconds per task it claims when it opens (default: the truth).
     """
 
@@ -46,6 +48,8 @@ class SimulatedDriver(Driver[Any, Any]):
         fail: Fail | None = None,
         function: Callable[[Any], Any] | None = None,
         concurrency: int = 1,
+        max_wait: float = 0.0,
+        latency_target: float | None = None,
         estimate: float | None = None,
     ) -> None:
         for what, seconds in (("service_time", service_time), ("batch_cost", batch_cost)):
@@ -57,6 +61,8 @@ class SimulatedDriver(Driver[Any, Any]):
         self.batch_cost = batch_cost
         self.max_batch = max_batch
         self.concurrency = concurrency
+        self.max_wait = max_wait
+        self.latency_target = latency_target
         self.is_open = False
         self._estimate = estimate
         self._fail = fail

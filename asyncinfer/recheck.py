@@ -1,0 +1,80 @@
+"""Has devices that rest asked again when time alone may have changed the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from asyncinfer.roster import Roster
+from asyncinfer.scheduling import MANY
+
+__all__ = ("Recheck",)
+
+#: shortest pause, in seconds
+SHORTEST = 0.0005
+#: of many devices, each is looked at once for so many completions none has come
+SILENCE = 8
+
+
+class Recheck:
+    """A timer for when nothing else happens: a device that is overdue may never finish."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        again: Callable[[], None],
+    ) -> None:
+        self._roster = roster
+        self._loop = loop
+        self._clock = clock
+        self._again = again
+        self._timer: asyncio.TimerHandle | None = None
+        self._passes = 0
+        self._passes_then = 0
+        #: whether no pass was made from when the timer was set until it rang
+        self._silent = False
+
+    def passed(self, rest: bool) -> None:
+        """Free devices have been asked, and some of them ``rest`` though tasks wait."""
+        self._passes += 1
+        if rest:
+            self._set(max(SHORTEST, self._patience()))
+        self._silent = False
+
+    def within(self, seconds: float) -> None:
+        """Ask again after so many seconds at the latest."""
+        self._set(seconds)
+
+    def _set(self, delay: float) -> None:
+        at = self._loop.time() + delay
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, self._ring)
+        self._passes_then = self._passes
+
+    def _patience(self) -> float:
+        """Seconds until some device should have finished: of many, without a look at each."""
+        roster = self._roster
+        rate = roster.census.rate
+        if len(roster.up) >= MANY and rate > 0 and not self._silent:
+            return SILENCE / rate
+        now = self._clock()
+        busy = [burst.remaining(now) for device in roster.up for burst in device.bursts]
+        return 1.1 * min(busy, default=SHORTEST)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._silent = self._passes == self._passes_then
+        if self._silent:
+            self._roster.doubt_all(self._clock())
+        self._again()
+
+    def cancel(self) -> None:
+        """Ask no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
