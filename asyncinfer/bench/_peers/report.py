@@ -122,6 +122,10 @@ def _rate(ones: Iterable[Measured]) -> Spread:
     return median_spread(one.result.throughput for one in ones)
 
 
+def _cpu(ones: Iterable[Measured]) -> str:
+    return seconds(median_spread(one.cpu for one in ones).median)
+
+
 def _closed(measured: Sequence[Measured], model: str) -> Table:
     found = _by_peer(measured, model)
     ours = _rate(dict(found).get(OURS.name, [])).median
@@ -136,7 +140,7 @@ def _closed(measured: Sequence[Measured], model: str) -> Table:
                 f"{rate(rates.median)} ({rate(rates.least)} to {rate(rates.most)})",
                 f"{ours / rates.median:.2f}" if ours / (rates.median or math.nan) > 0 else "-",
                 *(seconds(quantile) for quantile in quantiles),
-                seconds(median_spread(one.cpu for one in ones).median),
+                _cpu(ones),
                 str(sum(one.result.errors for one in ones)),
                 size(median_spread(one.peak_rss for one in ones).median),
                 f"{median_spread(one.startup for one in ones).median:.1f} s",
@@ -202,8 +206,9 @@ def _settings(measured: Sequence[Measured], peers: Sequence[Peer], note: str) ->
 
 
 def _check(measured: Sequence[Measured], model: str, names: Sequence[str]) -> Check | None:
-    rates = {name: _rate(ones).median for name, ones in _by_peer(measured, model)}
-    peers = {name: found for name, found in rates.items() if name in names}
+    found = dict(_by_peer(measured, model))
+    rates = {name: _rate(ones).median for name, ones in found.items()}
+    peers = {name: speed for name, speed in rates.items() if name in names}
     claim = f"{model}: `infer` of single images with {IN_FLIGHT} in flight is ahead of every peer"
     if not peers:
         return None
@@ -213,10 +218,11 @@ def _check(measured: Sequence[Measured], model: str, names: Sequence[str]) -> Ch
     ours, http = rates[OURS.name], rates.get(OURS_HTTP.name, math.nan)
     text = f"{rate(ours)}/s in process, the best peer is {best} with {rate(peers[best])}/s"
     text += f": {ours / peers[best]:.2f} times"
+    text += f"; CPU an image {_cpu(found[OURS.name])} against {_cpu(found[best])}"
     why = ""
     if math.isfinite(http):
         text += f"; {rate(http)}/s behind HTTP"
-        ahead = [name for name, found in peers.items() if found > http]
+        ahead = [name for name, speed in peers.items() if speed > http]
         why = f"behind HTTP itself, asyncinfer is slower than {' and '.join(ahead)}"
         why = why if ahead else "behind HTTP itself, asyncinfer is ahead as well"
     return Check(

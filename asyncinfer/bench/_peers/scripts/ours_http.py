@@ -19,7 +19,7 @@ from asyncinfer import Dispatcher
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Open the devices before the first request.
 
-    What exists by then lives on: left to the garbage collector, torch's half a million objects
+    What exists by then lives on: left to the garbage collector, torch's objects, well over 100,000,
     would be looked through again and again, with a pause of 0.1 s and more.
     """
     async with Dispatcher(devices(WORKERS)) as app.state.dispatcher:
