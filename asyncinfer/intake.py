@@ -27,7 +27,9 @@ class Intake(asyncio.Queue[Span]):
     def _init(self, maxsize: int) -> None:
         self._queue: deque[Span] = deque()
         self._tasks = 0
-        self._roomy = asyncio.Event()
+        #: who waits for room, and how many were told of some and have not looked yet
+        self._turns: deque[asyncio.Future[None]] = deque()
+        self._called = 0
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self._queue)
@@ -43,7 +45,7 @@ class Intake(asyncio.Queue[Span]):
     def _get(self) -> Span:
         span = self._queue.popleft()
         self._tasks -= span.count
-        self._roomy.set()
+        self._call()
         return span
 
     def extend(self, inputs: list[Any], since: float) -> bool:
@@ -68,10 +70,25 @@ class Intake(asyncio.Queue[Span]):
 
     async def room(self) -> int:
         """Wait until not full; return how many tasks fit."""
+        wait = self._turns.append
         while self.full():
-            self._roomy.clear()
-            await self._roomy.wait()
+            turn = asyncio.get_running_loop().create_future()
+            wait(turn)
+            try:
+                await turn
+            finally:  # one that was called and does not come leaves its place to the next
+                self._called -= turn.done() and not turn.cancelled()
+                self._call()
+            wait = self._turns.appendleft  # somebody else was quicker
         return self.maxsize - self.qsize()
+
+    def _call(self) -> None:
+        """Tell as many of those who wait as there is room for, not all."""
+        while self._turns and self._called < self.maxsize - self._tasks:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._called += 1
 
 
 async def feed(

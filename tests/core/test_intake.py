@@ -179,3 +179,56 @@ def test_tasks_are_counted_not_spans(virtual):
             intake.take(1)
 
     virtual(run())
+
+
+async def callers(intake, count, log):
+    async def one(n):
+        await intake.room()
+        log.append(n)
+        intake.put_nowait(Span(None, n, [n], 0.0))
+
+    tasks = [asyncio.create_task(one(n)) for n in range(count)]
+    await settle()
+    return tasks
+
+
+async def test_room_goes_to_those_who_wait_in_their_order():
+    intake, log = Intake(2), []
+    tasks = await callers(intake, 6, log)
+    assert log == [0, 1]
+    for count in (3, 4, 5, 6):
+        intake.take(1)
+        await settle()
+        assert log == list(range(count))
+        assert intake.qsize() == 2
+    await asyncio.gather(*tasks)
+
+
+async def test_a_place_is_not_lost_with_the_caller_it_was_for():
+    intake, log = Intake(1), []
+    tasks = await callers(intake, 4, log)
+    tasks[1].cancel()  # while it waits
+    await settle()
+    intake.take(1)  # calls number 2, who is cancelled before it looks
+    tasks[2].cancel()
+    await settle()
+    assert log == [0, 3]
+    assert [task.cancelled() for task in tasks] == [False, True, True, False]
+
+
+async def test_no_caller_is_woken_for_nothing():
+    looks = []
+
+    class Watched(Intake):
+        def full(self):
+            looks.append(1)
+            return super().full()
+
+    intake = Watched(1)
+    tasks = await callers(intake, 200, [])
+    looks.clear()
+    for _ in range(199):
+        intake.take(1)
+        await settle()
+    await asyncio.gather(*tasks)
+    assert len(looks) <= 3 * 199  # not one for each that waits, each time
