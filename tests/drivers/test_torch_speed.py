@@ -195,7 +195,13 @@ def test_the_real_one():
 @pytest.fixture
 def quick(monkeypatch):
     """Loops that do no more than they must."""
-    for name, value in (("_EACH", 0.0), ("_SEARCH", 0.05), ("_TURNS", 1), ("BATCHES", (1, 4))):
+    for name, value in (
+        ("_EACH", 0.0),
+        ("_SEARCH", 0.05),
+        ("_TURNS", 1),
+        ("BATCHES", (1, 4)),
+        ("FORMS", ("none",)),
+    ):
         monkeypatch.setattr(bare, name, value)
 
 

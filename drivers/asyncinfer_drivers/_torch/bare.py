@@ -44,8 +44,14 @@ __all__ = (
 
 #: batch sizes that ``tune`` tries
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
+#: forms of the model that ``tune`` tries
+FORMS = ("none", "freeze+onednn", "channels_last+freeze")
 #: seconds ``tune`` gives each setting, and to find the form of the model
 _EACH, _SEARCH = 0.4, 8.0
+#: seconds of a call that ``tune`` tries no larger batch after: what a driver allows itself
+_LONGEST_CALL = 0.25
+#: settings that ``tune`` compares at length
+_LEADERS = 2
 #: turns each loop takes in ``loop_rates``
 _TURNS = 4
 #: the batch size that the form of the model for batches is sought with
@@ -165,23 +171,29 @@ def prepared_loop(model: Any, inputs: Sequence[Any], settings: Settings) -> Best
 
 
 def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) -> Settings:
-    """The fastest settings: each batch size with one worker, then more workers of the best."""
+    """The fastest settings: each form with each batch size on one worker, then more workers.
+
+    A form that is best at one batch size may not be at another, so that all are tried at all.
+    """
     job = _job(model)
-    forms = {size: _prepared(job, inputs[0], size, "auto") for size in (1, _TUNED_FOR)}
+    forms = dict(_prepared(job, inputs[0], _TUNED_FOR, form) for form in FORMS)
 
     def run(settings: Settings) -> Rate:
-        forward = forms[_form_for(settings.batch)][1]
         repeats = -(-2 * settings.batch // len(inputs))
+        forward = forms[settings.optimize]
         return BestLoop(job, forward, [*inputs] * repeats, settings).run(_EACH)
 
     one = dict[Settings, float]()
-    for batch in BATCHES:
-        settings = Settings(batch, forms[_form_for(batch)][0])
-        one[settings] = run(settings).images_per_cpu_second
-        if one[settings] < max(one.values()) / 2:
-            break
-    best = max(one, key=lambda settings: one[settings])
-    several = {replace(best, workers=number): list[float]() for number in workers}
+    for form in forms:
+        top = 0.0
+        for batch in BATCHES:
+            settings = Settings(batch, form)
+            one[settings] = run(settings).images_per_cpu_second
+            top = max(top, one[settings])
+            if one[settings] < top / 2 or batch / one[settings] > _LONGEST_CALL:
+                break
+    leaders = sorted(one, key=lambda settings: one[settings])[-_LEADERS:]
+    several = {replace(s, workers=number): list[float]() for s in leaders for number in workers}
     for _ in range(_TURNS):
         for settings, rates in several.items():
             rates.append(run(settings).images_per_second)
@@ -220,10 +232,6 @@ def check_same(naive: list[Any], best: list[Any]) -> None:
             same = one == other
         if not same:
             raise ValueError(f"image {number}: the naive loop gave {one!r}, the best one {other!r}")
-
-
-def _form_for(batch: int) -> int:
-    return 1 if batch == 1 else _TUNED_FOR
 
 
 def _job(model: Any) -> _Job:

@@ -145,7 +145,7 @@ class Search:
     def _auto(self, sample: torch.Tensor) -> list[Plan]:
         if self.item.device.type != "cpu":
             return [("channels_last",), ("fuse", "channels_last")]
-        plans = [*(_BATCHES if self.batch > 3 else _SINGLES)]
+        plans = [*(_BATCHES if len(sample) > 3 else _SINGLES)]
         if self.budget >= _AOT_BUDGET and aot.possible():
             plans.append(("aot",))
         elif aot.cached(self.module, sample, self.cache):
