@@ -19,7 +19,7 @@ __all__ = ("run",)
 
 _MODELS = ("digits", "efficientnet_lite0", "mtcnn")
 #: those that are run in loops without us as well
-_TORCH = ("digits", "efficientnet_lite0")
+_TORCH = ("digits", "small_net", "efficientnet_lite0")
 _DIGITS_ONLY = "the short form has digits only; run it without --short"
 
 
