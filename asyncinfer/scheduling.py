@@ -34,6 +34,8 @@ MANY = 64
 TIE = 1e-6
 #: a part of the work that makes no difference
 NEGLIGIBLE = 1 / 250
+#: deviation of many devices before any of them has made a call
+USUAL = 0.25
 #: by so much of their deviation late calls delay the end
 LATE = 1 / 8
 #: a device that rests is tried again after this many of its service times
@@ -89,7 +91,9 @@ class EarliestFinish:
         the others do hundreds in that time: leaving it to them costs less than 1 %. Where calls are
         known to be late at times, more may be left to them.
         """
-        least = max(NEGLIGIBLE, LATE * _deviation(pool))
+        many = len(pool.devices) >= MANY
+        known = not many or pool.census.seen
+        least = max(NEGLIGIBLE, LATE * (_deviation(pool) if known else USUAL))
         if pool.backlog or least * grant.skip < 1:
             return False
         if least * grant.skip < _alike(device.latency, pool):
@@ -110,9 +114,7 @@ def _alike(latency: float, pool: PoolView) -> int:
     return sum(latency <= other.latency <= 2 * latency for other in pool.devices)
 
 
-def tasks_before(
-    batch: int, latency: float, device: WorkerView, pool: PoolView
-) -> tuple[int, int]:
+def tasks_before(batch: int, latency: float, device: WorkerView, pool: PoolView) -> tuple[int, int]:
     """How many waiting tasks the other devices finish before ``device`` could finish ``batch``.
 
     In full batches, and how many more in smaller ones by those that are idle or faster: otherwise

@@ -2,8 +2,8 @@
 
 Four sets of simulated devices run a stream at full load, then one whose tasks come at random times
 at a part of what the devices can do, then one that comes 32 tasks at a time. With `max_batch` 1, 8
-and 32: the last leaves the choice to asyncinfer. Latencies count from when a task was meant to come.
-In virtual time, so the figures are the same on every machine.
+and 32: the last leaves the choice to asyncinfer. Latencies count from when a task was to come. In
+virtual time, so the figures are the same on every machine.
 
     python examples/batching.py [--tasks 2000] [--json]
 """
@@ -104,7 +104,8 @@ def main() -> None:
         print(json.dumps(rows))
         return
     loads = [f"{load:.0%}" for load in LOADS]
-    print("devices             batch  tasks/s   ms:", *(f"{load:>8}" for load in [*loads, "bursts"]))
+    titles = " ".join(f"{title:>8}" for title in [*loads, "bursts"])
+    print(f"devices             batch  tasks/s   ms: {titles}")
     for name, limits in rows.items():
         for limit, row in limits.items():
             first, *others = row.values()
