@@ -17,7 +17,7 @@ INFERENCES := 100000
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 fuzz lint format docs clean
+.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 bench-peers fuzz lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/bin/python $(PIP) --upgrade pip
 	@.venv/bin/python $(PIP) -c constraints.txt -e '.[all]' --group dev
+	@.venv/bin/python $(PIP) -c constraints.txt --no-deps facenet-pytorch  # for its weights: it requires an old torch
 	@touch $@
 
 $(ARM_STAMP): | $(STAMP)
@@ -70,6 +71,11 @@ measure-m4: setup  ## measure the link to the Cortex-M4, its utilisation and its
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure link
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure compute
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure overhead
+
+bench-peers: setup  ## install the peers, each in an environment of its own, and measure beside them
+	.venv/bin/python -m asyncinfer.bench.peers
+	@mkdir -p out/peers
+	.venv/bin/asyncinfer bench --suite peers --report out/peers/report.md
 
 fuzz:  ## give the firmware's parser to libFuzzer: make fuzz RUNS=10000000
 	@mkdir -p build

@@ -3,64 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
 from collections.abc import Callable, Iterable
 
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Deadlines",)
 
-#: settled tasks it keeps before it looks for them
-KEPT = 1024
+#: shortest pause between two looks, in seconds: a timer may ring a little early
+PAUSE = 1e-6
 
 
 class Deadlines:
-    """Watches tasks, all with the same time limit counted from their acceptance."""
+    """One time limit, counted from the acceptance of each task.
+
+    Nothing is remembered of a task: the timer is set for the oldest one that the limit concerns,
+    and when it rings, those are looked through.
+    """
 
     def __init__(
         self,
         seconds: float,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        settled: Callable[[Task], bool],
-        expire: Callable[[Task], None],
+        rows: Callable[[], Iterable[Iterable[Span]]],
+        expire: Callable[[list[Span]], None],
     ) -> None:
         self._seconds = seconds
         self._clock = clock
         self._loop = loop
-        self._settled = settled
+        #: the tasks that the limit concerns, each row with the oldest first
+        self._rows = rows
         self._expire = expire
-        self._tasks: deque[Task] = deque()
-        self._sweep_at = KEPT
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, tasks: Iterable[Task]) -> None:
-        """Watch ``tasks``, accepted just now."""
-        self._tasks.extend(tasks)
-        if len(self._tasks) > self._sweep_at:  # so that memory follows the unfinished tasks only
-            self._tasks = deque(task for task in self._tasks if not self._settled(task))
-            self._sweep_at = max(KEPT, 2 * len(self._tasks))
-        if self._timer is None and self._tasks:
-            self._arm()
+    def watch(self, span: Span) -> None:
+        """Watch the tasks of ``span``, accepted just now."""
+        if self._timer is None:
+            self._arm(span.submitted + self._seconds)
 
     def stop(self) -> None:
         """Watch no more."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        self._tasks.clear()
 
-    def _arm(self) -> None:
-        due = self._tasks[0].submitted + self._seconds
-        self._timer = self._loop.call_later(max(0.0, due - self._clock()), self._ring)
+    def _arm(self, due: float) -> None:
+        self._timer = self._loop.call_later(max(PAUSE, due - self._clock()), self._ring)
 
     def _ring(self) -> None:
         self._timer = None
-        now = self._clock()
-        tasks = self._tasks
-        while tasks and (self._settled(tasks[0]) or tasks[0].submitted + self._seconds <= now):
-            task = tasks.popleft()
-            if not self._settled(task):
-                self._expire(task)
-        if tasks:
-            self._arm()
+        overdue, due = self._look(self._clock())
+        if overdue:
+            self._expire(overdue)
+        if due < math.inf:
+            self._arm(due)
+
+    def _look(self, now: float) -> tuple[list[Span], float]:
+        """What is overdue, and when the next one will be."""
+        overdue: list[Span] = []
+        next_due = math.inf
+        for row in self._rows():
+            for span in row:
+                if span.done:
+                    continue
+                due = span.submitted + self._seconds
+                if due > now:
+                    next_due = min(next_due, due)
+                    break
+                overdue.append(span)
+        return overdue, next_due

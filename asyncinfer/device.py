@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncinfer.batching import BatchSize
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError
 from asyncinfer.estimator import Estimator
-from asyncinfer.task import Task
 
-__all__ = ("Burst", "Device", "DeviceState")
+if TYPE_CHECKING:
+    from asyncinfer.burst import Burst
+
+__all__ = ("Device", "DeviceState")
 
 
 class DeviceState(StrEnum):
@@ -34,67 +35,6 @@ class DeviceState(StrEnum):
     DRAINING = "draining"
     #: closed for good
     REMOVED = "removed"
-
-
-class Burst:
-    """Tasks of one lane handed to a device at once: run one batch after the other."""
-
-    def __init__(self, device: Device, tasks: list[Task], batch: int, now: float) -> None:
-        self.device = device
-        self.tasks = tasks
-        self.batch = batch
-        #: tasks[passed:at] have outputs that were not passed on yet, the next batch is running
-        self.passed = 0
-        self.at = 0
-        self.outputs: list[Any] = []
-        #: when its first call started
-        self.began = now
-        #: when its present call started and the one before ended
-        self.since = now
-        #: False once its tasks were taken away: what it still brings is ignored
-        self.live = True
-        self.runner: asyncio.Task[None] | None = None
-        #: ends it when a call takes too long
-        self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def calls(self) -> int:
-        """Number of calls that returned."""
-        return -(-self.at // self.batch)
-
-    @property
-    def running(self) -> list[Task]:
-        """The tasks of the present call."""
-        return self.tasks[self.at : self.at + self.batch]
-
-    @property
-    def reserved(self) -> int:
-        """Number of tasks that were not started."""
-        return max(0, len(self.tasks) - self.at - self.batch)
-
-    def take_reserved(self) -> list[Task]:
-        """Remove and return the tasks that were not started."""
-        tasks = self.tasks[self.at + self.batch :]
-        del self.tasks[self.at + self.batch :]
-        return tasks
-
-    def take_rest(self) -> list[Task]:
-        """Remove and return the tasks that have no output."""
-        tasks = self.tasks[self.at :]
-        del self.tasks[self.at :]
-        return tasks
-
-    def remaining(self, now: float) -> float:
-        """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
-        expected = self.device.expect(min(self.batch, len(self.tasks) - self.at))
-        if math.isnan(expected):
-            return now - self.since
-        return abs(self.since + expected - now)
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether nobody wants any of its tasks any more."""
-        return all(task.done for task in self.tasks[self.at :])
 
 
 class Device:
@@ -156,6 +96,13 @@ class Device:
         """Whether it can take a call now."""
         return self._state is DeviceState.READY and len(self.bursts) < self.concurrency
 
+    def opened(self) -> None:
+        """Its driver was opened: that may have found out how many tasks a call takes."""
+        before, self.max_batch = self.max_batch, _positive(self.driver, "max_batch")
+        if self.max_batch != before:
+            self._size = BatchSize(self.max_batch, _seconds(self.driver, "latency_target"))
+            self.batch_limit = self._size.limit
+
     # ---- what it runs
 
     def begin(self, burst: Burst, now: float) -> None:
@@ -182,7 +129,7 @@ class Device:
     @property
     def in_flight(self) -> int:
         """Tasks it is running or has reserved."""
-        return sum(len(burst.tasks) - burst.at for burst in self.bursts)
+        return sum(burst.tasks - burst.at for burst in self.bursts)
 
     @property
     def reserved(self) -> int:
@@ -230,6 +177,8 @@ class Device:
         """Seconds until it can start another call."""
         if len(self.bursts) < self.concurrency:
             return 0.0
+        if self.concurrency == 1:
+            return self.bursts[0].remaining(now)
         return min(burst.remaining(now) for burst in self.bursts)
 
     def stuck(self, now: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from operator import attrgetter
 from types import TracebackType
@@ -18,9 +18,9 @@ from asyncinfer.recorder import logger
 from asyncinfer.result import Result
 from asyncinfer.scheduling import Policy, policy_named
 from asyncinfer.snapshot import snapshot
+from asyncinfer.span import Span
 from asyncinfer.stats import DispatcherStats
 from asyncinfer.stream import Stream
-from asyncinfer.task import Task
 from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Dispatcher",)
@@ -186,7 +186,7 @@ class Dispatcher(Generic[InT, OutT]):
             _iterable(xs),
             ordered=ordered,
             raises=not return_exceptions,
-            output=attrgetter("value"),
+            items=attrgetter("outputs"),
         )
 
     def results(
@@ -195,21 +195,22 @@ class Dispatcher(Generic[InT, OutT]):
         """Like :meth:`stream`, but iterate over :class:`Result` records, failed tasks included."""
         engine = self._open_engine()
 
-        def result(task: Task) -> Result[OutT]:
-            failed = task.error is not None
-            return Result(
-                task.index,
-                None if failed else task.value,
-                task.error,
-                task.run.device,
-                task.attempts,
-                task.submitted,
-                task.run.started,
-                task.run.finished,
-                engine.clock(),
-            )
+        def results(span: Span) -> Iterator[Result[OutT]]:
+            failed = span.error is not None
+            for index, value in enumerate(span.outputs, span.first):
+                yield Result(
+                    index,
+                    None if failed else value,
+                    span.error,
+                    span.run.device,
+                    span.attempts,
+                    span.submitted,
+                    span.run.started,
+                    span.run.finished,
+                    engine.clock(),
+                )
 
-        return Stream(engine, _iterable(xs), ordered=ordered, raises=False, output=result)
+        return Stream(engine, _iterable(xs), ordered=ordered, raises=False, items=results)
 
     # ---- devices
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import anyio
 
+from asyncinfer.burst import Burst
 from asyncinfer.deadlines import Deadlines
 from asyncinfer.device import Device, names
 from asyncinfer.errors import (
@@ -27,7 +28,7 @@ from asyncinfer.lane import CallLane, Lane
 from asyncinfer.pool import Pool
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.scheduling import Policy
-from asyncinfer.task import NOT_RUN, Task
+from asyncinfer.span import NOT_RUN, Span
 from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Engine",)
@@ -77,12 +78,12 @@ class Engine:
 
     def _watch(self, timeouts: Timeouts) -> list[Deadlines]:
         limits = (
-            (timeouts.total, lambda task: task.done, self._out_of_time),
-            (timeouts.queue, self._was_started, self._not_started),
+            (timeouts.total, self._unfinished, self._out_of_time),
+            (timeouts.queue, self._unstarted, self._not_started),
         )
         return [
-            Deadlines(seconds, self.clock, self.loop, settled, expire)
-            for seconds, settled, expire in limits
+            Deadlines(seconds, self.clock, self.loop, rows, expire)
+            for seconds, rows, expire in limits
             if seconds is not None
         ]
 
@@ -124,46 +125,42 @@ class Engine:
             lane.end(error)
             self.pool.wake()
 
-    def accept(self, lane: Lane, inputs: list[Any]) -> list[Task]:
-        """Make tasks of inputs, watched for their deadlines."""
-        tasks = lane.accept(inputs)
-        for watch in self._deadlines:
-            watch.add(tasks)
-        self.pool.wake()
-        return tasks
+    def accept(self, lane: Lane, inputs: list[Any]) -> Span:
+        """Queue tasks made of inputs, watched for their deadlines."""
+        span = lane.accept(inputs)
+        for limit in self._deadlines:
+            limit.watch(span)
+        self.pool.more(lane)
+        return span
 
     async def call(self, value: Any) -> Any:
         """Run one task of its own."""
-        await self.calls.intake.room()
+        if self.calls.intake.full():
+            await self.calls.intake.room()
         self.check_open()
-        task = self.accept(self.calls, [value])[0]
+        task = self.accept(self.calls, [value])
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()
-        self.calls.intake.put_nowait([task])
         try:
             return await task.future
         except asyncio.CancelledError:
             if not task.done:
                 self.calls.discard(task)
-                self._release([task])
+                self._release()
             raise
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
         lane.source_error = error or lane.source_error
-        dropped = dict.fromkeys(lane.close())
-        for device in self.keeper.devices:
-            for burst in device.bursts:
-                dropped.update(dict.fromkeys(t for t in burst.tasks if t.lane is lane))
-        dropped.update(dict.fromkeys(t for t in self.pool.retries if t.lane is lane))
-        tasks = [task for task in dropped if not task.done]
-        for task in tasks:
-            task.done = True
-            task.input = None
-            if task.future is not None and not task.future.done():
-                task.future.set_exception(error or ClosedError("the call was dropped"))
-        self.recorder.dropped += len(tasks)
-        self._release(tasks)
+        running = [s for burst in self._bursts() for s in burst.spans if s.lane is lane]
+        failed = [task for task in self.pool.retries if task.lane is lane]
+        for span in (*lane.close(), *running, *failed):
+            if not span.done:
+                span.settle()
+                self.recorder.dropped += span.count
+                if span.future is not None and not span.future.done():
+                    span.future.set_exception(error or ClosedError("the call was dropped"))
+        self._release()
         self.leave(lane)
         feeder = self._feeders.get(lane)
         if feeder is not None:
@@ -175,45 +172,64 @@ class Engine:
         if lane in self.pool.lanes and lane is not self.calls:
             self.pool.lanes.remove(lane)
 
-    def _release(self, tasks: Iterable[Task]) -> None:
-        """Free the devices of tasks nobody waits for."""
-        gone = set(tasks)
+    def _bursts(self) -> Iterator[Burst]:
         for device in self.keeper.devices:
-            for burst in list(device.bursts):
-                if burst.abandoned and not gone.isdisjoint(burst.tasks):
-                    self._executor.abandon(burst)
+            yield from list(device.bursts)
+
+    def _release(self) -> None:
+        """Free devices of tasks nobody waits for."""
+        for burst in self._bursts():
+            if burst.abandoned:
+                self._executor.abandon(burst)
         self.pool.wake()
 
     # ---- deadlines
 
-    def _was_started(self, task: Task) -> bool:
-        if task.done or task.run is not NOT_RUN:
-            return True
-        return any(
-            task in burst.running for device in self.keeper.devices for burst in device.bursts
-        )
+    def _unfinished(self) -> Iterator[Iterable[Span]]:
+        for burst in self._bursts():
+            self._executor.pass_on(burst, burst.began)
+            yield burst.spans
+        for task in list(self.pool.retries):
+            yield (task,)
+        for lane in list(self.pool.lanes):
+            yield lane.waiting
+            yield lane.intake
 
-    def _out_of_time(self, task: Task) -> None:
+    def _unstarted(self) -> Iterator[Iterable[Span]]:
+        self.pool.reclaim()
+        self.pool.wake()
+        for lane in list(self.pool.lanes):
+            yield [span for span in lane.waiting if span.run is NOT_RUN]
+            yield lane.intake
+
+    def _out_of_time(self, spans: list[Span]) -> None:
         seconds = self._timeouts.total
         if any(device.up for device in self.keeper.devices):
-            self._end(task, DeadlineExceeded, f"not finished within {seconds} s")
+            self._end(spans, DeadlineExceeded, f"not finished within {seconds} s")
             return
         text = f"no device is up after {seconds} s; there are {names(self.keeper.devices)}"
-        self._end(task, NoDeviceError, text)
+        self._end(spans, NoDeviceError, text)
 
-    def _not_started(self, task: Task) -> None:
+    def _not_started(self, spans: list[Span]) -> None:
         text = f"not started within the queue timeout of {self._timeouts.queue} s"
-        self._end(task, QueueTimeout, text)
+        self._end(spans, QueueTimeout, text)
 
-    def _end(self, task: Task, kind: type[TaskError], text: str) -> None:
-        lane = task.lane
-        if isinstance(lane, Lane):
-            lane.withdraw(task)
-        task.fail(self.clock(), kind, text)
-        self.recorder.failed += 1
-        lane.finish([task])
-        self.recorder.task_event("task.failed", task, task.error)
-        self._release([task])
+    def _end(self, spans: list[Span], kind: type[TaskError], text: str) -> None:
+        """End every task of ``spans`` with an error, wherever it is now."""
+        now = self.clock()
+        for span in spans:
+            if span.done:
+                continue
+            tasks = span.singles()
+            for task in tasks:
+                task.fail(now, kind, text)
+            span.lane.withdraw(span)
+            span.settle()  # where it is queued or running, it only keeps its place
+            span.lane.finish(tasks)
+            self.recorder.failed += len(tasks)
+            for task in tasks:
+                self.recorder.task_event("task.failed", task, task.error)
+        self._release()
 
     # ---- from opening to closing
 
@@ -256,8 +272,8 @@ class Engine:
         with anyio.CancelScope(shield=True):
             await self._stop_reading()
             await self.keeper.close_all()
-        for watch in self._deadlines:
-            watch.stop()
+        for limit in self._deadlines:
+            limit.stop()
         self.pool.stop()
         self.running = False
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from asyncinfer.device import Burst, Device
+from asyncinfer.burst import Burst
+from asyncinfer.device import Device
 from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, InputError, ProtocolError
 from asyncinfer.pool import Pool, give_back
 from asyncinfer.recorder import Recorder
-from asyncinfer.task import Run, Task
+from asyncinfer.span import Run, Span
 
 __all__ = ("Executor",)
 
@@ -44,8 +45,8 @@ class Executor:
 
     def start(self, burst: Burst) -> None:
         """Run ``burst`` in the context of its first task."""
-        first = burst.tasks[0]
-        context = (first.lane.context if first.context is None else first.context).copy()
+        first = next(iter(burst.spans))
+        context = (burst.lane.context if first.context is None else first.context).copy()
         name = f"asyncinfer {burst.device.name}"
         burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
 
@@ -71,31 +72,27 @@ class Executor:
 
     async def _work(self, burst: Burst) -> None:
         """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
-        infer, clock = burst.device.driver.infer, self._clock
-        tasks, size, outputs = burst.tasks, burst.batch, burst.outputs
-        inputs = [task.input for task in tasks]
-        passed_on = burst.began = burst.since = clock()
-        at = 0
-        while at < len(tasks):
-            if self._run_timeout is not None:
+        infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
+        limited = self._run_timeout is not None
+        started = burst.began = burst.since = clock()
+        for batch in burst.batches():
+            if limited:
                 self._limit(burst)
-            batch = inputs[at : at + size]
-            answer = await infer(batch)
+            outputs = await infer(batch)
             if not burst.live:
                 return
-            if answer is None or len(answer) != len(batch):
-                raise _wrong_count(burst.device, answer, batch)
-            outputs.extend(answer)
-            burst.at = at = at + len(batch)
+            if outputs is None or len(outputs) != len(batch):
+                raise _wrong_count(burst.device, outputs, batch)
+            add(outputs)
             burst.since = now = clock()
-            if now - passed_on > PROMPT:
-                self._pass_on(burst, passed_on)
-                passed_on = now
-        self._pass_on(burst, passed_on)
+            if now - started > PROMPT:
+                self.pass_on(burst, started)
+                started = now
+        self.pass_on(burst, started)
 
     def _end(self, burst: Burst) -> None:
         device, calls = burst.device, burst.calls
-        self._pass_on(burst, burst.began)
+        self.pass_on(burst, burst.began)
         device.end(burst, self._clock())
         if burst.timer is not None:
             burst.timer.cancel()
@@ -105,53 +102,59 @@ class Executor:
             device.tasks += burst.at
             device.learn(burst.at / calls, (burst.since - burst.began) / calls)
             self._recorder.ran(burst.began, burst.since)
-        if burst.live:
+        if burst.live and burst.spans:
             give_back(burst.take_rest())
         self.pool.wake()
 
     # ---- outcomes
 
-    def _pass_on(self, burst: Burst, started: float) -> None:
+    def pass_on(self, burst: Burst, started: float) -> None:
         """Give the lane the outputs that have come since ``started``."""
         if not burst.outputs or not burst.live:
             return
         run = Run(burst.device.name, started, burst.since)
-        done = []
-        for task, output in zip(burst.tasks[burst.passed : burst.at], burst.outputs, strict=True):
-            if task.done:  # it ended otherwise meanwhile
+        some_failed = _has_errors(burst.outputs)
+        finished: list[Span] = []
+        for span in burst.take_finished():
+            if span.done:  # it ended otherwise meanwhile
                 continue
-            if isinstance(output, BaseException):
-                burst.device.errors += 1
-                self._task_failed(task, output, run)
-                continue
-            task.run = run
-            task.value = output
-            done.append(task)
-        burst.passed = burst.at
-        burst.outputs.clear()
-        if done:
-            done[0].lane.finish(done)
+            span.run = run
+            if some_failed:
+                finished += self._succeeded(burst.device, span)
+            else:
+                finished.append(span)
+        if finished:
+            burst.lane.finish(finished)
         if self._recorder.observed:
-            for task in done:
-                self._recorder.task_event("task.finished", task)
+            for span in finished:
+                self._recorder.task_event("task.finished", span)
+
+    def _succeeded(self, device: Device, span: Span) -> Iterator[Span]:
+        """Errors came in the place of some outputs: those tasks failed, each alone."""
+        for task in span.singles():
+            error = task.outputs[0]
+            if isinstance(error, BaseException):
+                device.errors += 1
+                self._task_failed(task, error, task.run)
+            else:
+                yield task
 
     def _raised(self, burst: Burst, error: Exception) -> None:
         """The model raised: the fault of the one task that ran, or of one of several."""
         if not burst.live:
             return
-        self._pass_on(burst, burst.began)
-        batch = burst.running
-        del burst.tasks[burst.at : burst.at + burst.batch]
+        self.pass_on(burst, burst.began)
         run = Run(burst.device.name, burst.since, self._clock())
-        if len(batch) == 1:
+        tasks = burst.take_running()
+        if len(tasks) == 1:
             burst.device.errors += 1
-            self._task_failed(batch[0], error, run)
+            self._task_failed(tasks[0], error, run)
             return
-        for task in batch:  # each alone: that shows which one is to blame
+        for task in tasks:  # each alone: that shows which one is to blame
             task.run = run
             self.pool.retries.append(task)
 
-    def _task_failed(self, task: Task, error: BaseException, run: Run) -> None:
+    def _task_failed(self, task: Span, error: BaseException, run: Run) -> None:
         """One attempt failed: try again elsewhere, or end the task with its error."""
         if task.done:
             return
@@ -185,16 +188,17 @@ class Executor:
         now = self._clock()
         bursts = list(device.bursts)
         for burst in bursts:
-            self._pass_on(burst, burst.began)
+            self.pass_on(burst, burst.began)
             burst.live = False
             device.end(burst, now)
-            if error is not None:
-                running = burst.running
-                del burst.tasks[burst.at : burst.at + burst.batch]
-                run = Run(device.name, burst.since, now)
-                for task in running:
+            run = Run(device.name, burst.since, now)
+            running = burst.take_running()
+            for task in running:
+                if error is None:
+                    task.run = run
+                else:
                     self._task_failed(task, error, run)
-            give_back(burst.take_rest())
+            give_back(burst.take_rest() if error else [*running, *burst.take_rest()])
             _cancel(burst)
         self.pool.wake()
         return bursts
@@ -212,14 +216,21 @@ class Executor:
 
     def abandon(self, burst: Burst) -> None:
         """Cancel a call nobody waits for any more; the device stays busy until it has ended."""
+        runner = burst.runner
+        if runner is None or runner.cancelling():
+            return
         _cancel(burst)
-        if burst.runner is not None and _unstarted(burst.runner):
+        if _unstarted(runner):
             self._end(burst)  # it is cancelled before it could do that itself
 
 
 def _unstarted(runner: asyncio.Task[None]) -> bool:
     coro = runner.get_coro()
     return inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == inspect.CORO_CREATED
+
+
+def _has_errors(outputs: list[Any]) -> bool:
+    return any(issubclass(kind, BaseException) for kind in set(map(type, outputs)))
 
 
 def _cancel(burst: Burst) -> None:

@@ -9,66 +9,98 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from itertools import islice
 from typing import Any
 
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Intake", "feed")
 
 #: most inputs read from a synchronous source in one turn of the event loop
-BURST = 512
+BURST = 1024
 #: most inputs read without a look at the clock
 CHUNK = 64
 #: seconds after which a slow synchronous source gives the event loop a turn
 TURN = 0.0005
 
 
-class Intake(asyncio.Queue[list[Task]]):
-    """A queue of bursts of tasks whose size and limit count tasks."""
+class Intake(asyncio.Queue[Span]):
+    """A queue of spans whose size and limit count tasks."""
 
     def _init(self, maxsize: int) -> None:
-        self._queue: deque[list[Task]] = deque()
+        self._queue: deque[Span] = deque()
         self._tasks = 0
-        self._roomy = asyncio.Event()
+        #: who waits for room, and how many were told of some and have not looked yet
+        self._turns: deque[asyncio.Future[None]] = deque()
+        self._called = 0
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._queue)
 
     def qsize(self) -> int:
         """Number of tasks queued."""
         return self._tasks
 
-    def _put(self, item: list[Task]) -> None:
+    def _put(self, item: Span) -> None:
         self._queue.append(item)
-        self._tasks += len(item)
+        self._tasks += item.count
 
-    def _get(self) -> list[Task]:
-        burst = self._queue.popleft()
-        self._tasks -= len(burst)
-        self._roomy.set()
-        return burst
+    def _get(self) -> Span:
+        span = self._queue.popleft()
+        self._tasks -= span.count
+        self._call()
+        return span
 
-    def take(self, most: int) -> list[Task]:
-        """The next burst, at most ``most`` tasks of it. Raises ``QueueEmpty`` if there is none."""
-        burst = self.get_nowait()
-        if len(burst) > most:
-            self._queue.appendleft(burst[most:])
-            self._tasks += len(burst) - most
-            del burst[most:]
-        return burst
+    def extend(self, inputs: list[Any], since: float) -> bool:
+        """Add ``inputs`` to the last span if that was accepted ``since`` then; tell whether."""
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.done or last.submitted < since:
+            return False
+        last.inputs += inputs
+        last.count += len(inputs)
+        self._tasks += len(inputs)
+        return True
+
+    def take(self, most: int) -> Span:
+        """The next span, at most ``most`` tasks of it. Raises ``QueueEmpty`` if there is none."""
+        span = self.get_nowait()
+        if span.count <= most:
+            return span
+        head = span.split(most)
+        self._queue.appendleft(span)
+        self._tasks += span.count
+        return head
 
     async def room(self) -> int:
         """Wait until not full; return how many tasks fit."""
+        wait = self._turns.append
         while self.full():
-            self._roomy.clear()
-            await self._roomy.wait()
+            turn = asyncio.get_running_loop().create_future()
+            wait(turn)
+            try:
+                await turn
+            finally:  # one that was called and does not come leaves its place to the next
+                self._called -= turn.done() and not turn.cancelled()
+                self._call()
+            wait = self._turns.appendleft  # somebody else was quicker
         return self.maxsize - self.qsize()
+
+    def _call(self) -> None:
+        """Tell as many of those who wait as there is room for, not all."""
+        while self._turns and self._called < self.maxsize - self._tasks:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._called += 1
 
 
 async def feed(
     source: Iterable[Any] | AsyncIterable[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], list[Task]],
+    accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
-    """Read ``source`` to its end into ``intake``, waiting for room before each read.
+    """Read ``source`` to its end, waiting for room in ``intake`` before each read.
 
-    ``accept`` turns inputs into tasks. A generator is closed when the reading stops early.
+    ``accept`` makes tasks of inputs and queues them there. A generator is closed when the reading
+    stops early.
     """
     try:
         if isinstance(source, AsyncIterable):
@@ -85,7 +117,7 @@ async def feed(
 async def _feed_async(
     source: AsyncIterator[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], list[Task]],
+    accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
     until = clock() + TURN
@@ -95,7 +127,7 @@ async def _feed_async(
             item = await anext(source)
         except StopAsyncIteration:
             return
-        intake.put_nowait(accept([item]))
+        accept([item])
         if clock() > until:  # it may never have let the event loop go
             await asyncio.sleep(0)
             until = clock() + TURN
@@ -104,7 +136,7 @@ async def _feed_async(
 async def _feed_sync(
     source: Iterator[Any],
     intake: Intake,
-    accept: Callable[[list[Any]], list[Task]],
+    accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
     read = _Reader(source, clock)
@@ -115,7 +147,7 @@ async def _feed_sync(
             read.some(items, min(room, BURST))
         finally:
             if items:
-                intake.put_nowait(accept(items))
+                accept(items)
         await asyncio.sleep(0)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import anyio
 
-from asyncinfer.device import Burst, Device, DeviceState, names
+from asyncinfer.burst import Burst
+from asyncinfer.device import Device, DeviceState, names
 from asyncinfer.driver import Driver, SupportsCalibrate
 from asyncinfer.errors import ClosedError, ConfigError, DeviceError, DeviceTimeout
 from asyncinfer.pool import Pool
@@ -130,6 +131,7 @@ class Keeper:
         try:
             with scope:
                 await _call(device, "open")
+                device.opened()
                 await _calibrate(device)
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error

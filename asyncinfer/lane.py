@@ -6,25 +6,27 @@ import asyncio
 import contextvars
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from asyncinfer.intake import Intake
 from asyncinfer.recorder import Recorder
-from asyncinfer.task import Task
+from asyncinfer.span import Row, Span
 
 __all__ = ("CallLane", "Lane")
 
-#: results a consumer may take before the window is moved on, if more are ready
-REFILL = 64
+#: most results handed to a consumer before the window is moved on
+PIECE = 128
+#: tasks accepted within so many seconds count as accepted together
+TOGETHER = 100e-6
 
 
 class Lane:
     """One stream inside the dispatcher.
 
     A task goes from the intake queue into the window (``waiting``) when its index is below
-    head + window, to a device, and at its end into the reorder buffer (``slots``, shared with
-    the tasks not finished yet) and, once all earlier ones are there, into ``ready``.
+    head + window, to a device, and at its end among the ``early`` ones and, once all before it
+    are there, into ``ready``. The consumer is handed what is ready a ``piece`` at a time.
     """
 
     #: whether consecutive tasks share one context, so that a burst may run in it
@@ -45,34 +47,42 @@ class Lane:
         self.window: float = window
         self.context = contextvars.copy_context()
         self.intake = Intake(queue_size)
-        self.waiting: deque[Task] = deque()
-        self.slots: deque[Task] = deque()
-        self.ready: deque[Task] = deque()
+        self.waiting = Row()
+        #: finished spans by their first index, and the index that is the next to become ready
+        self.early: dict[int, Span] = {}
+        self.head = 0
+        self.ready: deque[Span] = deque()
+        #: what is left of the results that the consumer was handed
+        self.piece: Iterator[Any] = iter(())
         self.accepted = 0
         self.admitted = 0
+        #: tasks that have ended, and are ready if their consumer still wants them
+        self.ended_tasks = 0
+        #: tasks the consumer has taken; those of its present piece count as one until it is used up
         self.delivered = 0
         self.held = 0
-        #: count of delivered results at which the window is to be moved on
-        self.refill_at: float = 0
         #: no task will be accepted any more
         self.ended = False
         #: what stopped the source before its end, told to the consumer after the last result
         self.source_error: BaseException | None = None
         #: nobody wants the results any more
         self.closed = False
+        self._most = max(1, min(PIECE, window // 4))
+        self._uncounted = 0
         self._recorder = recorder
         self._clock = clock
         self._consumer: asyncio.Future[None] | None = None
 
     # ---- from the source into the window
 
-    def accept(self, inputs: list[Any]) -> list[Task]:
-        """Number the inputs and make tasks of them."""
-        now = self._clock()
-        first = self.accepted
-        self.accepted += len(inputs)
-        self._recorder.submitted += len(inputs)
-        return [Task(self, i, x, now) for i, x in enumerate(inputs, first)]
+    def accept(self, inputs: list[Any]) -> Span:
+        """Number the inputs, make tasks of them, and queue those."""
+        span = Span(self, self.accepted, inputs, self._clock())
+        self.accepted += span.count
+        self._recorder.submitted += span.count
+        if not (self.one_context and self.intake.extend(inputs, span.submitted - TOGETHER)):
+            self.intake.put_nowait(span)
+        return span
 
     def end(self, error: BaseException | None = None) -> None:
         """Accept no more; wake the consumer, who may have been waiting for more."""
@@ -89,96 +99,78 @@ class Lane:
         """Move queued tasks into the window as far as it reaches."""
         room = self.window - (self.admitted - self.delivered)
         while room > 0 and not self.intake.empty():
-            burst = self.intake.take(int(min(room, self.intake.qsize())))
-            self.admitted += len(burst)
-            room -= len(burst)
-            if self.ordered:
-                self.slots.extend(burst)
-            alive = [task for task in burst if not task.done]
-            self.waiting.extend(alive)
-            if self.ordered and len(alive) < len(burst):  # some ran out of time in the queue
-                self._flush(0)
+            span = self.intake.take(int(min(room, self.intake.qsize())))
+            self.admitted += span.count
+            room -= span.count
+            if not span.done:  # it ran out of time in the queue
+                self.waiting.append(span)
 
     # ---- waiting tasks
 
-    def take(self, offset: int, count: int) -> list[Task]:
-        """Remove and return ``count`` waiting tasks from ``offset`` on."""
-        waiting = self.waiting
-        if offset:
-            waiting.rotate(-offset)
-        count = min(count, len(waiting) - offset)
-        tasks = [waiting.popleft() for _ in range(count)]
-        if offset:
-            waiting.rotate(offset)
-        return tasks
-
-    def give_back(self, tasks: list[Task]) -> None:
+    def give_back(self, spans: list[Span]) -> None:
         """Return tasks that were taken and not started; they keep their place in the order."""
-        tasks = [task for task in tasks if not task.done]
-        if self.closed or not tasks:
-            return
-        merged = sorted((*tasks, *self.waiting), key=_index)
-        self.waiting.clear()
-        self.waiting.extend(merged)
+        spans = [span for span in spans if not span.done]
+        if spans and not self.closed:
+            self.waiting.merge(spans)
+
+    def withdraw(self, span: Span) -> None:
+        """Take ``span`` out of the waiting ones, if it is there."""
+        self.waiting.remove(span)
 
     # ---- finished tasks
 
-    def finish(self, tasks: list[Task]) -> None:
-        """Take the results or errors of ``tasks``, and deliver what is now in order."""
-        for task in tasks:
-            task.done = True
-            task.input = None
+    def finish(self, spans: list[Span]) -> None:
+        """Take the results or errors of ``spans``, and deliver what is now in order."""
+        for span in spans:
+            span.settle()
         if self.closed:
             return
         if self.ordered:
-            self._flush(len(tasks))
-        else:
-            self._recorder.ended(tasks, self._clock())
-            self._deliver(tasks)
+            spans = self._in_order(spans)
+        if spans:
+            self.ended_tasks += self._recorder.ended(spans, self._clock())
+            self._deliver(spans)
 
-    def _flush(self, more: int) -> None:
-        """Deliver what is in order, now that ``more`` tasks are done."""
-        slots, ready = self.slots, []
-        while slots and slots[0].done:
-            ready.append(slots.popleft())
-        self._hold(more - len(ready))
-        if ready:
-            self._recorder.ended(ready, self._clock())
-            self._deliver(ready)
+    def _in_order(self, spans: list[Span]) -> list[Span]:
+        """Hold ``spans`` until all before them have ended; return those for which that is so."""
+        early, ready, more = self.early, [], self.head
+        for span in spans:
+            early[span.first] = span
+            more += span.count
+        while self.head in early:
+            span = early.pop(self.head)
+            self.head += span.count
+            ready.append(span)
+        self._hold(more - self.head)
+        return ready
 
     def _hold(self, change: int) -> None:
         self.held += change
         self._recorder.held(change)
 
-    def _deliver(self, tasks: list[Task]) -> None:
-        self.ready.extend(tasks)
+    def _deliver(self, spans: list[Span]) -> None:
+        self.ready.extend(spans)
         self._wake()
 
-    def discard(self, task: Task) -> None:
+    def discard(self, span: Span) -> None:
         """Its caller is gone: forget a task of an unordered lane."""
-        task.done = True
-        task.input = None
-        self.delivered += 1
-        self._recorder.dropped += 1
-        self.withdraw(task)
-
-    def withdraw(self, task: Task) -> None:
-        """Take ``task`` out of the waiting ones, if it is there."""
-        if task in self.waiting:
-            self.waiting.remove(task)
+        span.settle()
+        self.delivered += span.count
+        self.ended_tasks += span.count
+        self._recorder.dropped += span.count
+        self.withdraw(span)
 
     # ---- the consumer
 
     @property
     def exhausted(self) -> bool:
         """Whether the consumer has had everything it will get."""
-        return self.ended and self.delivered == self.accepted
+        return self.finished and not self.ready
 
     @property
     def finished(self) -> bool:
         """Whether all it accepted has ended, and it accepts no more."""
-        waiting = self.waiting or not self.intake.empty()
-        return self.ended and not waiting and self.delivered + len(self.ready) == self.accepted
+        return self.ended and self.ended_tasks == self.accepted
 
     async def results_ready(self) -> None:
         """Wait until a result is ready or no more will come."""
@@ -194,25 +186,41 @@ class Lane:
         if self._consumer is not None and not self._consumer.done():
             self._consumer.set_result(None)
 
-    def move_on(self) -> None:
-        """Set when, if results stay ready, the window is next to be moved on."""
-        self.refill_at = self.delivered + min(REFILL, self.window / 4)
+    def used_up(self) -> None:
+        """The consumer has taken all of its piece: the window may move on."""
+        self.delivered += self._uncounted
+        self._uncounted = 0
 
-    def close(self) -> list[Task]:
+    def next_piece(self) -> list[Span]:
+        """Remove and return what the consumer is handed next; a failed task comes alone."""
+        self.used_up()
+        ready, left = self.ready, self._most
+        piece: list[Span] = []
+        while ready and left > 0 and not (piece and ready[0].error):
+            span = ready.popleft() if ready[0].count <= left else ready[0].split(left)
+            left -= span.count
+            piece.append(span)
+            if span.error:
+                break
+        self.delivered += 1
+        self._uncounted = self._most - left - 1
+        return piece
+
+    def close(self) -> list[Span]:
         """Forget everything; return the tasks that had been accepted and not finished."""
         if self.closed:
             return []
-        dropped = [*self.waiting, *(task for task in self.slots if not task.done)]
+        dropped = self.waiting.clear()
         while not self.intake.empty():
-            dropped.extend(self.intake.take(self.intake.qsize()))
+            dropped.append(self.intake.take(self.intake.qsize()))
         self._recorder.dropped += self.held
         self._hold(-self.held)
         self.closed = self.ended = True
-        self.waiting.clear()
-        self.slots.clear()
+        self.early.clear()
         self.ready.clear()
+        self.piece = iter(())
         self._wake()
-        return list(dict.fromkeys(dropped))
+        return dropped
 
 
 class CallLane(Lane):
@@ -220,17 +228,13 @@ class CallLane(Lane):
 
     one_context = False
 
-    def _deliver(self, tasks: list[Task]) -> None:
-        self.delivered += len(tasks)
-        for task in tasks:
-            future = task.future
+    def _deliver(self, spans: list[Span]) -> None:
+        self.delivered += len(spans)
+        for span in spans:
+            future = span.future
             if future is None or future.done():
                 continue
-            if task.error is not None:
-                future.set_exception(task.error)
+            if span.error is not None:
+                future.set_exception(span.error)
             else:
-                future.set_result(task.value)
-
-
-def _index(task: Task) -> int:
-    return task.index
+                future.set_result(span.outputs[0])

@@ -10,7 +10,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -156,7 +156,10 @@ class Decoding:
 
     def before(self, collate: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
         """``collate`` for paths and ``Deferred`` too."""
-        return lambda items: collate([self._fetched(item) for item in items])
+        return partial(self._collated, collate)  # no lambda: it may be sent to another process
+
+    def _collated(self, collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+        return collate([self._fetched(item) for item in items])
 
     def _fetched(self, item: Any) -> Any:
         if isinstance(item, Path):

@@ -8,14 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from asyncinfer.baselines import Greedy
+from asyncinfer.burst import Burst
 from asyncinfer.census import Census
-from asyncinfer.device import Burst, Device
+from asyncinfer.device import Device
 from asyncinfer.lane import Lane
 from asyncinfer.policy import ALL_REST, Grant, Policy
 from asyncinfer.recheck import Recheck
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.roster import Entry, Roster
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 __all__ = ("Pool",)
 
@@ -23,7 +24,7 @@ __all__ = ("Pool",)
 QUANTUM = 0.001
 #: most tasks reserved in one pass by all devices together, and by one of them: devices that answer
 #: at once would otherwise keep the event loop from its turns
-PASS = 512
+PASS = 1024
 BURST = 128
 #: passes until another one of the devices that rest is asked, and of those that run is looked at
 NOW_AND_THEN = 8
@@ -53,7 +54,7 @@ class Pool:
         self.roster = Roster()
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
-        self.retries: deque[Task] = deque()
+        self.retries: deque[Span] = deque()
         self.now = 0.0
         self._policy = policy
         self._recorder = recorder
@@ -62,6 +63,8 @@ class Pool:
         self._start = start
         self._turn = 0
         self._reserved = 0
+        #: whether the last pass left no device free; the next one to become free makes another
+        self._full = False
         self._passes = 0
         #: among the devices that rest, the one to be asked next
         self._other = 0
@@ -87,10 +90,10 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Tasks inside the windows that may be started, those reserved and not started included."""
-        count = self._reserved
+        waiting = self._reserved
         for lane in self.lanes:
-            count += len(lane.waiting)
-        return count
+            waiting += lane.waiting.tasks
+        return waiting
 
     @property
     def backlog(self) -> bool:
@@ -100,7 +103,7 @@ class Pool:
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
         lane, offset = self._locate(offset)
-        return lane.waiting[offset].index
+        return lane.waiting.index(offset)
 
     # ---- pairing
 
@@ -108,6 +111,13 @@ class Pool:
         """Pair tasks with devices in the next turn of the event loop."""
         if self._wakeup is None:
             self._wakeup = self._loop.call_soon(self._pair)
+
+    def more(self, lane: Lane) -> None:
+        """Tasks came, or the window moved: no reason to pair anew while no device is free."""
+        if not self._full:
+            self.wake()
+        elif lane.intake.full():
+            lane.admit()  # so that its source can go on
 
     async def quiet(self) -> None:
         """Wait until every accepted task has ended."""
@@ -138,7 +148,9 @@ class Pool:
         if self._passes % NOW_AND_THEN == 0:
             self.roster.doubt_one(self.now)
         rest = self._serve() and self.waiting > 0
-        self._recheck.passed(rest or (len(self.retries) > 0 and len(self.roster.free) > 0))
+        free = len(self.roster.free) > 0
+        self._full = not free
+        self._recheck.passed(rest or (free and len(self.retries) > 0))
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
@@ -181,13 +193,10 @@ class Pool:
             grant = self._ask(device)
             if grant is None or not grant.take:
                 return grant
-            tasks = self._take(device, grant)
-            if not tasks:
+            spans = self._take(device, grant)
+            if not spans:
                 return None
-            if len(tasks) > grant.take:
-                self._reserved += len(tasks) - grant.take
-                self.roster.reserving[device] = None
-            self._hand_out(device, tasks, grant.take)
+            self._hand_out(device, spans, grant.take)
         return grant
 
     def _pause_to_fill(self, device: Device) -> float:
@@ -208,7 +217,7 @@ class Pool:
             self._policy = Greedy()
             return self._policy.pull(device, self)
 
-    def _take(self, device: Device, grant: Grant) -> list[Task]:
+    def _take(self, device: Device, grant: Grant) -> list[Span]:
         skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
         if skip >= self.waiting - self._reserved:
             skip = grant.skip
@@ -220,7 +229,7 @@ class Pool:
         if self._policy.reserves and lane.one_context:
             count = max(count, self._reservation(device, count))
         self._turn = self.lanes.index(lane) + 1
-        return lane.take(offset, count)
+        return lane.waiting.take(count, offset)
 
     def _reservation(self, device: Device, batch: int) -> int:
         """Tasks worth a quantum of the device's time, and no more than its share."""
@@ -228,24 +237,27 @@ class Pool:
         if not seconds < QUANTUM:
             return batch
         calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
-        return batch * max(1, int(calls))
+        return batch * max(1, round(calls))
 
-    def _hand_out(self, device: Device, tasks: list[Task], batch: int) -> None:
-        burst = Burst(device, tasks, min(batch, device.max_batch), self.now)
+    def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
+        burst = Burst(device, spans, min(batch, device.max_batch), self.now)
+        if burst.reserved:
+            self._reserved += burst.reserved
+            self.roster.reserving[device] = None
         device.begin(burst, self.now)
         self._start(burst)
 
     def _locate(self, offset: int) -> tuple[Lane, int]:
         """Where the waiting task at ``offset`` is, the lanes taking turns task by task."""
-        lanes = [lane for lane in self._in_turn() if lane.waiting]
+        lanes = [lane for lane in self._in_turn() if lane.waiting.tasks]
         level = 0
         while len(lanes) > 1:
-            depth = min(len(lane.waiting) for lane in lanes) - level
+            depth = min(lane.waiting.tasks for lane in lanes) - level
             if offset < depth * len(lanes):
                 break
             offset -= depth * len(lanes)
             level += depth
-            lanes = [lane for lane in lanes if len(lane.waiting) > level]
+            lanes = [lane for lane in lanes if lane.waiting.tasks > level]
         rounds, turn = divmod(offset, len(lanes))
         return lanes[turn], level + rounds
 
@@ -270,7 +282,7 @@ class Pool:
             if device is not None:
                 self._hand_out(device, [task], 1)
 
-    def _device_for(self, task: Task) -> Device | None:
+    def _device_for(self, task: Span) -> Device | None:
         """The fastest free device that has not failed the task; any, if all have or are stuck."""
         untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
         free = [device for device in untried or self._up if device.free]
@@ -283,15 +295,15 @@ def _may_bring_more(lane: Lane) -> bool:
     return not (lane.ended or draining) and lane.admitted - lane.delivered < lane.window
 
 
-def give_back(tasks: list[Task]) -> None:
+def give_back(spans: list[Span]) -> None:
     """Return tasks of one lane that were not started."""
-    if tasks:
-        tasks[0].lane.give_back(tasks)
+    if spans:
+        spans[0].lane.give_back(spans)
 
 
 def _fastest_first(device: Device) -> float:
     return math.inf if math.isnan(device.latency) else device.latency
 
 
-def _oldest_first(task: Task) -> float:
+def _oldest_first(task: Span) -> float:
     return task.submitted

@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from asyncinfer.events import Event, EventHook, EventKind
+from asyncinfer.span import Span
 from asyncinfer.stats import percentile
-from asyncinfer.task import Task
 
 __all__ = ("Recorder",)
 
 logger = logging.getLogger("asyncinfer")
 
-#: finished tasks over which percentiles are taken
+#: finished tasks over which percentiles are taken, roughly
 RECENT = 4096
 
 
@@ -34,8 +34,9 @@ class Recorder:
         self.last_end = math.nan
         self.hold_sum = 0.0
         self.hold_max = 0.0
-        self._latencies: deque[float] = deque(maxlen=RECENT)
-        self._holds: deque[float] = deque(maxlen=RECENT)
+        #: latency, hold time and number of tasks of the spans that ended last
+        self._recent: deque[tuple[float, float, int]] = deque()
+        self._recent_tasks = 0
         self._clock = clock
         self._hook = on_event
 
@@ -44,14 +45,21 @@ class Recorder:
         """Tasks accepted that have not ended."""
         return self.submitted - self.finished - self.dropped
 
-    def ended(self, tasks: Sequence[Task], now: float) -> None:
-        """Tasks became ready for their consumer at ``now``."""
-        self.finished += len(tasks)
-        holds = [now - task.run.finished for task in tasks]
-        self._holds.extend(holds)
-        self._latencies.extend([now - task.submitted for task in tasks])
-        self.hold_sum += sum(holds)
-        self.hold_max = max(self.hold_max, *holds)
+    def ended(self, spans: Sequence[Span], now: float) -> int:
+        """Tasks became ready for their consumer at ``now``; return how many."""
+        recent, before = self._recent, self.finished
+        for span in spans:
+            count, hold = span.count, now - span.run.finished
+            self.finished += count
+            self.hold_sum += hold * count
+            if hold > self.hold_max:
+                self.hold_max = hold
+            recent.append((now - span.submitted, hold, count))
+        ended = self.finished - before
+        self._recent_tasks += ended
+        while self._recent_tasks - recent[0][2] >= RECENT:
+            self._recent_tasks -= recent.popleft()[2]
+        return ended
 
     def held(self, change: int) -> None:
         """The reorder buffers grew by ``change`` results."""
@@ -73,11 +81,11 @@ class Recorder:
 
     def latency(self, q: float) -> float:
         """The ``q`` quantile of the recent latencies, in seconds."""
-        return percentile(self._latencies, q)
+        return percentile((s for s, _, tasks in self._recent for _ in range(tasks)), q)
 
     def hold(self, q: float) -> float:
         """The ``q`` quantile of the recent hold times, in seconds."""
-        return percentile(self._holds, q)
+        return percentile((s for _, s, tasks in self._recent for _ in range(tasks)), q)
 
     @property
     def observed(self) -> bool:
@@ -94,13 +102,13 @@ class Recorder:
             logger.warning("%s: %s", kind, error)
         self._emit(Event(kind, self._clock(), device, error=error))
 
-    def task_event(self, kind: EventKind, task: Task, error: BaseException | None = None) -> None:
-        """Tell what happened to a task."""
+    def task_event(self, kind: EventKind, span: Span, error: BaseException | None = None) -> None:
+        """Tell what happened to each task of a span."""
         if self._hook is not None:
-            now = self._clock()
-            number = task.lane.number
-            device, started, _ = task.run
-            self._emit(Event(kind, now, device, task.index, number, started, error))
+            now, number = self._clock(), span.lane.number
+            device, started, _ = span.run
+            for index in range(span.first, span.first + span.count):
+                self._emit(Event(kind, now, device, index, number, started, error))
 
     def _emit(self, event: Event) -> None:
         if self._hook is None:

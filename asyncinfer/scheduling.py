@@ -32,6 +32,8 @@ __all__ = (
 MANY = 64
 #: two moments closer than this part of a service time are the same moment
 TIE = 1e-6
+#: calls shorter than this, in seconds, are not worth the time the rule takes
+TRIFLE = 10e-6
 #: a part of the work that makes no difference
 NEGLIGIBLE = 1 / 250
 #: deviation of many devices before any of them has made a call
@@ -68,6 +70,8 @@ class EarliestFinish:
     def pull(self, device: WorkerView, pool: PoolView) -> Grant:
         """The largest batch that fits behind the tasks others finish first."""
         waiting = pool.waiting
+        if device.latency < TRIFLE:
+            return Grant(0, min(device.max_batch, waiting))
         low, high = 0, min(device.batch_limit, waiting)
         best: Grant | None = None
         batch = high

@@ -52,4 +52,5 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
         utilisation=min(1.0, busy / span) if span > 0 else 0.0,
         service_time=device.interval,
         latency=device.latency,
+        details=dict(getattr(device.driver, "details", None) or {}),
     )

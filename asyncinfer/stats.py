@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from asyncinfer.device import DeviceState
 
@@ -35,6 +35,8 @@ class DeviceStats:
     service_time: float
     #: estimated seconds of one call with a full batch; ``nan`` until known
     latency: float
+    #: what its driver tells of itself, such as the options it has chosen
+    details: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncinfer.engine import Engine
-from asyncinfer.task import Task
+from asyncinfer.errors import TaskError
+from asyncinfer.span import Span
 
 __all__ = ("Stream",)
 
@@ -33,32 +35,39 @@ class Stream(AsyncIterator[ItemT]):
         *,
         ordered: bool,
         raises: bool,
-        output: Callable[[Task], ItemT],
+        items: Callable[[Span], Iterable[ItemT]],
     ) -> None:
         self._engine = engine
         self._source: Iterable[Any] | AsyncIterable[Any] | None = source
         self._raises = raises
-        self._output = output
+        self._items = items
         self._lane = engine.new_lane(ordered=ordered)
 
     def __aiter__(self) -> Stream[ItemT]:
         return self
 
     async def __anext__(self) -> ItemT:
+        item: ItemT
+        while True:
+            for item in self._lane.piece:
+                return item
+            if not self._lane.ready:
+                await self._wait()
+                continue
+            error = self._next_piece()
+            if error is not None:
+                del self  # so that the error's traceback does not keep the stream alive
+                raise error
+
+    def _next_piece(self) -> TaskError | None:
+        """Get some more of the results, or the error to raise in their place."""
         lane = self._lane
-        ready = lane.ready
-        if not ready:
-            await self._wait()
-        task = ready.popleft()
-        lane.delivered += 1
-        if not ready or lane.delivered >= lane.refill_at:
-            lane.move_on()
-            self._engine.pool.wake()
-        if task.error is not None and self._raises:
-            error = task.error
-            del self, lane, task  # so that the error's traceback does not keep the stream alive
-            raise error
-        return self._output(task)
+        spans = lane.next_piece()
+        self._engine.pool.more(lane)
+        if self._raises and spans[0].error is not None:
+            return spans[0].error
+        lane.piece = chain.from_iterable(map(self._items, spans))
+        return None
 
     async def _wait(self) -> None:
         """Return when a result is ready; raise at the end of the stream."""
@@ -66,6 +75,8 @@ class Stream(AsyncIterator[ItemT]):
         if self._source is not None:
             self._engine.begin(lane, self._source)
             self._source = None
+        lane.used_up()
+        self._engine.pool.more(lane)
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)

@@ -13,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from asyncinfer.cli.arguments import expand
+from asyncinfer.cli.bench import bench
 from asyncinfer.cli.demo import demo
 from asyncinfer.cli.devices import devices
 from asyncinfer.cli.firmware import app as firmware
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (demo, run, devices, simulate):
+for _command in (demo, run, bench, devices, simulate):
     app.command()(_command)
 app.add_typer(firmware)
 

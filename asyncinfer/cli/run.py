@@ -249,6 +249,10 @@ def _show(facts: Mapping[str, Any]) -> None:
     ]
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     screen.print(table(("device", "tasks", "tasks/s", "utilisation", "service time"), rows))
+    for device in facts["devices"]:
+        if device["details"]:
+            chosen = ", ".join(f"{name} {value}" for name, value in device["details"].items())
+            screen.print(f"{device['name']}: {chosen}", markup=False)
     count, failed = facts["tasks"], facts["failed"]
     text = f"{count} tasks in {seconds(facts['seconds'])}: {facts['throughput']:.4g} tasks/s"
     if facts["accuracy"] is not None:

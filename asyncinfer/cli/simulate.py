@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from asyncinfer import theory
+from asyncinfer.bench.simulation import Observed, Plan
+from asyncinfer.bench.simulation import simulate as run_plan
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.output import emit, people, seconds, table
 from asyncinfer.cli.timeline import Timeline, check_picture, picture
 from asyncinfer.cli.tools import device_facts
-from asyncinfer.dispatcher import Dispatcher
-from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.testing import SimulatedDriver, run_virtual
+from asyncinfer.errors import ConfigError
 
 __all__ = ("simulate",)
 
 
 #: most devices that people are shown one by one
 SHOWN = 40
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to simulate."""
-
-    service_times: Sequence[float]
-    tasks: int
-    window: int
-    noise: float
-    policy: str
-    seed: int
 
 
 def simulate(
@@ -66,12 +53,13 @@ def simulate(
     asyncinfer simulate --service-times 0.005 0.1 1.0 --tasks 1000 --window 100
     """
     check_picture(plot)
+    for t in service_times:
+        if not (t > 0 and math.isfinite(t)):
+            raise ConfigError(f"--service-times: give seconds above 0, not {t}")
     times = _spread(service_times, spread) if spread else service_times
     plan = Plan(times, tasks, window, noise, policy, seed)
-    drivers = _drivers(plan)
-    timeline = Timeline(driver.name for driver in drivers)
-    facts = run_virtual(_stream(drivers, plan, timeline))
-    facts = {**vars(plan), **facts, **_compared(plan, facts["makespan"])}
+    timeline = Timeline(driver.name for driver in plan.drivers())
+    facts = _facts(plan, run_plan(plan, on_event=timeline))
     if plot:
         title = f"{policy}, window {window}: {facts['ratio']:.3f} x optimum"
         picture(plot, {title: timeline})
@@ -90,56 +78,31 @@ def _spread(times: Sequence[float], devices: int) -> list[float]:
     return [least * (greatest / least) ** (n / steps) for n in range(devices)]
 
 
-def _drivers(plan: Plan) -> list[SimulatedDriver]:
-    for t in plan.service_times:
-        if not (t > 0 and math.isfinite(t)):
-            raise ConfigError(f"--service-times: give seconds above 0, not {t}")
-    return [
-        SimulatedDriver(f"{n}: {seconds(t)}", t, noise=plan.noise, seed=plan.seed)
-        for n, t in enumerate(plan.service_times, 1)
-    ]
-
-
-async def _stream(
-    drivers: Sequence[SimulatedDriver], plan: Plan, timeline: Timeline
-) -> dict[str, Any]:
-    first, last, expected = math.inf, -math.inf, 0
-    dispatcher = Dispatcher(drivers, policy=plan.policy, window=plan.window, on_event=timeline)
-    async with dispatcher:
-        began = time.process_time()
-        async for result in dispatcher.results(range(plan.tasks)):
-            if result.unwrap() != expected:
-                raise AsyncInferError(f"task {result.index} came in place of {expected}")
-            first, last = min(first, result.started), max(last, result.finished)
-            expected += 1
-        cost = (time.process_time() - began) / plan.tasks
-        stats = dispatcher.stats()
-    makespan = last - first
-    busy = sum(device.busy_seconds for device in stats.devices)
+def _facts(plan: Plan, observed: Observed) -> dict[str, Any]:
+    """What was asked for, what came out, and what theory says for the mean service times."""
+    times, tasks, makespan, stats = (
+        plan.service_times,
+        plan.tasks,
+        observed.makespan,
+        observed.stats,
+    )
+    asked = ("service_times", "tasks", "window", "noise", "policy", "seed")
     return {
-        "in_order": expected == plan.tasks,
+        **{name: getattr(plan, name) for name in asked},
+        "in_order": observed.tasks == tasks,
         "makespan": makespan,
-        "utilisation": busy / (len(drivers) * makespan),
-        "throughput": plan.tasks / makespan,
-        "cost_per_task": cost,
+        "utilisation": observed.utilisation,
+        "throughput": observed.throughput,
+        "cost_per_task": observed.cpu_seconds / tasks,
         "mean_hold": stats.hold_mean,
         "max_hold": stats.hold_max,
         "max_reorder": stats.max_reorder,
         "devices": [device_facts(device, makespan) for device in stats.devices],
-    }
-
-
-def _compared(plan: Plan, makespan: float) -> Mapping[str, Any]:
-    """The optimum for the mean service times, and how far the run was from it."""
-    times, tasks = plan.service_times, plan.tasks
-    optimum = theory.optimum_makespan(times, tasks)
-    windowed = theory.windowed_makespan(times, tasks, plan.window)
-    return {
-        "optimum": optimum,
-        "ratio": makespan / optimum,
-        "window_needed": theory.window_needed(times),
-        "windowed_optimum": windowed,
-        "windowed_ratio": makespan / windowed,
+        "optimum": plan.optimum,
+        "ratio": makespan / plan.optimum,
+        "window_needed": plan.window_needed,
+        "windowed_optimum": plan.windowed_optimum,
+        "windowed_ratio": makespan / plan.windowed_optimum,
         "total_rate": theory.total_rate(times),
         "formulas": {
             "plain_pull": theory.greedy_makespan(times, tasks),
@@ -159,7 +122,8 @@ def _show(facts: Mapping[str, Any], timeline: Timeline) -> None:
 
 def _show_devices(facts: Mapping[str, Any], timeline: Timeline) -> None:
     screen = people()
-    screen.print(timeline.text(max(20, min(100, screen.width - 30))))
+    chart = timeline.text(max(20, min(100, screen.width - 30)))
+    screen.print(Text(chart, no_wrap=True))
     screen.print()
     rows = [
         (

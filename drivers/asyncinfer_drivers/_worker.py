@@ -11,10 +11,12 @@ import atexit
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -39,6 +41,9 @@ class Worker:
     stop and are given ``EXIT_GRACE`` seconds, so that an idle or nearly finished thread ends
     properly.
 
+    Calls that end before the loop has woken up are posted to it together: a wake-up is a system
+    call, and the dearest part of a short call.
+
     ``device`` names the device in errors and the thread in debuggers; ``at_end`` is called in the
     thread when it ends.
     """
@@ -50,9 +55,10 @@ class Worker:
         self._stopping = threading.Event()
         self._ended: Future[None] = Future()
         self._ended.set_running_or_notify_cancel()  # who waits for it cannot cancel it
+        self._outbox = _Outbox()
         self._thread = threading.Thread(
             target=_work,
-            args=(device, self._jobs, self._stopping, self._ended, at_end),
+            args=(device, self._jobs, self._outbox, self._stopping, self._ended, at_end),
             name=f"asyncinfer-{device}",
             daemon=True,
         )
@@ -60,10 +66,16 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether ``run`` may be called."""
-        return self._thread.is_alive() and not self._stopping.is_set()
+        return self._outbox.open and not self._stopping.is_set()
+
+    def wanted(self) -> bool:
+        """In a call: whether somebody still waits for it. A long one may ask between steps."""
+        job = self._outbox.running
+        return not self._stopping.is_set() and (job is None or not job.done.cancelled())
 
     def start(self) -> None:
         """Start the thread."""
+        self._outbox.open = True
         self._thread.start()
         _running.add(self)
 
@@ -79,9 +91,9 @@ class Worker:
         """
         if not self.alive:
             raise DeviceLost(self._device, "not open")
-        context = copy_context()
+        call = partial(copy_context().run, function, *args, **kwargs)
         loop = asyncio.get_running_loop()
-        job = _Job(lambda: context.run(function, *args, **kwargs), loop, loop.create_future())
+        job: _Job[T] = _Job(call, loop, loop.create_future())
         self._awaited.add(job)
         self._jobs.put(job)
         try:
@@ -112,6 +124,7 @@ class Worker:
         except TimeoutError:
             return False
         finally:
+            self._outbox.deliver()
             for job in self._awaited:
                 job.abandon(DeviceTimeout(self._device, "closed while it was computing"))
         self._thread.join()  # it has nothing left to do
@@ -132,13 +145,17 @@ class _Job(Generic[T]):
         self.done = done
         self._posted = False
         self._finished: asyncio.Future[None] | None = None
-        self._lock = threading.Lock()
+        self._unclaimed = [None]
         self._value: T
         self._error: Exception | None = None
 
     def claim(self) -> bool:
         """True for the first who asks: the thread that runs it, or the caller that drops it."""
-        return self._lock.acquire(blocking=False)
+        try:
+            self._unclaimed.pop()  # atomic, and cheaper than a lock
+        except IndexError:
+            return False
+        return True
 
     def when_posted(self) -> asyncio.Future[None]:
         """Done when the thread has finished this job, even though ``done`` was cancelled."""
@@ -158,17 +175,15 @@ class _Job(Generic[T]):
             self._error = None
 
     def work(self, lost: Exception | None) -> None:
-        """Run it in the calling thread, or fail it with ``lost``; post the result to the loop."""
+        """Run it in the calling thread, or fail it with ``lost``."""
         function, self.function = self.function, None
         if lost is not None or function is None:
             self._error = lost
-        else:
-            try:
-                self._value = function()
-            except BaseException as error:
-                self._error = as_exception(error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self._post)
+            return
+        try:
+            self._value = function()
+        except BaseException as error:
+            self._error = as_exception(error)
 
     def abandon(self, error: Exception) -> None:
         """On the loop: let go who waits for it, while the thread is still at it."""
@@ -181,6 +196,38 @@ class _Job(Generic[T]):
         for future in (self.done, self._finished):
             if future is not None and not future.done():
                 future.set_result(None)
+
+
+class _Outbox:
+    """Finished jobs on their way from the thread to the loop; one wake-up for all that are in."""
+
+    def __init__(self) -> None:
+        #: whether the thread runs; asking the thread itself takes a lock
+        self.open = False
+        #: the job the thread is at
+        self.running: _Job[Any] | None = None
+        self._finished: deque[_Job[Any]] = deque()
+        #: the loop that has been asked to ``deliver`` and has not begun to
+        self._woken: asyncio.AbstractEventLoop | None = None
+
+    def put(self, job: _Job[Any]) -> None:
+        """In the thread: have the job posted to its loop."""
+        loop = job.loop
+        self._finished.append(job)  # before looking: deliver looks for jobs after it has reset
+        if self._woken is loop:
+            return
+        self._woken = loop
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(self.deliver)
+
+    def deliver(self) -> None:
+        """On the loop: let go who waits for the jobs."""
+        self._woken = None
+        finished = self._finished
+        while finished:
+            job = finished.popleft()
+            if not job.loop.is_closed():
+                job._post()
 
 
 def as_exception(error: BaseException) -> Exception:
@@ -204,6 +251,7 @@ async def _outlast(finished: asyncio.Future[None]) -> None:
 def _work(
     device: str,
     jobs: SimpleQueue[_Job[Any] | None],
+    outbox: _Outbox,
     stopping: threading.Event,
     ended: Future[None],
     at_end: Callable[[], None] | None,
@@ -211,11 +259,15 @@ def _work(
     try:
         while (job := jobs.get()) is not None:
             if job.claim():
+                outbox.running = job
                 job.work(DeviceLost(device, "closed") if stopping.is_set() else None)
+                outbox.running = None
+                outbox.put(job)
             del job  # and with it the inputs and outputs
         if at_end is not None:
             at_end()
     finally:
+        outbox.open = False
         ended.set_result(None)
 
 

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from asyncinfer.driver import Driver, ServiceTime
-from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost, DeviceTimeout
-from asyncinfer_drivers._torch.device import (
-    available,
-    check_name,
-    choose,
-    describe,
-    is_device_fault,
-)
-from asyncinfer_drivers._torch.load import load
-from asyncinfer_drivers._torch.runner import Runner
+from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer_drivers._torch.device import available, check_name, describe
+from asyncinfer_drivers._torch.engine import Spec
+from asyncinfer_drivers._torch.hosts import Host, ThreadHost
+from asyncinfer_drivers._torch.optimize import plans_of
+from asyncinfer_drivers._torch.process import ProcessHost
 from asyncinfer_drivers._torch.steps import Steps
-from asyncinfer_drivers._torch.threads import CoreShare, usable_cores
-from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers._torch.threads import usable_cores
 
 __all__ = ("TorchDriver",)
 
@@ -70,8 +63,33 @@ class TorchDriver(Driver[Any, Any]):
     are open, as they come and go; each has at least one thread. It holds for this driver only (on
     torch builds without OpenMP: for the whole process).
 
-    ``warmup_input`` is one raw input. With it ``open`` runs the model once, failing with
+    ``warmup_input`` is one raw input. With it ``open`` runs the model, failing with
     ``ConfigError`` if that fails, and ``calibrate`` can tell how long a call takes.
+
+    ``optimize`` says what ``open`` may do to make the model faster: ``"auto"`` tries several
+    things for ``optimize_seconds`` and keeps the fastest; ``"none"`` tries nothing; names out of
+    ``"fuse"``, ``"channels_last"``, ``"freeze"``, ``"onednn"`` and ``"aot"``, joined by ``+`` or
+    as a sequence, mean just that. Only what gives the model's own answers is used, and only for
+    inputs of the warm-up's shape and dtype; docs/torch.md states the tolerance and how it is
+    checked. It needs a ``warmup_input``. What ``forward`` does besides computing, such as counting
+    or printing, may be left out: then say ``"none"``.
+
+    ``max_batch="auto"`` times batches of 1, 2, 4, ... up to 256 when opening, and takes the
+    smallest with about the most images/s: within 0.25 s a call, or ``latency_target`` seconds. It
+    is 1 until then, and without a ``warmup_input``.
+
+    ``malloc="auto"`` raises glibc's thresholds for giving memory back while such a driver is open;
+    ``"none"`` leaves them as they are.
+
+    ``isolation="process"`` runs all of it in a process of its own: a crash there is a
+    ``DeviceLost``, a call that hangs can be ended, and several such drivers use several cores even
+    where Python code holds them up. Model, steps and warm-up input must be picklable.
+
+    ``max_wait`` and ``latency_target``, in seconds, are kept for the scheduler: how long a batch
+    may wait to become fuller, and how long a task may take.
+
+    ``details`` tells what was chosen: ``optimize``, ``gain`` (images/s by those of the model as it
+    is), ``max_batch``, ``threads``, ``isolation``, ``malloc``. Empty until it was opened once.
 
     ``slowdown`` stretches every call to that many times its own duration by sleeping in the
     thread. It makes a stand-in for a slower host in demos and tests, nothing else.
@@ -91,33 +109,56 @@ class TorchDriver(Driver[Any, Any]):
         name: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
-        max_batch: int = 1,
+        max_batch: int | Literal["auto"] = 1,
         preprocess: Callable[[Any], Any] | str | None = None,
         postprocess: Callable[[Any], Any] | str | None = None,
         collate: Callable[[Sequence[Any]], Any] | str | None = None,
         uncollate: Callable[[Any], Sequence[Any]] | str | None = None,
         warmup_input: Any = None,
+        optimize: str | Sequence[str] = "auto",
+        optimize_seconds: float = 3.0,
+        malloc: Literal["auto", "none"] = "auto",
+        isolation: Literal["thread", "process"] = "thread",
         slowdown: float = 1.0,
         concurrency: int = 1,
+        max_wait: float = 0.0,
+        latency_target: float | None = None,
         close_timeout: float = 10.0,
     ) -> None:
         check_name(device)
-        for option, value in (("threads", threads), ("max_batch", max_batch)):
+        if max_batch != "auto":
+            _at_least_one("max_batch", max_batch)
+        for option, value in (("threads", threads), ("concurrency", concurrency)):
             _at_least_one(option, value)
-        _at_least_one("concurrency", concurrency)
         if not slowdown >= 1:
             raise ConfigError(f"slowdown must be at least 1, not {slowdown!r}")
+        _one_of("malloc", malloc, ("auto", "none"))
+        _one_of("isolation", isolation, ("thread", "process"))
         self.name = device if name is None else name
-        self.max_batch = max_batch
+        #: tasks a call takes; with ``"auto"`` known once it is open
+        self.max_batch = 1 if max_batch == "auto" else max_batch
         self.concurrency = concurrency
-        self._model = model
-        self._device = device
-        self._threads = threads
-        self._steps = Steps.given(preprocess, postprocess, collate, uncollate)
-        self._warmup_input = warmup_input
-        self._slowdown = slowdown
+        self.max_wait = max_wait
+        self.latency_target = latency_target
+        self._spec = Spec(
+            name=self.name,
+            model=model,
+            device=device,
+            threads=threads,
+            max_batch=None if max_batch == "auto" else max_batch,
+            steps=Steps.given(preprocess, postprocess, collate, uncollate),
+            warmup_input=warmup_input,
+            slowdown=slowdown,
+            plans=plans_of(optimize),
+            optimize_seconds=optimize_seconds,
+            malloc=malloc == "auto",
+            latency_target=latency_target,
+        )
+        #: what was chosen when it last opened, and what it gained
+        self.details: Mapping[str, str | float] = {}
+        self._isolation = isolation
         self._close_timeout = close_timeout
-        self._session: _Session | None = None
+        self._session: Host | None = None
 
     @classmethod
     def discover(cls) -> list[dict[str, Any]]:
@@ -125,39 +166,37 @@ class TorchDriver(Driver[Any, Any]):
         return describe(*available(), usable_cores())
 
     async def open(self) -> None:
-        """Start the thread, load the model, run ``warmup_input`` if there is one.
+        """Start the thread or process, load the model, run and optimise it if there is an input.
 
         Raises ``ConfigError`` if the device is not available or the model cannot be loaded or run,
         ``DeviceLost`` for the device's own faults.
         """
-        if self._session is not None and self._session.runner is not None:
+        if self._session is not None and self._session.opened:
             return
         await self.close()
-        session = self._session = _Session(self.name)
-        session.worker.start()
+        host = ThreadHost if self._isolation == "thread" else ProcessHost
+        session = self._session = host(self._spec)
         try:
-            await session.worker.run(self._load, session)
+            await session.open()
         except BaseException:
             await self.close()
             raise
         if self._session is not session:
             raise DeviceLost(self.name, "closed while it was opening")
+        self.max_batch, self.details = session.max_batch, session.details
 
     async def close(self) -> None:
-        """End the thread and release the model. Idempotent.
+        """End the thread or process and release the model. Idempotent.
 
-        Raises ``DeviceTimeout`` if a call still runs after ``close_timeout`` seconds.
+        Raises ``DeviceTimeout`` if a call in a thread still runs after ``close_timeout`` seconds.
         """
         session, self._session = self._session, None
-        if session is not None and not await session.worker.stop(self._close_timeout):
-            raise DeviceTimeout(
-                self.name, f"still computing after {self._close_timeout:g} s; its thread is left"
-            )
+        if session is not None:
+            await session.close(self._close_timeout)
 
     async def infer(self, batch: Sequence[Any]) -> list[Any]:
         """Run the tasks; one output, or the exception that is that task's fault, for each."""
-        session, runner = self._opened()
-        return await session.worker.run(runner.run, batch)
+        return await self._opened().run(batch)
 
     async def calibrate(self) -> ServiceTime | None:
         """Time calls with ``warmup_input``, hand-over and ``slowdown`` included.
@@ -165,7 +204,7 @@ class TorchDriver(Driver[Any, Any]):
         Takes about a second at most, or two calls where those are longer. ``None`` without a
         ``warmup_input``.
         """
-        session, _ = self._opened()
+        session = self._opened()
         if session.warmup is None:
             return None
         one = await self._time(session.warmup, 1)
@@ -176,8 +215,7 @@ class TorchDriver(Driver[Any, Any]):
 
     async def probe(self) -> None:
         """Compute something small once the thread is free; ``DeviceLost`` if that fails."""
-        session, runner = self._opened()
-        await session.worker.run(runner.probe)
+        await self._opened().probe()
 
     async def _time(self, item: Any, size: int) -> float:
         """Median seconds of a few calls with ``size`` tasks, after one that is not counted."""
@@ -188,63 +226,10 @@ class TorchDriver(Driver[Any, Any]):
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:] or seconds)
 
-    def _opened(self) -> tuple[_Session, Runner]:
-        if self._session is None or self._session.runner is None:
+    def _opened(self) -> Host:
+        if self._session is None or not self._session.opened:
             raise DeviceLost(self.name, "not open")
-        return self._session, self._session.runner
-
-    def _load(self, session: _Session) -> None:
-        """Runs in the worker thread."""
-        try:
-            device = torch.device(choose(self._device, *available()))
-            if device.type == "cpu":
-                session.share = CoreShare(self._threads, usable_cores())
-                session.share.join()
-            session.runner = self._make_runner(session, device)
-        except AsyncInferError:
-            raise
-        except Exception as error:
-            if is_device_fault(error):
-                raise DeviceLost(self.name, str(error)) from error
-            text = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{self.name}: cannot load the model: {text}") from error
-
-    def _make_runner(self, session: _Session, device: torch.device) -> Runner:
-        loaded = load(self._model, device)
-        runner = Runner(
-            name=self.name,
-            module=loaded.module,
-            device=device,
-            steps=self._steps.imported().over(loaded.steps),
-            share=session.share,
-            slowdown=self._slowdown,
-            pause=session.worker.pause,
-        )
-        session.warmup = self._warmup_input
-        if session.warmup is None and loaded.example is not None:
-            session.warmup = loaded.example()
-        if session.warmup is not None:
-            runner.warm_up(session.warmup, self.max_batch)
-        return runner
-
-
-class _Session:
-    """What exists from ``open`` to ``close``: made, and freed, in the worker thread."""
-
-    def __init__(self, name: str) -> None:
-        self.worker = Worker(name, at_end=self._release)
-        self.runner: Runner | None = None
-        self.share: CoreShare | None = None
-        self.warmup: Any = None
-
-    def _release(self) -> None:
-        """Freeing a large model takes milliseconds: not on the event loop."""
-        cuda = self.runner is not None and self.runner.device.type == "cuda"
-        self.runner = None
-        if self.share is not None:
-            self.share.leave()
-        if cuda:
-            torch.cuda.empty_cache()
+        return self._session
 
 
 def line(one: float, size: int, many: float) -> ServiceTime:
@@ -258,3 +243,8 @@ def line(one: float, size: int, many: float) -> ServiceTime:
 def _at_least_one(option: str, value: object) -> None:
     if value is not None and not (isinstance(value, int) and value >= 1):
         raise ConfigError(f"{option} must be a whole number of at least 1, not {value!r}")
+
+
+def _one_of(option: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{option} must be {' or '.join(map(repr, known))}, not {value!r}")

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncinfer.cli import simulate
-from asyncinfer.testing import run_virtual
+from asyncinfer.bench.simulation import Plan, simulate
 
 THREE = ["0.005", "0.1", "1.0"]
 PAPER = ["1.2", "1.5", "1.1", "2.0", "1.8", "1.3", "1.7", "1.4"]
@@ -63,12 +62,10 @@ def test_noise_is_the_same_for_the_same_seed(cli):
     st.sampled_from(["eft", "greedy"]),
 )
 def test_no_policy_beats_the_optimum(times, tasks, policy):
-    plan = simulate.Plan(times, tasks, 64, 0.0, policy, 42)
-    timeline = simulate.Timeline([])
-    facts = run_virtual(simulate._stream(simulate._drivers(plan), plan, timeline))
-    facts |= simulate._compared(plan, facts["makespan"])
-    assert facts["ratio"] >= 1 - 1e-9
-    assert facts["in_order"]
+    plan = Plan(times, tasks, 64, policy=policy)
+    observed = simulate(plan)
+    assert observed.makespan / plan.optimum >= 1 - 1e-9
+    assert observed.tasks == tasks
 
 
 def test_people_see_a_chart(cli):

@@ -26,9 +26,7 @@ def test_spans_start_at_zero_and_merge():
 
 
 def test_text_shows_how_busy_each_was():
-    text = (
-        recorded(("a", 0, 8), ("b", 4, 5), ("b", 6, 6.5), devices=("a", "b", "idle")).text(8).plain
-    )
+    text = recorded(("a", 0, 8), ("b", 4, 5), ("b", 6, 6.5), devices=("a", "b", "idle")).text(8)
     assert text.splitlines() == [
         "a    │████████│",
         "b    │    █ ▄ │",
@@ -42,7 +40,7 @@ def test_nothing_recorded():
     timeline(Event("device.ready", 1.0, "a"))
     timeline(Event("task.failed", 1.0, "a"))
     assert timeline.bounds == (0, 0)
-    assert "│    │" in timeline.text(4).plain
+    assert "│    │" in timeline.text(4)
 
 
 class Point(NamedTuple):

@@ -1,4 +1,4 @@
-"""The queue of bursts, and reading sources: lazily, no further than there is room, in turns."""
+"""The queue of spans, and reading sources: lazily, no further than there is room, in turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncinfer.intake import Intake, feed
-from asyncinfer.task import Task
+from asyncinfer.span import Span
 
 
 class Clock:
@@ -34,10 +34,10 @@ class Reading:
     def accept(self, inputs):
         first = len(self.accepted)
         self.accepted += inputs
-        return [Task(None, i, x, 0.0) for i, x in enumerate(inputs, first)]
+        self.intake.put_nowait(Span(None, first, inputs, 0.0))
 
     def take(self, most):
-        return [] if self.intake.empty() else [t.input for t in self.intake.take(most)]
+        return [] if self.intake.empty() else self.intake.take(most).inputs
 
 
 async def settle():
@@ -160,22 +160,75 @@ def test_a_quick_source_is_read_in_large_bursts(virtual):
     virtual(run())
 
 
-def test_tasks_are_counted_not_bursts(virtual):
+def test_tasks_are_counted_not_spans(virtual):
     async def run():
         intake = Intake(5)
-        tasks = [Task(None, i, i, 0.0) for i in range(5)]
-        intake.put_nowait(tasks[:2])
+        intake.put_nowait(Span(None, 0, ["a", "b"], 0.0))
         assert (intake.qsize(), intake.full(), await intake.room()) == (2, False, 3)
-        intake.put_nowait(tasks[2:])
+        intake.put_nowait(Span(None, 2, ["c", "d", "e"], 0.0))
         assert intake.full()
         waiting = asyncio.create_task(intake.room())
         await settle()
         assert not waiting.done()
-        assert intake.take(1) == tasks[:1]
+        assert intake.take(1).inputs == ["a"]
         assert await waiting == 1
-        assert intake.take(9) == tasks[1:2]
-        assert intake.take(9) == tasks[2:]
+        rest = intake.take(9)
+        assert (rest.first, rest.inputs) == (1, ["b"])
+        assert intake.take(9).inputs == ["c", "d", "e"]
         with pytest.raises(asyncio.QueueEmpty):
             intake.take(1)
 
     virtual(run())
+
+
+async def callers(intake, count, log):
+    async def one(n):
+        await intake.room()
+        log.append(n)
+        intake.put_nowait(Span(None, n, [n], 0.0))
+
+    tasks = [asyncio.create_task(one(n)) for n in range(count)]
+    await settle()
+    return tasks
+
+
+async def test_room_goes_to_those_who_wait_in_their_order():
+    intake, log = Intake(2), []
+    tasks = await callers(intake, 6, log)
+    assert log == [0, 1]
+    for count in (3, 4, 5, 6):
+        intake.take(1)
+        await settle()
+        assert log == list(range(count))
+        assert intake.qsize() == 2
+    await asyncio.gather(*tasks)
+
+
+async def test_a_place_is_not_lost_with_the_caller_it_was_for():
+    intake, log = Intake(1), []
+    tasks = await callers(intake, 4, log)
+    tasks[1].cancel()  # while it waits
+    await settle()
+    intake.take(1)  # calls number 2, who is cancelled before it looks
+    tasks[2].cancel()
+    await settle()
+    assert log == [0, 3]
+    assert [task.cancelled() for task in tasks] == [False, True, True, False]
+
+
+async def test_no_caller_is_woken_for_nothing():
+    looks = []
+
+    class Watched(Intake):
+        def full(self):
+            looks.append(1)
+            return super().full()
+
+    intake = Watched(1)
+    tasks = await callers(intake, 200, [])
+    looks.clear()
+    for _ in range(199):
+        intake.take(1)
+        await settle()
+    await asyncio.gather(*tasks)
+    assert len(looks) <= 3 * 199  # not one for each that waits, each time

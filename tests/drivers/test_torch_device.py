@@ -216,7 +216,7 @@ def test_a_thread_binds_itself_only():
 
 
 async def test_two_drivers_with_threads_of_their_own(monkeypatch):
-    monkeypatch.setattr("asyncinfer_drivers.torch_host.usable_cores", lambda: 4)
+    monkeypatch.setattr("asyncinfer_drivers._torch.engine.usable_cores", lambda: 4)
     ours, net = torch.get_num_threads(), Threads()
     one, three = TorchDriver(net, threads=1), TorchDriver(net, threads=3)
     rest = TorchDriver(net)
@@ -234,7 +234,7 @@ async def test_two_drivers_with_threads_of_their_own(monkeypatch):
 
 async def test_an_accelerator_takes_no_cores(monkeypatch):
     driver = TorchDriver(Threads())
-    monkeypatch.setattr("asyncinfer_drivers.torch_host.choose", lambda *args: "meta")
+    monkeypatch.setattr("asyncinfer_drivers._torch.engine.choose", lambda *args: "meta")
     await driver.open()
     assert not CoreShare._open
     await driver.close()

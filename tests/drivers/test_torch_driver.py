@@ -16,7 +16,7 @@ from torch import nn
 
 from asyncinfer.driver import ServiceTime, SupportsCalibrate, SupportsProbe
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
-from asyncinfer_drivers import torch_host
+from asyncinfer_drivers._torch import engine
 from asyncinfer_drivers._torch.threads import CoreShare
 from asyncinfer_drivers.torch_host import TorchDriver, line
 
@@ -323,8 +323,7 @@ async def test_a_kept_error_keeps_neither_model_nor_batch(opened):
     seen = [weakref.ref(net), *map(weakref.ref, items)]
     _, error = await driver.infer(items)
     await driver.close()
-    driver._model = None
-    del net, items
+    del net, items, driver._spec
     gc.collect()
     assert [ref() for ref in seen] == [None] * 3
     assert isinstance(error, Picky)
@@ -565,7 +564,7 @@ def test_names():
 
 
 async def test_a_device_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(torch_host, "available", lambda: (0, False))
+    monkeypatch.setattr(engine, "available", lambda: (0, False))
     driver = TorchDriver(small_net(), device="cuda:1")
     with pytest.raises(ConfigError, match="'cuda:1' is not available; here: cpu"):
         await driver.open()

@@ -229,6 +229,54 @@ async def test_a_cancelled_stop_lets_the_callers_go_too():
     assert await worker.stop(5)
 
 
+async def test_calls_that_end_together_wake_the_loop_once(worker):
+    loop, wakes = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+
+    class Counted:
+        """The loop, as the thread sees it."""
+
+        def __getattr__(self, name):
+            return getattr(loop, name)
+
+        def call_soon_threadsafe(self, *args):
+            wakes.append(1)
+            return wake(*args)
+
+    gate = Gate()
+    jobs = [asyncio.create_task(worker.run(gate))]
+    await gate.begun.wait()
+    counted, done = Counted(), threading.Event()
+    jobs += [asyncio.create_task(worker.run(divmod, n, 7)) for n in range(20)]
+    jobs.append(asyncio.create_task(worker.run(done.set)))
+    await asyncio.sleep(0)
+    for job in worker._awaited:
+        job.loop = counted
+    gate.go.set()
+    assert done.wait(10)  # the loop stands still meanwhile
+    await asyncio.gather(*jobs)
+    assert len(wakes) <= 2
+
+
+async def test_a_call_can_ask_whether_it_is_wanted(worker):
+    gate = Gate()
+    asked = []
+
+    def job():
+        asked.append(worker.wanted())
+        gate()
+        asked.append(worker.wanted())
+
+    task = asyncio.create_task(worker.run(job))
+    await gate.begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asked == [True, False]
+
+
 async def test_stop_ends_a_pause():
     worker = Worker("dev")
     worker.start()

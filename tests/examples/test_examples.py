@@ -20,10 +20,14 @@ RUNS = {
     "camera.py": (["--frames", "20"], r"recording \d+ frames/s, 0 skipped.*\nlive .* skipped"),
     "dispatch_cost.py": (["--tasks", "2000", "--rounds", "1", "--json"], r'"asyncinfer": '),
     "embed.py": (["--seconds", "0.3"], r"time is up: \d+ answered, 8 refused, 0 failed"),
+    "faces.py": ([], r"astronaut\.png: 1 found\n  \[1\d\d, \d\d, 26\d, 17\d\] p=\d\.\d+\n"),
     "fastapi_service.py": ([], r"200 \{\"digit\":3\}"),
     "own_driver.py": ([], r"2000 roots, all there and in order"),
     "policies.py": (["--plot", "slow.png"], r"1000 +0\.025 +1\.000"),
 }
+
+#: those that need pretrained weights
+PRETRAINED = {"faces.py"}
 
 
 def start(example: str, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
@@ -54,7 +58,10 @@ def test_all_examples_are_run() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", RUNS)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(name, marks=[pytest.mark.models] * (name in PRETRAINED)) for name in RUNS],
+)
 def test_it_runs(example: str, tmp_path: Path) -> None:
     arguments, pattern = RUNS[example]
     assert re.search(pattern, run(example, *arguments, cwd=tmp_path))

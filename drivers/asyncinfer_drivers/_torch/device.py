@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from asyncinfer.errors import ConfigError
 
-__all__ = ("available", "check_name", "choose", "describe", "is_device_fault", "synchronize")
+__all__ = (
+    "available",
+    "check_name",
+    "choose",
+    "describe",
+    "is_device_fault",
+    "synchronize",
+    "timer",
+)
 
 _NAME = re.compile(r"cpu|mps|auto|cuda(:\d+)?")
 
@@ -67,6 +77,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def timer(device: torch.device) -> Callable[[], float]:
+    """What to time calls with: on a CPU the calling thread's time there, whoever else computes."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
 def is_device_fault(error: BaseException) -> bool:

@@ -16,7 +16,8 @@ from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
 from asyncinfer_drivers._torch.steps import Steps
-from asyncinfer_drivers._torch.threads import CoreShare, bind
+from asyncinfer_drivers._torch.threads import Share, bind
+from asyncinfer_drivers._torch.variants import Forward
 from asyncinfer_drivers._worker import as_exception
 
 __all__ = ("Runner",)
@@ -40,12 +41,14 @@ class Runner:
     device: torch.device
     steps: Steps
     #: ``None`` on an accelerator
-    share: CoreShare | None
+    share: Share | None
     slowdown: float
     #: sleeps for that many seconds, or less when closing
     pause: Callable[[float], None]
 
     def __post_init__(self) -> None:
+        #: the module, or a faster form of it
+        self.forward: Forward = self.module
         self._accepted: dict[Signature, None] = {}
         self._warned: set[str] = set()
 
@@ -55,6 +58,12 @@ class Runner:
             error = next((o for o in self.run([item] * size) if isinstance(o, BaseException)), None)
             if error is not None:
                 raise ConfigError(f"{self.name}: the warm-up input failed: {error}") from error
+
+    def example(self, item: Any) -> torch.Tensor:
+        """The tensor that the module gets of ``item``, without the batch dimension."""
+        with torch.inference_mode():
+            tensor = to_tensor(self.steps.preprocess(item) if self.steps.preprocess else item)
+            return tensor.to(self.device)
 
     def run(self, batch: Sequence[Any]) -> list[Any]:
         """One output per task, or the exception that is its own fault.
@@ -155,7 +164,7 @@ class Runner:
         """One output per row of ``inputs``, a copy that the model may change."""
         count = len(inputs)
         with torch.inference_mode():
-            output = self.module(inputs.to(self.device))
+            output = self.forward(inputs.to(self.device))
             outputs = self._uncollated(output, count)
         if outputs is None:  # outside, for tensors without inference mode's limits
             outputs = [self._finish(row) for row in rows(output, count)]

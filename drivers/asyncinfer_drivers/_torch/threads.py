@@ -19,13 +19,22 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
-__all__ = ("CoreShare", "bind", "quota", "usable_cores")
+__all__ = ("CoreShare", "Share", "bind", "quota", "usable_cores")
 
 T = TypeVar("T")
+
+
+class Share(Protocol):
+    """Says how many intra-op threads a driver is due."""
+
+    @property
+    def threads(self) -> int:
+        """That many, now."""
+        ...
 
 
 class CoreShare:

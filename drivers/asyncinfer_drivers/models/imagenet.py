@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncinfer.errors import ConfigError, InputError
+from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.models._base import Files, InputSet, Model, need
-from asyncinfer_drivers.models._images import read_image, to_rgb
+from asyncinfer_drivers.models._images import as_rgb, bundled, read_image, to_rgb
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from PIL import Image
     from torch import nn
 
 __all__ = ("MODEL", "SIZE", "labels")
@@ -59,7 +57,7 @@ def preprocess(item: Any) -> torch.Tensor:
     import torch
     from PIL import Image
 
-    image = _as_rgb(item)
+    image = as_rgb(item)
     side = min(image.size) * _KEPT
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
@@ -88,7 +86,7 @@ def labels() -> tuple[str, ...]:
 
 def inputs() -> InputSet:
     """The pictures found in scikit-image and scikit-learn, read when indexed; no targets."""
-    paths = [path for package, file in _PICTURES for path in _found(package, file)]
+    paths = [path for package, file in _PICTURES if (path := bundled(package, file))]
     if not paths:
         raise ConfigError("no pictures: pip install 'asyncinfer[models]'")
     return InputSet([path.name for path in paths], Files(paths, decode))
@@ -106,34 +104,6 @@ def example() -> np.ndarray[Any, Any]:
     import numpy as np
 
     return np.full((400, 600, 3), 127, dtype=np.uint8)
-
-
-def _as_rgb(item: Any) -> Image.Image:
-    import numpy as np
-
-    image_module = need("PIL.Image")
-    if isinstance(item, Path):
-        item = read_image(item)
-    if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or not _is_picture(item.shape):
-            raise InputError(
-                f"a picture is a uint8 array [h, w], [h, w, 3] or [h, w, 4], "
-                f"not {item.dtype} {list(item.shape)}"
-            )
-        item = image_module.fromarray(item)
-    if not isinstance(item, image_module.Image):
-        raise InputError(f"a picture is a PIL image, a Path or an array, not {type(item).__name__}")
-    return to_rgb(item)
-
-
-def _is_picture(shape: tuple[int, ...]) -> bool:
-    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4)))
-
-
-def _found(package: str, file: str) -> list[Path]:
-    spec = importlib.util.find_spec(package)  # finds it without importing it
-    roots = (spec.submodule_search_locations if spec else None) or []
-    return [path for root in roots if (path := Path(root, file)).is_file()]
 
 
 MODEL = Model(

@@ -1,0 +1,1 @@
+"""``asyncinfer bench``: what the dispatcher gains, measured as ratios side by side in one run."""

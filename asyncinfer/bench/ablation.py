@@ -1,0 +1,35 @@
+"""The suite ``ablation``: one thing is varied at a time, on simulated devices in virtual time."""
+
+from __future__ import annotations
+
+from asyncinfer.bench import changes, checks, sweeps
+from asyncinfer.bench.lab import Lab
+from asyncinfer.bench.record import Outcome
+from asyncinfer.bench.suite import Context
+
+__all__ = ("run",)
+
+
+def run(context: Context) -> Outcome:
+    """All sweeps, and our claims about them."""
+    lab = Lab("ablation", context)
+    for sweep in (
+        sweeps.number,
+        sweeps.windows,
+        sweeps.queues,
+        sweeps.heterogeneity,
+        sweeps.noise,
+        sweeps.estimates,
+        sweeps.mixed,
+    ):
+        sweep(lab)
+    changes.live(lab)
+    drift, added = changes.drift(lab), changes.added_device(lab)
+    lab.outcome.checks += [
+        *checks.makespan_checks(lab.cases),
+        checks.hold_check(lab.cases),
+        checks.noise_check(lab.cases),
+        drift,
+        added,
+    ]
+    return lab.outcome

@@ -1,0 +1,218 @@
+"""Batches of fixed sizes against adaptive ones: full speed under load, no wait when idle.
+
+A device of a fixed size takes what is there when it is free, up to that size. The model is a small
+MobileNet of random weights, which runs six times as fast in batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import math
+import statistics
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from asyncinfer.bench.measure import median_spread
+from asyncinfer.bench.overhead_trials import in_turns, loops_here
+from asyncinfer.bench.real_devices import Opened, close_all, open_all, torch_device
+from asyncinfer.bench.real_load import Load, closed_loop, open_loop
+from asyncinfer.bench.record import Check, Outcome, Plot, Run, Table
+from asyncinfer.bench.suite import Context
+from asyncinfer.bench.text import rate, seconds
+from asyncinfer.dispatcher import Dispatcher
+from asyncinfer.driver import Driver
+from asyncinfer.errors import AsyncInferError
+from asyncinfer.model import resolve
+from asyncinfer.stats import percentile
+
+__all__ = ("ADAPTIVE", "batching", "checks", "latencies")
+
+ADAPTIVE = "adaptive"
+CLOSED = "closed loop"
+_MODEL = "asyncinfer_drivers._torch.small_net:build"
+_FIXED = (1, 8, 32)
+_CLIENTS = 64
+#: seconds an adaptive batch may wait to become fuller
+_MAX_WAIT = 0.002
+#: parts of what the largest fixed batch does in a closed loop
+_LOADS = (0.2, 0.5, 0.8)
+#: seconds a run, rounds at most, and raw samples kept of each run
+_SECONDS, _ROUNDS, _SAMPLES = 1.0, 3, 2000
+
+#: what adaptive batches must do: of the best fixed size's rate, and in its latency
+OF_BEST, OF_LATENCY = 0.95, 1.1
+
+_NOTE = (
+    "A small MobileNet of random weights on one torch device of this host, single calls of infer. "
+    "Closed loop: 64 clients, each waits for its answer. Open loop: Poisson arrivals at a part of "
+    "what batches of 32 do in the closed loop; latency counts from the time a call was to be "
+    "made. Fixed sizes are upper limits: a free device takes what is there. Medians over the runs."
+)
+
+
+def batching(context: Context, outcome: Outcome) -> None:
+    """Measure all ways under all loads; a line is skipped for what is missing."""
+    try:
+        bare: Any = importlib.import_module("asyncinfer_drivers._torch.bare")
+        loops, _ = loops_here()
+        with asyncio.Runner(loop_factory=list(loops.values())[-1]) as runner:
+            runs = _measured(bare.inputs_of("small_net", 64), context, outcome, runner)
+    except (AsyncInferError, ImportError) as error:
+        outcome.skipped.append(f"batching: {error}")
+        return
+    outcome.runs += runs
+    outcome.tables.append(_table(runs))
+    outcome.plots.append(latencies(runs, f"open loop, {_LOADS[1]:.0%}"))
+
+
+def adaptive_options() -> dict[str, Any] | None:
+    """Options of a driver whose batches the dispatcher chooses; ``None`` if it chooses none."""
+    if not hasattr(Driver, "max_wait"):
+        return None
+    return {"max_batch": max(_FIXED), "max_wait": _MAX_WAIT}
+
+
+def _measured(
+    inputs: Sequence[Any], context: Context, outcome: Outcome, runner: asyncio.Runner
+) -> list[Run]:
+    context.progress("batching, opening devices")
+    settings: dict[str, dict[str, Any]] = {f"batch {s}": {"max_batch": s} for s in _FIXED}
+    if (adaptive := adaptive_options()) is not None:
+        settings[ADAPTIVE] = adaptive
+    else:
+        outcome.skipped.append("adaptive batches: this version's dispatcher has none")
+    devices = [
+        torch_device(name, warmup_input=inputs[0], optimize="none", **options)
+        for name, options in settings.items()
+    ]
+    opened, missing = runner.run(open_all(devices, resolve(_MODEL)))
+    outcome.skipped += missing
+    try:
+        return _loaded(opened, inputs, context, runner) if opened else []
+    finally:
+        runner.run(close_all(opened))
+
+
+def _loaded(
+    ways: Sequence[Opened], inputs: Sequence[Any], context: Context, runner: asyncio.Runner
+) -> list[Run]:
+    largest = next(way for way in reversed(ways) if way.name != ADAPTIVE)
+    capacity = runner.run(_under(largest, functools.partial(_closed, inputs, _SECONDS))).rate
+    loads: dict[str, Callable[[Dispatcher[Any, Any]], Awaitable[Load]]] = {
+        CLOSED: functools.partial(_closed, inputs, _SECONDS)
+    }
+    for part in _LOADS:
+        loads[f"open loop, {part:.0%}"] = functools.partial(
+            open_loop, items=inputs, rate=part * capacity, seconds=_SECONDS, seed=context.seed
+        )
+
+    def one(way: Opened, name: str) -> Run:
+        context.progress(f"batching: {name}, {way.name}")
+        return _run(way, name, runner.run(_under(way, loads[name])))
+
+    cases = {
+        f"{load}/{way.name}": functools.partial(one, way, load) for load in loads for way in ways
+    }
+    measured = in_turns(cases, min(context.runs, _ROUNDS), warm_up=0, limit=40)
+    return [
+        replace(run, run=number, seed=context.seed)
+        for runs in measured.values()
+        for number, run in enumerate(runs, 1)
+    ]
+
+
+async def _closed(inputs: Sequence[Any], took: float, dispatcher: Dispatcher[Any, Any]) -> Load:
+    return await closed_loop(dispatcher, inputs, clients=_CLIENTS, seconds=took)
+
+
+async def _under(way: Opened, load: Callable[[Dispatcher[Any, Any]], Awaitable[Load]]) -> Load:
+    async with Dispatcher([way]) as dispatcher:
+        return await load(dispatcher)
+
+
+def _run(way: Opened, name: str, load: Load) -> Run:
+    samples = load.latencies[:: max(1, len(load.latencies) // _SAMPLES)]
+    return Run(
+        suite="real",
+        case=f"batching: {name}",
+        policy=way.name,
+        devices=("torch",),
+        tasks=len(load.latencies),
+        makespan=load.seconds,
+        throughput=load.rate,
+        latency_mean=statistics.fmean(load.latencies),
+        latency_p50=percentile(load.latencies, 0.50),
+        latency_p95=percentile(load.latencies, 0.95),
+        latency_p99=percentile(load.latencies, 0.99),
+        figures={
+            "offered": load.offered,
+            "latency_samples": [round(latency, 6) for latency in samples],
+        },
+    )
+
+
+def _over(runs: Sequence[Run], load: str, policy: str, column: str) -> float:
+    chosen = (r for r in runs if (r.case, r.policy) == (f"batching: {load}", policy))
+    return median_spread(getattr(run, column) for run in chosen).median
+
+
+def _names(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """Loads and policies, in order."""
+    runs = [run for run in runs if run.case.startswith("batching: ")]
+    loads = dict.fromkeys(run.case.partition(": ")[2] for run in runs)
+    return list(loads), list(dict.fromkeys(run.policy for run in runs))
+
+
+def _table(runs: Sequence[Run]) -> Table:
+    loads, policies = _names(runs)
+    columns = ("load", "", "images/s", "latency mean", "p50", "p95", "p99")
+    latencies = ("latency_mean", "latency_p50", "latency_p95", "latency_p99")
+    rows = [
+        (
+            load,
+            policy,
+            rate(_over(runs, load, policy, "throughput")),
+            *(seconds(_over(runs, load, policy, column)) for column in latencies),
+        )
+        for load in loads
+        for policy in policies
+    ]
+    return Table("Fixed and adaptive batches", columns, rows, _NOTE)
+
+
+def latencies(runs: Sequence[Run], load: str) -> Plot:
+    """The share of calls answered within a time, each way of making batches."""
+
+    def draw(ax: Any) -> None:
+        for policy in _names(runs)[1]:
+            chosen = (r for r in runs if (r.case, r.policy) == (f"batching: {load}", policy))
+            found = sorted(s * 1000 for run in chosen for s in run.figures["latency_samples"])
+            ax.step(found, [(place + 1) / len(found) for place in range(len(found))], label=policy)
+        ax.set_xlabel("latency, ms")
+        ax.set_ylabel("share of calls")
+        ax.set_ylim(0, 1)
+        ax.legend()
+
+    return Plot("real-batching-latency", f"Latency by batch size, {load}", draw, _NOTE)
+
+
+def checks(runs: Sequence[Run]) -> list[Check]:
+    """What adaptive batches must do; nothing where they were not measured."""
+    loads, policies = _names(runs)
+    if ADAPTIVE not in policies:
+        return []
+    fixed = [policy for policy in policies if policy != ADAPTIVE]
+    best = max(_over(runs, CLOSED, policy, "throughput") for policy in fixed)
+    part = _over(runs, CLOSED, ADAPTIVE, "throughput") / best
+    claim = f"adaptive batches >= {OF_BEST} of the best fixed size's rate, closed loop"
+    found = [Check(claim, f"{part:.2f}", part >= OF_BEST)]
+    idle = next((load for load in loads if load != CLOSED), None)
+    if idle is not None:
+        least = min(_over(runs, idle, policy, "latency_p50") for policy in fixed)
+        times = _over(runs, idle, ADAPTIVE, "latency_p50") / least if least else math.nan
+        claim = f"adaptive batches: median latency <= {OF_LATENCY} x the best fixed size's, {idle}"
+        found.append(Check(claim, f"{times:.2f}", times <= OF_LATENCY))
+    return found

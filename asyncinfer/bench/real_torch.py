@@ -1,0 +1,232 @@
+"""``Dispatcher.stream`` over torch against loops without it: the naive one, and the best we know.
+
+The loops are ``asyncinfer_drivers._torch.bare``'s. They run in a thread beside an event loop that
+does nothing, so that the loop's lag can be compared as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle
+from typing import Any, TypeAlias
+
+from asyncinfer.bench.measure import LoopLag, median_spread, peak_rss
+from asyncinfer.bench.overhead_trials import in_turns, loops_here, ratio
+from asyncinfer.bench.real_devices import Opened, close_all, open_all, torch_device, with_own_steps
+from asyncinfer.bench.record import Check, Outcome, Run, Table
+from asyncinfer.bench.suite import Context
+from asyncinfer.bench.text import rate, seconds
+from asyncinfer.dispatcher import Dispatcher
+from asyncinfer.errors import AsyncInferError
+from asyncinfer.stats import percentile
+
+__all__ = ("BEST", "NAIVE", "OURS", "checks", "torch_comparison")
+
+NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
+#: what is demanded of ours: of the best loop, of the naive one, and in seconds of loop lag
+OF_BEST, OF_NAIVE, LAG = 0.95, 4.0, 0.005
+
+#: full batches of each worker that the loops go through at least
+_BATCHES = 4
+
+_NOTE = (
+    "Naive: one image at a time in eager mode. Best: batches, the fastest form of the model, "
+    "threads and malloc thresholds, as found by trying them. Ours: Dispatcher.stream over torch "
+    "drivers with those settings. All with pre- and postprocessing, in turns; medians over the "
+    "rounds. Lag: a timer of 1 ms on the event loop; bare loops run in a thread beside it."
+)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What is compared, and on what."""
+
+    model: str
+    inputs: Sequence[Any]
+    #: ``asyncinfer_drivers._torch.bare``, and its ``Settings``
+    bare: Any
+    settings: Any
+    #: seconds a run
+    took: float
+
+
+#: images a second, and how late each tick of the event loop was
+_Found: TypeAlias = tuple[float, Sequence[float]]
+
+
+def torch_comparison(model: str, context: Context, outcome: Outcome) -> None:
+    """Measure one model; a line is skipped where the loops or the drivers are missing."""
+    try:
+        bare: Any = importlib.import_module("asyncinfer_drivers._torch.bare")
+        loops, _ = loops_here()
+        with asyncio.Runner(loop_factory=list(loops.values())[-1]) as runner:
+            runs = _compare(model, bare, context, runner)
+    except (AsyncInferError, ImportError) as error:
+        outcome.skipped.append(f"{model} against bare loops: {error}")
+        return
+    outcome.runs += runs
+    outcome.tables.append(_table(model, runs))
+
+
+def _compare(model: str, bare: Any, context: Context, runner: asyncio.Runner) -> list[Run]:
+    context.progress(f"{model}, the best settings of a bare loop")
+    inputs = bare.inputs_of(model, 256)
+    settings = bare.Settings(optimize="none") if context.short else bare.tune(model, inputs)
+    inputs = inputs[: _BATCHES * settings.batch * settings.workers]
+    match = _Match(model, inputs, bare, settings, 0.3 if context.short else 1.5)
+    return _rounds(match, context, runner)
+
+
+@asynccontextmanager
+async def _drivers(match: _Match) -> AsyncIterator[Sequence[Opened]]:
+    """As many drivers as the best loop has workers, set as it is.
+
+    They are open only while they are measured: malloc's thresholds are the whole process's.
+    """
+    settings = match.settings
+    devices = [
+        torch_device(
+            f"torch-{number}",
+            threads=settings.threads,
+            max_batch=settings.batch,
+            optimize=settings.optimize,
+            concurrency=2,
+        )
+        for number in range(1, settings.workers + 1)
+    ]
+    opened, missing = await open_all(devices, with_own_steps(match.model))
+    try:
+        if missing:
+            raise AsyncInferError("; ".join(missing))
+        yield opened
+    finally:
+        await close_all(opened)
+
+
+def _rounds(match: _Match, context: Context, runner: asyncio.Runner) -> list[Run]:
+    work: dict[str, Callable[[], Coroutine[Any, Any, _Found]]] = {
+        NAIVE: lambda: _loop(match.bare.naive_loop, match, match.inputs[:8]),
+        BEST: lambda: _loop(match.bare.best_loop, match, match.inputs, match.settings),
+        OURS: lambda: _stream(match),
+    }
+    numbers = {name: iter(range(10**9)) for name in work}
+
+    def one(name: str) -> Run:
+        context.progress(f"{match.model}, {name}")
+        run = _run(match, name, *runner.run(work[name]()))
+        return replace(run, run=next(numbers[name]), seed=context.seed)  # the warm-up is 0
+
+    cases = {name: functools.partial(one, name) for name in work}
+    measured = in_turns(cases, 1 if context.short else context.runs, limit=40)
+    return [run for runs in measured.values() for run in runs]
+
+
+async def _loop(loop: Callable[..., Any], match: _Match, *arguments: Any) -> _Found:
+    """The ticks while it ran, without those while it got ready."""
+    with LoopLag() as lag:
+        found = await asyncio.to_thread(loop, match.model, *arguments, seconds=match.took)
+    return float(found.images_per_second), list(_latest(lag.samples, match.took))
+
+
+def _latest(samples: Sequence[float], took: float) -> Iterator[float]:
+    """Those of the last seconds."""
+    for late in reversed(samples):
+        took -= 0.001 + late
+        yield late
+        if took <= 0:
+            return
+
+
+async def _stream(match: _Match) -> _Found:
+    """A stream of about that many seconds, to its last result."""
+    most = len(match.inputs)
+    async with (
+        _drivers(match) as opened,
+        Dispatcher(opened, window=most, queue_size=most) as dispatcher,
+    ):
+        async for _ in dispatcher.stream(match.inputs):
+            pass  # warm
+        with LoopLag() as lag:
+            count, start = 0, time.perf_counter()
+            async for _ in dispatcher.stream(_until(start + match.took, match.inputs)):
+                count += 1
+            return count / (time.perf_counter() - start), lag.samples
+
+
+def _until(end: float, inputs: Sequence[Any]) -> Iterator[Any]:
+    """The inputs again and again until then, all of them at least."""
+    for number, x in enumerate(cycle(inputs)):
+        if number >= len(inputs) and time.perf_counter() >= end:
+            return
+        yield x
+
+
+def _run(match: _Match, name: str, found: float, late: Sequence[float]) -> Run:
+    return Run(
+        suite="real",
+        case=f"{match.model}: torch",
+        policy=name,
+        devices=("torch",) * match.settings.workers if name == OURS else (),
+        throughput=found,
+        peak_rss=peak_rss(),
+        figures={
+            "loop_lag_p99": percentile(late, 0.99),
+            "loop_lag_worst": max(late, default=0.0),
+            "settings": asdict(match.settings) if name != NAIVE else {},
+        },
+    )
+
+
+def _over(runs: Sequence[Run], model: str, policy: str) -> list[Run]:
+    return [run for run in runs if (run.case, run.policy) == (f"{model}: torch", policy)]
+
+
+def _times(runs: Sequence[Run], model: str, base: str, policy: str) -> float:
+    return ratio(runs, f"{model}: torch", policy, base)
+
+
+def _table(model: str, runs: Sequence[Run]) -> Table:
+    rows: list[Sequence[str]] = []
+    for name in (NAIVE, BEST, OURS):
+        group = _over(runs, model, name)
+        found = median_spread(run.throughput for run in group)
+        late = median_spread(run.figures["loop_lag_p99"] for run in group).median
+        spread = f"{rate(found.median)} ({rate(found.least)}-{rate(found.most)})"
+        rows.append((name, spread, f"{_times(runs, model, BEST, name):.2f}", seconds(late)))
+    told = ", ".join(f"{k} {v}" for k, v in _over(runs, model, BEST)[0].figures["settings"].items())
+    columns = ("", "images/s", "of the best", "loop lag p99")
+    return Table(f"{model}: torch with and without us", columns, rows, f"{_NOTE} Here: {told}.")
+
+
+def checks(runs: Sequence[Run]) -> list[Check]:
+    """What is demanded, for each model that was measured."""
+    models = dict.fromkeys(r.case.partition(":")[0] for r in runs if r.case.endswith(": torch"))
+    return [check for model in models for check in _checks(runs, model)]
+
+
+def _checks(runs: Sequence[Run], model: str) -> list[Check]:
+    groups = {name: _over(runs, model, name) for name in (NAIVE, BEST, OURS)}
+    rates = {n: median_spread(r.throughput for r in g).median for n, g in groups.items()}
+    lags = {
+        n: median_spread(r.figures["loop_lag_p99"] for r in g).median for n, g in groups.items()
+    }
+    why = ", ".join(f"{name} {rate(found)} images/s" for name, found in rates.items())
+    found = [
+        Check(
+            f"{model}: stream >= {least:g} x the {base}",
+            f"{times:.2f} x",
+            times >= least,
+            why,
+        )
+        for base, least in ((BEST, OF_BEST), (NAIVE, OF_NAIVE))
+        for times in (_times(runs, model, base, OURS),)
+    ]
+    later = lags[OURS] - lags[BEST]
+    claim = f"{model}: p99 loop lag < {seconds(LAG)} beyond that beside the {BEST}"
+    return [*found, Check(claim, seconds(later), later < LAG)]

@@ -1,0 +1,211 @@
+"""Tasks on their way through the dispatcher: spans of them, and rows of spans."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from asyncinfer.errors import TaskError
+
+__all__ = ("NOT_RUN", "Row", "Run", "Span", "SpanHome")
+
+
+class SpanHome(Protocol):
+    """What a span needs of the lane it belongs to."""
+
+    number: int
+    #: that of the stream's consumer when it began
+    context: contextvars.Context
+
+    def finish(self, spans: list[Span]) -> None:
+        """Take the results or errors of some of its tasks."""
+        ...
+
+    def give_back(self, spans: list[Span]) -> None:
+        """Take back tasks that were not started."""
+        ...
+
+    def withdraw(self, span: Span) -> None:
+        """Take ``span`` out of the waiting ones, if it is there."""
+        ...
+
+
+class Run(NamedTuple):
+    """One attempt, shared by the tasks that were run together. Seconds on the loop's clock."""
+
+    device: str
+    started: float
+    finished: float
+
+
+NOT_RUN = Run("", math.nan, math.nan)
+
+
+class Span:
+    """Consecutive tasks of one stream that have shared everything so far, as most do to the end.
+
+    What would be done for every task is done for a span of them instead. It is split where their
+    ways part; a task that failed, or that has a caller of its own, is a span of one.
+    """
+
+    __slots__ = (
+        "causes",
+        "context",
+        "count",
+        "devices",
+        "done",
+        "error",
+        "first",
+        "future",
+        "inputs",
+        "lane",
+        "outputs",
+        "run",
+        "submitted",
+    )
+
+    def __init__(self, lane: SpanHome, first: int, inputs: list[Any], submitted: float) -> None:
+        self.lane = lane
+        #: index of its first task in the stream, and number of tasks
+        self.first = first
+        self.count = len(inputs)
+        #: one for each task, forgotten once they are done
+        self.inputs = inputs
+        self.submitted = submitted
+        #: one for each task, or the error a single one ended with
+        self.outputs: list[Any] = []
+        self.done = False
+        #: the last attempt
+        self.run = NOT_RUN
+        #: of a single task: what failed attempts met, and where, and what that came to
+        self.causes: tuple[BaseException, ...] = ()
+        self.devices: tuple[str, ...] = ()
+        self.error: TaskError | None = None
+        #: of a task of ``infer``: where the answer goes, and the caller's context
+        self.future: asyncio.Future[Any] | None = None
+        self.context: contextvars.Context | None = None
+
+    def split(self, count: int) -> Span:
+        """Remove the first ``count`` tasks, and return them."""
+        head = self._part(0, count)
+        self.first += count
+        self.count -= count
+        del self.inputs[:count]
+        del self.outputs[:count]
+        return head
+
+    def singles(self) -> list[Span]:
+        """Each task as a span of its own, to be used in the place of this one."""
+        if self.count == 1:
+            return [self]
+        return [self._part(offset, 1) for offset in range(self.count)]
+
+    def _part(self, offset: int, count: int) -> Span:
+        end = offset + count
+        part = Span(self.lane, self.first + offset, self.inputs[offset:end], self.submitted)
+        part.count = count
+        part.outputs = self.outputs[offset:end]
+        part.done = self.done
+        part.run = self.run
+        return part
+
+    @property
+    def attempts(self) -> int:
+        """How often it was run to an end."""
+        return len(self.causes) + (self.done and self.error is None)
+
+    def settle(self) -> None:
+        """Its outcome is known, or nobody asks for it."""
+        self.done = True
+        self.inputs.clear()
+
+    def note(self, cause: BaseException, run: Run) -> None:
+        """Remember a failed attempt of a single task."""
+        self.run = run
+        self.causes = (*self.causes, cause)
+        self.devices = (*self.devices, run.device)
+
+    def fail(self, now: float, kind: type[TaskError] = TaskError, message: str = "") -> None:
+        """Make the error a single task ends with out of what it met."""
+        self.run = self.run._replace(finished=now)
+        self.error = kind(self.first, self.attempts, self.causes, self.devices, message)
+        self.outputs = [self.error]
+
+
+class Row:
+    """Spans in the order of their stream. Its length is the number of tasks."""
+
+    __slots__ = ("_indices", "_spans", "tasks")
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._spans = deque(spans)
+        self._indices: list[int] | None = None
+        #: how many there are
+        self.tasks = 0
+        for span in self._spans:
+            self.tasks += span.count
+
+    def __len__(self) -> int:
+        return self.tasks
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans)
+
+    def index(self, offset: int) -> int:
+        """Index in the stream of the task at ``offset``."""
+        if self._indices is None:
+            spans = self._spans
+            self._indices = [i for s in spans for i in range(s.first, s.first + s.count)]
+        return self._indices[offset]
+
+    def append(self, span: Span) -> None:
+        """Put ``span`` at the end."""
+        self._spans.append(span)
+        self.tasks += span.count
+        self._indices = None
+
+    def take(self, count: int, offset: int = 0) -> list[Span]:
+        """Remove and return ``count`` tasks from ``offset`` on, or as many as there are."""
+        if offset:
+            skipped = self.take(offset)
+            taken = self.take(count)
+            self._put_back(skipped)
+            return taken
+        spans, taken = self._spans, []
+        self._indices = None
+        while count > 0 and spans:
+            span = spans.popleft() if spans[0].count <= count else spans[0].split(count)
+            count -= span.count
+            self.tasks -= span.count
+            taken.append(span)
+        return taken
+
+    def _put_back(self, spans: list[Span]) -> None:
+        self._spans.extendleft(reversed(spans))
+        self.tasks += sum(span.count for span in spans)
+
+    def merge(self, spans: list[Span]) -> None:
+        """Put ``spans`` where they belong."""
+        merged = sorted((*spans, *self._spans), key=_first)
+        self.clear()
+        for span in merged:
+            self.append(span)
+
+    def remove(self, span: Span) -> None:
+        """Take ``span`` out, if it is there."""
+        if span in self._spans:
+            self._spans.remove(span)
+            self.tasks -= span.count
+            self._indices = None
+
+    def clear(self) -> list[Span]:
+        """Remove and return all spans."""
+        return self.take(self.tasks)
+
+
+def _first(span: Span) -> int:
+    return span.first

@@ -1,0 +1,173 @@
+"""The process of a driver with ``isolation="process"``: an engine that is told what to do.
+
+It ends when its parent closes the line between them, and with its parent however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing.spawn
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
+
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._torch.channel import Channel
+from asyncinfer_drivers._torch.engine import Engine
+from asyncinfer_drivers._torch.wire import Area, packed, portable
+from asyncinfer_drivers._worker import as_exception
+
+__all__ = ("Loaded", "Order", "main")
+
+#: prctl(2): the signal to get when the thread that started this process ends
+_PR_SET_PDEATHSIG = 1
+
+
+class Order(NamedTuple):
+    """What to load."""
+
+    #: a pickled ``Spec``
+    spec: bytes
+    #: where to find what the main program has defined, as ``multiprocessing`` puts it
+    program: dict[str, Any]
+    #: intra-op threads; ``None`` on an accelerator
+    threads: int | None
+    #: of the log
+    level: int
+
+
+class Loaded(NamedTuple):
+    """What an engine tells of itself."""
+
+    warmup: Any
+    max_batch: int
+    details: dict[str, str | float]
+
+
+def main(line: int, lifeline: int, inbox: int, outbox: int, parent: int) -> NoReturn:
+    """Serve the parent; the arguments are open files and the parent's process id."""
+    _die_with(parent, lifeline)
+    os.dup2(2, 1)  # what a model prints is no output of the program
+    try:
+        with suppress(ConnectionError), socket.socket(fileno=line) as connection:
+            _serve(Channel(connection, Area(inbox), Area(outbox)))
+    finally:
+        sys.stderr.flush()
+        os._exit(0)  # there is nothing to tidy up, and torch's threads would take their time
+
+
+def _die_with(parent: int, lifeline: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was too late for that
+        os._exit(1)
+
+    def watch() -> None:
+        os.read(lifeline, 1)  # nothing is ever written: it ends with the parent
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve(channel: Channel) -> None:
+    server = _Server()
+    while (request := channel.receive()) is not None:
+        well, answer = server.answer(*request)
+        log = server.log.taken()
+        try:
+            channel.send(well, answer, log)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            channel.send(*_unsendable(well, answer, error), log)
+
+
+def _unsendable(well: bool, answer: Any, error: Exception) -> tuple[bool, Any]:
+    """An answer that cannot be pickled, with an error instead of each part that is to blame."""
+    if not isinstance(answer, list):
+        return False, RuntimeError(f"the answer cannot leave its process: {error}")
+    return well, [output if _sendable(output) else _told(output) for output in answer]
+
+
+def _sendable(output: Any) -> bool:
+    try:
+        pickle.dumps(output)
+    except Exception:
+        return False
+    return True
+
+
+def _told(output: Any) -> Exception:
+    name = type(output).__name__
+    return TypeError(f"an output of type {name} cannot leave its process: return plain data")
+
+
+class _Share:
+    """What the parent says that this driver is due."""
+
+    threads = 1
+
+
+class _Server:
+    """Does what it is asked: each ``_do_x`` answers a request ``x``."""
+
+    def __init__(self) -> None:
+        self._share = _Share()
+        self._engine: Any = None
+        self.log = _Log()
+        logger = logging.getLogger("asyncinfer.torch")
+        logger.addHandler(self.log)
+        logger.propagate = False
+
+    def answer(self, what: str, argument: Any) -> tuple[bool, Any]:
+        """True and the value, or false and the error."""
+        try:
+            return True, getattr(self, f"_do_{what}")(argument)
+        except BaseException as error:
+            return False, portable(as_exception(error))
+
+    def _do_load(self, order: Order) -> Loaded:
+        logging.getLogger("asyncinfer.torch").setLevel(order.level)
+        try:
+            if order.program:
+                multiprocessing.spawn.prepare(order.program)
+            spec = pickle.loads(order.spec)  # noqa: S301  # from our own parent
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"isolation='process' cannot import what it needs: {text}") from error
+        self._share.threads = order.threads or 1
+        share = None if order.threads is None else self._share
+        self._engine = Engine(spec, share, pause=time.sleep, wanted=lambda: True)
+        self._engine.load()
+        return Loaded(self._engine.warmup, self._engine.max_batch, self._engine.details)
+
+    def _do_run(self, argument: tuple[int, Sequence[Any]]) -> Any:
+        self._share.threads, batch = argument
+        outputs = self._engine.runner.run(batch)
+        return packed([portable(o) if isinstance(o, Exception) else o for o in outputs])
+
+    def _do_probe(self, argument: None) -> None:
+        self._engine.runner.probe()
+
+
+class _Log(logging.Handler):
+    """Keeps what is logged, for the parent to log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append((record.levelno, record.getMessage()))
+
+    def taken(self) -> list[tuple[int, str]]:
+        """What was logged since the last time."""
+        records, self._records = self._records, []
+        return records

@@ -1,0 +1,117 @@
+"""Whether a faster form of a model gives the model's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+__all__ = ("ATOL", "RTOL", "changed", "difference", "probes", "state")
+
+#: a number may differ by ``RTOL`` of itself and ``ATOL`` of the largest in its tensor, by dtype
+RTOL = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
+ATOL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+
+#: attributes that every module has
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def difference(wanted: Any, got: Any) -> str:
+    """How ``got`` differs from the model's output ``wanted``, beyond the tolerance; or ``""``.
+
+    Structures, shapes and dtypes must be the same; numbers that are not floating, and all that is
+    no tensor, equal. The largest of each row, which makes the class of a classifier, must be at
+    the same place, unless the model itself does not tell the two apart by the tolerance.
+    """
+    old, structure = pytree.tree_flatten(wanted)
+    new, new_structure = pytree.tree_flatten(got)
+    if structure != new_structure:
+        return "another structure"
+    return next((text for pair in zip(old, new, strict=True) if (text := _unlike(*pair))), "")
+
+
+def _unlike(old: Any, new: Any) -> str:
+    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
+        return "" if type(old) is type(new) and old == new else "another value"
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return f"{list(new.shape)} {new.dtype}, not {list(old.shape)} {old.dtype}"
+    if old.dtype not in RTOL:
+        return "" if torch.equal(old, new) else "other values"
+    finite = old[torch.isfinite(old)].abs()
+    atol = ATOL[old.dtype] * (float(finite.max()) if finite.numel() else 0.0)
+    if not torch.allclose(new, old, rtol=RTOL[old.dtype], atol=atol, equal_nan=True):
+        return f"off by up to {float((new - old).abs().nan_to_num().max()):.2g}"
+    return _other_class(old, new, atol)
+
+
+def _other_class(old: torch.Tensor, new: torch.Tensor, atol: float) -> str:
+    if old.ndim < 2 or 0 in old.shape:
+        return ""
+    top = old.max(-1)
+    rival = old.gather(-1, new.argmax(-1, keepdim=True)).squeeze(-1)
+    tie = atol + RTOL[old.dtype] * top.values.abs()
+    moved = (new.argmax(-1) != top.indices) & (top.values - rival > tie)
+    return "another class" if bool(moved.any()) else ""
+
+
+def probes(item: torch.Tensor) -> list[torch.Tensor]:
+    """``item`` (one task's tensor) and others of its shape and dtype that differ from it.
+
+    Floating ones: noise of its mean and spread, its opposite. Others, which may stand for words
+    or classes: its own values in another order.
+    """
+    turned = item.flatten().flip(0).roll(1).view(item.shape) if item.numel() else item
+    if not item.dtype.is_floating_point:
+        return [item, turned]
+    generator = torch.Generator().manual_seed(42)
+    noise = torch.randn(item.shape, generator=generator, dtype=torch.float32)
+    spread = float(item.float().std()) if item.numel() > 1 else 0.0
+    middle = float(item.float().mean()) if item.numel() else 0.0
+    return [item, (middle + (spread or 1.0) * noise).to(item.dtype), -turned]
+
+
+def state(module: nn.Module) -> list[Any]:
+    """What a call of ``module`` may change in it: copies of its buffers, attributes, containers.
+
+    Two are compared by ``changed``. A model that keeps state cannot be replaced by a graph.
+    """
+    found: list[Any] = []
+    for part in module.modules():
+        found += [buffer.clone() for buffer in part.buffers(recurse=False)]
+        found += [parameter._version for parameter in part.parameters(recurse=False)]
+        own = [value for name, value in vars(part).items() if name not in _INTERNAL]
+        found += [_copied(value, 4) for value in own]
+    return found
+
+
+def _copied(value: Any, depth: int) -> Any:
+    """What can be compared with ``value`` later, when it has been changed in place."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if depth == 0 or isinstance(value, nn.Module | type):
+        return value
+    if isinstance(value, dict):
+        return [value.__class__, *(_copied(item, depth - 1) for item in value.items())]
+    if isinstance(value, list | tuple | set):
+        return [value.__class__, *(_copied(item, depth - 1) for item in value)]
+    if hasattr(value, "__dict__") and not callable(value):
+        return [value, _copied(vars(value), depth - 1)]
+    return value
+
+
+def changed(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Whether two ``state`` differ."""
+    return len(before) != len(after) or not all(map(_same, before, after))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, list | tuple) and type(one) is type(other):
+        return not changed(one, other)
+    if isinstance(one, int | float | str | bytes) and type(one) is type(other):
+        return bool(one == other)
+    return one is other

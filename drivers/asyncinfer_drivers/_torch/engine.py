@@ -1,0 +1,204 @@
+"""A model with all that is done to it when a driver opens, in the thread or process it runs in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
+from asyncinfer_drivers._torch import aot, malloc
+from asyncinfer_drivers._torch.device import available, choose, is_device_fault, timer
+from asyncinfer_drivers._torch.guard import Guarded
+from asyncinfer_drivers._torch.load import load
+from asyncinfer_drivers._torch.optimize import Choice, Search
+from asyncinfer_drivers._torch.runner import Runner
+from asyncinfer_drivers._torch.sizes import LIMIT, best_size, memory_left
+from asyncinfer_drivers._torch.steps import Steps
+from asyncinfer_drivers._torch.threads import CoreShare, Share, usable_cores
+from asyncinfer_drivers._torch.variants import Plan
+
+__all__ = ("Engine", "Spec", "claim")
+
+logger = logging.getLogger("asyncinfer.torch")
+
+#: seconds that finding the batch size takes at most, and a call with the size that is found
+_SIZES_BUDGET, _LONGEST_CALL = 1.5, 0.25
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a driver was told, and its engine needs; see ``TorchDriver``."""
+
+    name: str
+    model: Any
+    device: str = "cpu"
+    threads: int | None = None
+    #: ``None``: the best there is
+    max_batch: int | None = 1
+    steps: Steps = field(default_factory=Steps)
+    warmup_input: Any = None
+    slowdown: float = 1.0
+    #: ``None``: the fastest that is right
+    plans: tuple[Plan, ...] | None = ()
+    optimize_seconds: float = 3.0
+    malloc: bool = False
+    latency_target: float | None = None
+
+
+def claim(spec: Spec) -> CoreShare | None:
+    """The driver's share of this host's cores, joined; ``None`` where it computes elsewhere."""
+    if torch.device(choose(spec.device, *available())).type != "cpu":
+        return None
+    share = CoreShare(spec.threads, usable_cores())
+    share.join()
+    return share
+
+
+class Engine:
+    """From ``load`` to ``release``, all in one thread.
+
+    ``pause`` sleeps for seconds, or less when closing; ``wanted`` says whether the result of a
+    long call is still waited for.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        share: Share | None,
+        *,
+        pause: Callable[[float], None],
+        wanted: Callable[[], bool],
+    ) -> None:
+        self._spec = spec
+        self._share = share
+        self._pause = pause
+        self._wanted = wanted
+        self._malloc_held = False
+        self.runner: Runner | None = None
+        #: one raw input, or ``None``
+        self.warmup: Any = None
+        #: tasks a call takes
+        self.max_batch = spec.max_batch or 1
+        #: what was chosen
+        self.details: dict[str, str | float] = {}
+
+    def load(self) -> None:
+        """Load the model, try it, optimise it.
+
+        Raises ``ConfigError`` if it cannot be loaded or run, ``DeviceLost`` for the device's fault.
+        """
+        name = self._spec.name
+        try:
+            self._load()
+        except AsyncInferError:
+            raise
+        except Exception as error:
+            if is_device_fault(error):
+                raise DeviceLost(name, str(error)) from error
+            text = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{name}: cannot load the model: {text}") from error
+
+    def release(self) -> None:
+        """Free the model: milliseconds for a large one."""
+        cuda = self.runner is not None and self.runner.device.type == "cuda"
+        self.runner = None
+        if self._malloc_held:
+            self._malloc_held = False
+            malloc.release()
+        if cuda:
+            torch.cuda.empty_cache()
+
+    def _load(self) -> None:
+        spec = self._spec
+        device = torch.device(choose(spec.device, *available()))
+        self._malloc_held = spec.malloc and device.type == "cpu" and malloc.hold()
+        loaded = load(spec.model, device)
+        runner = Runner(
+            name=spec.name,
+            module=loaded.module,
+            device=device,
+            steps=spec.steps.imported().over(loaded.steps),
+            share=self._share,
+            slowdown=spec.slowdown,
+            pause=self._pause,
+        )
+        self.warmup = spec.warmup_input
+        if self.warmup is None and loaded.example is not None:
+            self.warmup = loaded.example()
+        if self.warmup is not None:
+            runner.warm_up(self.warmup, spec.max_batch or 2)
+            self._optimize(runner)
+            if spec.max_batch is None:
+                self._find_size(runner)
+        elif spec.plans:
+            raise ConfigError(f"{spec.name}: optimize needs a warmup_input to try things with")
+        self._describe(runner)
+        self.runner = runner
+
+    def _optimize(self, runner: Runner) -> None:
+        spec, item = self._spec, runner.example(self.warmup)
+        batch = spec.max_batch or LIMIT
+        threads = self._share.threads if self._share else 1
+        search = Search(
+            spec.name,
+            runner.module,
+            item,
+            batch,
+            spec.optimize_seconds,
+            aot.Cache.of_user(batch, threads),
+            self._wanted,
+        )
+        choice = search.run(spec.plans)
+        if choice.plan:
+            runner.forward = Guarded(spec.name, runner.module, choice, item)
+        self._tell(choice)
+
+    def _tell(self, choice: Choice) -> None:
+        spec = self._spec
+        self.details["optimize"] = str(choice)
+        if choice.plan:
+            self.details["gain"] = round(choice.gain, 2)
+            logger.info(
+                "%s: %s is %.1f times as fast as the model as it is, with the same answers; "
+                "found in %.1f s", spec.name, choice, choice.gain, choice.seconds,
+            )  # fmt: skip
+        elif spec.plans:
+            reason = next(iter(choice.refused.values()), "not tried")
+            self.details["refused"] = reason
+            logger.warning(
+                "%s: not optimised with %s: %s", spec.name, "+".join(spec.plans[0]), reason
+            )
+
+    def _find_size(self, runner: Runner) -> None:
+        target = self._spec.latency_target
+        size, rates = best_size(
+            lambda size: _run(runner, [self.warmup] * size),
+            budget=_SIZES_BUDGET,
+            longest=_LONGEST_CALL if target is None else min(target, _LONGEST_CALL),
+            timer=timer(runner.device),
+            wanted=self._wanted,
+            memory=memory_left,
+        )
+        self.max_batch = size
+        shown = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
+        logger.info("%s: batches of %d (tasks/s by size: %s)", self._spec.name, size, shown)
+
+    def _describe(self, runner: Runner) -> None:
+        if self.warmup is None and self._spec.plans is None:
+            self.details["optimize"] = "none: no warmup_input"
+            logger.info("%s: not optimised, for lack of a warmup_input", self._spec.name)
+        self.details.setdefault("optimize", "none")
+        self.details["max_batch"] = self.max_batch
+        if self._share is not None:
+            self.details["threads"] = self._share.threads
+        self.details["malloc"] = "raised" if self._malloc_held else "as it is"
+
+
+def _run(runner: Runner, batch: list[Any]) -> None:
+    for output in runner.run(batch):
+        if isinstance(output, BaseException):
+            raise output

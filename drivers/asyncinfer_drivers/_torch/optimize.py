@@ -1,0 +1,232 @@
+"""Finds the fastest form of a model that gives the model's own answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._torch import aot
+from asyncinfer_drivers._torch.compare import changed, difference, probes, state
+from asyncinfer_drivers._torch.device import is_device_fault, synchronize, timer
+from asyncinfer_drivers._torch.variants import STEPS, Forward, Plan, Refused, make
+
+__all__ = ("Choice", "Search", "plans_of")
+
+logger = logging.getLogger("asyncinfer.torch")
+
+#: what "auto" tries, in this order, for batches and for single tasks
+_BATCHES: tuple[Plan, ...] = (
+    ("freeze", "onednn"),
+    ("channels_last", "freeze"),
+    ("fuse", "channels_last"),
+    ("freeze",),
+    ("channels_last",),
+)
+_SINGLES: tuple[Plan, ...] = (
+    ("channels_last", "freeze"),
+    ("freeze",),
+    ("fuse", "channels_last"),
+    ("freeze", "onednn"),
+    ("channels_last",),
+)
+#: seconds of budget that make "auto" compile; a compiled file that is there is always tried
+_AOT_BUDGET = 60.0
+#: a form has to be this much faster than what is there
+_WORTH_IT = 1.05
+#: part of the budget that timing one form takes and that one call takes; tasks in a call
+_TIMING_PART, _CALL_PART, _LARGEST_SAMPLE = 0.05, 0.02, 16
+#: calls that are not counted (a graph is compiled in its second one), and counted at least and most
+_UNCOUNTED, _LEAST_CALLS, _MOST_CALLS = 2, 2, 25
+#: single calls that checking and timing one form take at least
+_CALLS_OF_A_FORM = 20
+
+
+def plans_of(optimize: str | Sequence[str]) -> tuple[Plan, ...] | None:
+    """The plans that a driver's ``optimize`` names; ``None`` for "auto". ``ConfigError``."""
+    if optimize == "auto":
+        return None
+    if optimize == "none":
+        return ()
+    names = optimize.split("+") if isinstance(optimize, str) else [*optimize]
+    unknown = [name for name in names if name not in STEPS]
+    if unknown or not names:
+        shown = repr(unknown[0]) if unknown else "nothing"
+        raise ConfigError(
+            f"optimize: unknown {shown}; known: auto, none, {', '.join(STEPS)}, or some of these "
+            "joined by +"
+        )
+    return (tuple(step for step in STEPS if step in names),)
+
+
+@dataclass
+class Choice:
+    """A form of a model, and how it came about."""
+
+    forward: Forward
+    #: empty if it is the model as it is
+    plan: Plan = ()
+    #: images/s by those of the model as it is
+    gain: float = 1.0
+    #: why each plan that was not taken was not
+    refused: dict[Plan, str] = field(default_factory=dict)
+    #: seconds it took to find
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return "+".join(self.plan) or "none"
+
+
+@dataclass
+class Search:
+    """A search for one model on one device, in the thread that the model will run in.
+
+    ``item`` is the tensor of one task. ``budget`` is in seconds: no form is begun that is likely
+    to end after it. ``wanted`` tells whether the result is still wanted; it is asked between steps.
+    """
+
+    name: str
+    module: nn.Module
+    item: torch.Tensor
+    batch: int
+    budget: float
+    cache: aot.Cache
+    wanted: Callable[[], bool] = lambda: True
+
+    def run(self, plans: tuple[Plan, ...] | None) -> Choice:
+        """The fastest of ``plans`` ("auto" for ``None``) that is right; at worst the model itself.
+
+        Raises only what says that the device has failed.
+        """
+        started = time.perf_counter()
+        choice = Choice(self.module)
+        if plans != ():
+            with torch.inference_mode():
+                self._try_all(plans, choice, started)
+        choice.seconds = time.perf_counter() - started
+        for plan, reason in choice.refused.items():
+            logger.debug("%s: not %s: %s", self.name, "+".join(plan), reason)
+        return choice
+
+    def _try_all(self, plans: tuple[Plan, ...] | None, choice: Choice, started: float) -> None:
+        one = self._time(self.module, self.item.unsqueeze(0))
+        examples = self._examples()
+        if plans is None and one * _CALLS_OF_A_FORM > self.budget:
+            answers: list[Any] | str = f"one call takes {one:.2g} s, too long to try anything"
+        else:
+            answers = self._answers(examples)
+        if isinstance(answers, str):
+            choice.refused = dict.fromkeys(plans or (("auto",),), answers)
+            return
+        fitting = int(_CALL_PART * self.budget / one)
+        sample = _tiled(self.item, max(1, min(self.batch, fitting, _LARGEST_SAMPLE)))
+        slow = best = self._time(self.module, sample)
+        longest = 0.0
+        for plan in self._auto(sample) if plans is None else plans:
+            begun = time.perf_counter()
+            if plans is None and begun - started + longest > self.budget:
+                choice.refused[plan] = "no time was left"
+            elif self.wanted():
+                forward = self._tried(plan, sample, examples, answers, choice)
+                seconds = self._time(forward, sample) if forward else best
+                if forward and seconds * (_WORTH_IT if plans is None else 0.0) < best:
+                    choice.forward, choice.plan, best = forward, plan, seconds
+                    choice.gain = slow / seconds
+                elif forward:
+                    choice.refused[plan] = f"{slow / seconds:.2f} times as fast"
+                longest = max(longest, time.perf_counter() - begun)
+
+    def _auto(self, sample: torch.Tensor) -> list[Plan]:
+        if self.item.device.type != "cpu":
+            return [("channels_last",), ("fuse", "channels_last")]
+        plans = [*(_BATCHES if len(sample) > 3 else _SINGLES)]
+        if self.budget >= _AOT_BUDGET and aot.possible():
+            plans.append(("aot",))
+        elif aot.cached(self.module, sample, self.cache):
+            plans.insert(0, ("aot",))
+        return plans
+
+    def _examples(self) -> list[torch.Tensor]:
+        """Batches of 1, 2 and 3 tasks, all different, as far as batches are wanted."""
+        items = probes(self.item)
+        several = [torch.stack(items[:2]), torch.stack([*items[1:], items[0]])]
+        return [*(item.unsqueeze(0) for item in items), *(several if self.batch > 1 else ())]
+
+    def _answers(self, examples: list[torch.Tensor]) -> list[Any] | str:
+        """The model's own output for each example, ``None`` where it raises; or why it cannot be.
+
+        Those for the warm-up input must be there, and be the same when asked again.
+        """
+        before = state(self.module)
+        answers = [self._answer(example) for example in examples]
+        again = [self._answer(example) for example in examples]
+        if changed(before, state(self.module)):
+            return "the model keeps state"
+        if answers[0] is None:
+            return "the model raises"
+        if any(difference(*pair) for pair in zip(answers, again, strict=True)):
+            return "the model does not repeat its answers"
+        return answers
+
+    def _answer(self, example: torch.Tensor) -> Any:
+        try:
+            return self.module(example.clone())
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            return None
+
+    def _tried(
+        self,
+        plan: Plan,
+        sample: torch.Tensor,
+        examples: list[torch.Tensor],
+        answers: list[Any],
+        choice: Choice,
+    ) -> Forward | None:
+        """The form, if it can be made and is right."""
+        try:
+            with torch.inference_mode(False):
+                forward = make(plan, self.module, sample.clone(), self.cache)
+            for example, answer in zip(examples, answers, strict=True):
+                # where the model raises the form may too, or not: the model will be asked
+                wrong = "" if answer is None else difference(answer, forward(example.clone()))
+                if wrong:
+                    raise Refused(wrong)
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            text = str(error).strip().partition("\n")[0]
+            choice.refused[plan] = text if isinstance(error, Refused) else _named(error, text)
+            return None
+        return forward
+
+    def _time(self, forward: Forward, sample: torch.Tensor) -> float:
+        """Least seconds of a few calls, after some that are not counted."""
+        clock = timer(sample.device)
+        least, spent, seconds = float("inf"), 0.0, 0.0
+        for call in range(-_UNCOUNTED, _MOST_CALLS):
+            started = clock()
+            forward(sample)
+            synchronize(sample.device)
+            seconds = clock() - started
+            if call >= 0:
+                least, spent = min(least, seconds), spent + seconds
+            timed = call + 1 >= _LEAST_CALLS and spent > _TIMING_PART * self.budget
+            if timed or not self.wanted():
+                break
+        return max(min(least, seconds), 1e-9)
+
+
+def _tiled(item: torch.Tensor, count: int) -> torch.Tensor:
+    return item.expand(count, *item.shape).contiguous()
+
+
+def _named(error: Exception, text: str) -> str:
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

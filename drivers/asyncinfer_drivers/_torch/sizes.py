@@ -1,0 +1,77 @@
+"""Finds the batch size with the most images/s."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ("LIMIT", "best_size", "memory_left")
+
+#: tasks in the largest batch that is tried
+LIMIT = 256
+#: a smaller size is as good from this part of the best rate on
+_AS_GOOD = 0.95
+#: doublings without a better rate that end the search
+_PATIENCE = 3
+#: part of the memory that is left that a batch twice as large may take
+_MEMORY_PART = 0.25
+
+
+def best_size(
+    run: Callable[[int], None],
+    *,
+    budget: float,
+    longest: float,
+    timer: Callable[[], float] = time.perf_counter,
+    wanted: Callable[[], bool] = lambda: True,
+    memory: Callable[[], int | None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[int, dict[int, float]]:
+    """The smallest of 1, 2, 4, ... ``LIMIT`` with about the best rate; and each size's tasks/s.
+
+    ``run`` runs a batch of that size. Each is run four times, the first two are not counted. None
+    is begun that is likely to take longer than ``longest`` seconds a call or to end after
+    ``budget`` seconds, or for which ``memory`` (bytes left) would become short. ``timer`` tells
+    how long a call takes, ``clock`` what is left of the budget.
+    """
+    rates: dict[int, float] = {}
+    started, size, since_best = clock(), 1, 0
+    while size <= LIMIT and wanted():
+        before, begun = memory(), clock()
+        seconds = _time(run, size, timer)
+        rates[size] = size / seconds
+        since_best = 0 if rates[size] >= max(rates.values()) else since_best + 1
+        left = memory()
+        if before is not None and left is not None and 2 * (before - left) > _MEMORY_PART * left:
+            break
+        # twice the size takes about twice the time at most
+        now = clock()
+        if 2 * seconds > longest or now - started + 2 * (now - begun) > budget:
+            break
+        if since_best >= _PATIENCE:
+            break
+        size *= 2
+    if not rates:
+        return 1, rates
+    enough = _AS_GOOD * max(rates.values())
+    return min(size for size, rate in rates.items() if rate >= enough), rates
+
+
+def _time(run: Callable[[int], None], size: int, timer: Callable[[], float]) -> float:
+    seconds = []
+    for call in range(4):
+        started = timer()
+        run(size)
+        if call >= 2:  # the first is checked, and a graph is compiled for it in the second
+            seconds.append(timer() - started)
+    return max(min(seconds), 1e-9)
+
+
+def memory_left(file: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that programs can still have; ``None`` where Linux does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in file.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

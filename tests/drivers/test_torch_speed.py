@@ -1,0 +1,240 @@
+"""Batch size, malloc and the bare loops: what is decided, never how long anything takes."""
+
+import ctypes
+import platform
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from asyncinfer import Dispatcher
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._torch import bare, malloc
+from asyncinfer_drivers._torch.sizes import LIMIT, best_size, memory_left
+from asyncinfer_drivers._torch.small_net import build as small_net
+from asyncinfer_drivers._torch.small_net import images
+from asyncinfer_drivers._torch.threads import bind
+from asyncinfer_drivers.models import digits
+from asyncinfer_drivers.torch_host import TorchDriver
+
+# --- the batch size -----------------------------------------------------------------------------
+
+
+class Machine:
+    """Calls of known length on a clock of its own."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.sizes = 0.0, seconds, []
+
+    def run(self, size):
+        self.now += self.seconds(size)
+        self.sizes.append(size)
+
+    def best(self, **options):
+        options = {"budget": 100.0, "longest": 100.0, **options}
+        clock = self.clock
+        return best_size(self.run, clock=clock, timer=clock, **options)[0]
+
+    def clock(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [
+        (lambda n: 1e-3 + 1e-6 * n, LIMIT),
+        (lambda n: 1e-3 * n, 1),
+        (lambda n: 1e-3 * max(n, 8), 8),
+        (lambda n: 1e-3 * n if n < 16 else 1.0, 1),
+    ],
+)
+def test_the_smallest_size_with_about_the_best_rate(seconds, size):
+    assert Machine(seconds).best() == size
+
+
+def test_it_stops_where_larger_is_not_better():
+    machine = Machine(lambda n: 1e-3 * n * n)
+    assert machine.best() == 1
+    assert max(machine.sizes) == 8
+
+
+def test_it_obeys_its_limits():
+    machine = Machine(lambda n: 0.1 + 1e-9 * n)
+    assert machine.best(budget=1.3) == 2
+    assert machine.now <= 1.3
+    assert Machine(lambda n: 1e-3 * n + 0.01).best(longest=0.03) == 8
+    assert Machine(lambda n: 1e-3).best(wanted=lambda: False) == 1
+    left = iter([8_000, 8_000, 8_000, 7_900, 7_900, 3_000])
+    assert Machine(lambda n: 1e-3).best(memory=lambda: next(left)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("MemTotal: 9 kB\nMemAvailable:   12 kB\n", 12_288), ("", None), ("MemAvailable: x", None)],
+)
+def test_memory(tmp_path, text, left):
+    file = tmp_path / "meminfo"
+    file.write_text(text)
+    assert memory_left(file) == left
+    assert memory_left(tmp_path / "none") is None
+
+
+async def test_the_dispatcher_uses_the_size_that_was_found():
+    driver = TorchDriver("digits", max_batch="auto", threads=1)
+    assert driver.max_batch == 1
+    items = list(digits.inputs().items[:200])
+    async with Dispatcher([driver]) as dispatcher:
+        assert driver.max_batch > 1
+        assert [label async for label in dispatcher.stream(items)] == bare_labels(items)
+        (stats,) = dispatcher.stats().devices
+        assert stats.batches < len(items)
+        assert stats.details["max_batch"] == driver.max_batch
+        assert stats.details["threads"] == 1
+
+
+async def test_without_an_input_it_is_one():
+    driver = TorchDriver(digits.build(), max_batch="auto")
+    await driver.open()
+    await driver.close()
+    assert driver.max_batch == driver.details["max_batch"] == 1
+
+
+def bare_labels(items):
+    with torch.inference_mode():
+        return digits.uncollate(digits.build()(digits.collate(items)))
+
+
+@pytest.mark.parametrize("options", [{"malloc": "more"}, {"isolation": "fork"}, {"max_batch": "a"}])
+def test_wrong_options(options):
+    with pytest.raises(ConfigError, match=f"{next(iter(options))} must be"):
+        TorchDriver("digits", **options)
+
+
+def test_facts_for_the_scheduler():
+    driver = TorchDriver("digits", max_wait=0.01, latency_target=0.5)
+    assert (driver.max_wait, driver.latency_target) == (0.01, 0.5)
+
+
+# --- malloc -------------------------------------------------------------------------------------
+
+
+class Libc:
+    """Notes what malloc is told."""
+
+    def __init__(self, takes=1 << 40):
+        self.takes, self.told = takes, []
+
+    def mallopt(self, what, value):
+        if value <= self.takes:
+            self.told.append((what, value))
+        return int(value <= self.takes)
+
+    def malloc_trim(self, pad):
+        self.told.append("trim")
+
+
+@pytest.fixture
+def libc(monkeypatch):
+    libc = Libc()
+    monkeypatch.setattr(malloc, "_glibc", lambda: libc)
+    return libc
+
+
+async def test_raised_with_the_first_driver_and_restored_with_the_last(libc):
+    one, two = TorchDriver("digits", name="one"), TorchDriver("digits", name="two")
+    none = TorchDriver("digits", malloc="none")
+    await none.open()
+    assert libc.told == []
+    await one.open()
+    await two.open()
+    raised = [(-3, 1 << 30), (-1, 1 << 30)]
+    assert libc.told == raised
+    assert (one.details["malloc"], none.details["malloc"]) == ("raised", "as it is")
+    await one.close()
+    assert libc.told == raised
+    await two.close()
+    await two.close()
+    assert libc.told == [*raised, (-3, 1 << 17), (-1, 1 << 17), "trim"]
+    await none.close()
+
+
+async def test_a_driver_that_fails_to_open_restores_it(libc):
+    driver = TorchDriver("/no/such.pt2")
+    with pytest.raises(ConfigError):
+        await driver.open()
+    assert libc.told[-1] == "trim"
+
+
+def test_an_old_release_gets_what_it_takes(monkeypatch):
+    libc = Libc(takes=32 << 20)
+    monkeypatch.setattr(malloc, "_glibc", lambda: libc)
+    libc.takes = 32 << 20
+    assert not malloc.hold()  # the trim threshold was refused
+    assert libc.told == [(-3, 32 << 20)]
+
+
+def test_the_environment_and_other_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert malloc._glibc() is None
+    assert not malloc.hold()
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1"))
+    assert malloc._glibc() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_the_real_one():
+    assert malloc.hold()
+    malloc.release()
+    assert ctypes.CDLL(None).mallopt(-1, 1 << 17)
+
+
+# --- bare loops ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Loops that do no more than they must."""
+    for name, value in (
+        ("_EACH", 0.0),
+        ("_SEARCH", 0.05),
+        ("_TURNS", 1),
+        ("BATCHES", (1, 4)),
+        ("FORMS", ("none",)),
+    ):
+        monkeypatch.setattr(bare, name, value)
+
+
+def test_rates_of_digits(quick):
+    rates = bare.loop_rates("digits", count=20, seconds=0.01)
+    assert rates["naive"] > 0
+    assert rates["best"] > 0
+    assert bare.Settings(**rates["best_settings"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_both_loops_give_the_same(quick, workers):
+    inputs = list(digits.inputs().items[:30])
+    naive = bare.naive_loop("digits", inputs, threads=1)
+    best = bare.best_loop("digits", inputs, bare.Settings(8, "freeze", workers))
+    assert naive.outputs == best.outputs == bare_labels(inputs)
+
+
+def test_a_loop_that_fails_says_so():
+    with pytest.raises(RuntimeError):
+        bare.best_loop(small_net_of_seed(), [torch.zeros(3)], bare.Settings(1, "none", 2))
+
+
+def test_the_small_net_tells_inputs_apart():
+    with torch.inference_mode():
+        classes = small_net_of_seed()(torch.stack(images(16))).argmax(1)
+    assert len(set(classes.tolist())) > 4
+
+
+def small_net_of_seed():
+    """With one intra-op thread: more get into each other's way on a busy machine."""
+    before = torch.random.get_rng_state()
+    with ThreadPoolExecutor(1, initializer=bind, initargs=(1,)) as thread:
+        net = thread.submit(small_net).result()
+    assert torch.equal(before, torch.random.get_rng_state())
+    return net
