@@ -31,12 +31,17 @@ class BatchSize:
 
     def learn(self, estimator: Estimator) -> None:
         """Take in what was learnt of the device since the last time."""
-        self._calls_alike = 0 if estimator.told_apart else self._calls_alike + 1
-        if estimator.told_apart:  # by half at most, as one look may mislead
-            self._worth = max(_worth(*estimator.line, self._most), self._worth / 2)
+        cost, each = estimator.line
+        if not estimator.samples and cost > 0:  # a calibration that has told them apart
+            self._worth, self._calls_alike = _worth(cost, each, self._most), 0
+        elif estimator.told_apart:  # by half at most, as one look may mislead
+            self._worth = max(_worth(cost, each, self._most), self._worth / 2)
+            self._calls_alike = 0
+        else:
+            self._calls_alike += 1
         limit = self._worth
-        if estimator.samples and self._calls_alike > TRY_ANOTHER:
-            limit = limit / 2 if limit > 1 else 2
+        if self._calls_alike > TRY_ANOTHER and (estimator.batch > 2 or limit < 2):
+            limit = estimator.batch / 2 if limit >= 2 else 2
             self._calls_alike = 0
         if self._target is not None:
             limit = min(limit, estimator.batch_within(self._target) + 1e-6)

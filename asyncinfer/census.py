@@ -13,7 +13,7 @@ SHORTEST = 1e-7
 BLOCK = 32
 CLASSES = 46 * FINENESS
 
-#: latency, interval and deviation of a device
+#: latency, interval and deviation of a device, the last one ``nan`` before its first call
 Figures = tuple[float, float, float]
 
 
@@ -29,6 +29,7 @@ class Census:
         self._in_flight = _Sums()
         self._deviations = 0.0
         self._noisy = 0
+        self._seen = 0
 
     def count(self, figures: Figures, sign: int = 1) -> None:
         """Count a device of known speed; with ``sign=-1``, count it no more."""
@@ -37,13 +38,20 @@ class Census:
         self._devices.add(at, sign)
         self._rates.add(at, sign / interval)
         self._in_flight.add(at, sign * latency / interval)
-        self._deviations += sign * deviation
-        self._noisy += sign * (deviation > 0)
+        if not math.isnan(deviation):
+            self._seen += sign
+            self._noisy += sign * (deviation > 0)
+            self._deviations += sign * deviation
 
     @property
     def rate(self) -> float:
         """Tasks a second of all of them."""
         return self._rates.below(CLASSES)
+
+    @property
+    def seen(self) -> bool:
+        """Whether any of them has made a call, so that their deviation is known."""
+        return self._seen > 0
 
     @property
     def deviation(self) -> float:

@@ -32,7 +32,8 @@ class Estimator:
         #: exponentially weighted mean of |measured / expected - 1|
         self.deviation = 0.0
         self._seconds = 0.0
-        self._batch = 0.0
+        #: exponentially weighted mean of the batch sizes
+        self.batch = 0.0
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
@@ -67,7 +68,7 @@ class Estimator:
         if self.samples:
             seconds, gain = self._tamed(batch, seconds, gain)
         self.samples += 1
-        self._batch += gain * (batch - self._batch)
+        self.batch += gain * (batch - self.batch)
         self._seconds += gain * (seconds - self._seconds)
         self._batch_squared += gain * (batch * batch - self._batch_squared)
         self._product += gain * (batch * seconds - self._product)
@@ -85,7 +86,7 @@ class Estimator:
         return min(max(seconds, expected / OUTLIER), expected * OUTLIER), gain
 
     def _fit(self) -> ServiceTime:
-        mean, spread = self._batch, self._batch_squared - self._batch**2
+        mean, spread = self.batch, self._batch_squared - self.batch**2
         self.told_apart = spread > APART * self._batch_squared
         if spread > 1e-3 * self._batch_squared:
             slope = (self._product - mean * self._seconds) / spread

@@ -11,7 +11,8 @@ from typing import Any
 
 from asyncinfer.intake import Intake
 from asyncinfer.recorder import Recorder
-from asyncinfer.span import Row, Span
+from asyncinfer.span import Span
+from asyncinfer.waiting import Waiting
 
 __all__ = ("CallLane", "Lane")
 
@@ -47,7 +48,7 @@ class Lane:
         self.window: float = window
         self.context = contextvars.copy_context()
         self.intake = Intake(queue_size)
-        self.waiting = Row()
+        self.waiting = Waiting()
         #: finished spans by their first index, and the index that is the next to become ready
         self.early: dict[int, Span] = {}
         self.head = 0

@@ -90,7 +90,8 @@ class Roster:
         if not up or math.isnan(device.latency):
             self._count(seat, None)
         elif seat.counted is None or device.latency != seat.counted[0]:
-            self._count(seat, (device.latency, device.interval, device.deviation))
+            deviation = device.deviation if device.batches else math.nan
+            self._count(seat, (device.latency, device.interval, deviation))
         was_up, seat.up = seat.up, up
         return was_up is not up
 
@@ -143,4 +144,4 @@ class _Seat:
 def _alike(before: Figures, now: Figures) -> bool:
     (latency, _, deviation), (latency_now, _, deviation_now) = before, now
     moved = abs(latency_now - latency) > MOVED * latency
-    return not moved and abs(deviation_now - deviation) < MOVED
+    return not moved and abs(deviation_now - deviation) < MOVED  # false where one is unknown

@@ -36,6 +36,8 @@ TIE = 1e-6
 TRIFLE = 10e-6
 #: a part of the work that makes no difference
 NEGLIGIBLE = 1 / 250
+#: deviation of many devices before any of them has made a call
+USUAL = 0.25
 #: by so much of their deviation late calls delay the end
 LATE = 1 / 8
 #: a device that rests is tried again after this many of its service times
@@ -74,8 +76,8 @@ class EarliestFinish:
         best: Grant | None = None
         batch = high
         while low < high:
-            skip = tasks_before(device.expect(batch), device, pool)
-            if skip + batch <= waiting - _left_to_idle(batch, skip, device, pool):
+            skip, more = tasks_before(batch, device.expect(batch), device, pool)
+            if skip + more + batch <= waiting:
                 low, best = batch, Grant(skip, batch)
             else:
                 high = batch - 1
@@ -93,13 +95,16 @@ class EarliestFinish:
         the others do hundreds in that time: leaving it to them costs less than 1 %. Where calls are
         known to be late at times, more may be left to them.
         """
-        least = max(NEGLIGIBLE, LATE * _deviation(pool))
+        many = len(pool.devices) >= MANY
+        known = not many or pool.census.seen
+        least = max(NEGLIGIBLE, LATE * (_deviation(pool) if known else USUAL))
         if pool.backlog or least * grant.skip < 1:
             return False
         if least * grant.skip < _alike(device.latency, pool):
             return False
-        skip = tasks_before(2 * device.expect(grant.take), device, pool)
-        return skip + grant.take > pool.waiting
+        batch = grant.take
+        skip, _ = tasks_before(batch, 2 * device.expect(batch), device, pool)
+        return skip + batch > pool.waiting
 
     def _try_again(self, device: WorkerView, pool: PoolView) -> bool:
         """A device that seems too slow gets a task now and then: it may have recovered."""
@@ -113,37 +118,29 @@ def _alike(latency: float, pool: PoolView) -> int:
     return sum(latency <= other.latency <= 2 * latency for other in pool.devices)
 
 
-def tasks_before(latency: float, device: WorkerView, pool: PoolView) -> int:
-    """How many waiting tasks the other devices finish in less than ``latency`` seconds.
+def tasks_before(batch: int, latency: float, device: WorkerView, pool: PoolView) -> tuple[int, int]:
+    """How many waiting tasks the other devices finish before ``device`` could finish ``batch``.
 
-    0 for a device of unknown speed; other devices of unknown speed are not counted on.
+    In full batches, and how many more in smaller ones by those that are idle or faster: otherwise
+    one device would take all that wait, and those beside it none. None for a device of unknown
+    speed; other devices of unknown speed are not counted on.
     """
     if len(pool.devices) >= MANY:
-        return _expected_before(latency, device, pool.census)
-    deviation = _deviation(pool)
-    late, count = latency * (1 + deviation), 0
-    for other in pool.devices:  # the comparison is false where either is unknown
-        if other.latency * (1 + deviation) < latency and other is not device:
-            lead = late - other.latency - other.free_in(pool.now)
-            if lead > 0:
-                call = other.interval * other.batch_limit
-                count += other.batch_limit * math.ceil(lead / call - TIE)
-    return count
-
-
-def _left_to_idle(batch: int, skip: int, device: WorkerView, pool: PoolView) -> int:
-    """Tasks of so many that idle devices would do in a batch of their own in less time.
-
-    Otherwise one of several alike would take all that wait, and the others none.
-    """
-    if batch == 1 or len(pool.devices) >= MANY or skip + batch * len(pool.devices) <= pool.waiting:
-        return 0
-    latency = device.expect(batch)
-    return sum(
-        other.batch_within(latency)
-        for other in pool.devices
-        if other.latency >= latency and other is not device and not other.in_flight
-    )
+        return _expected_before(latency, device, pool.census), 0
+    slack = 1 + _deviation(pool)
+    late, count, more = latency * slack, 0, 0
+    for other in pool.devices:  # the comparisons are false where either is unknown
+        if other is device or not other.expect(1) * slack < latency:
+            continue
+        left = late - other.free_in(pool.now)
+        if other.latency * slack < latency and left > other.latency:
+            call = other.interval * other.batch_limit
+            calls = math.ceil((left - other.latency) / call - TIE)
+            count += other.batch_limit * calls
+            left -= call * calls
+        if other.batch_limit > 1 and (not other.in_flight or other.expect(batch) < latency / slack):
+            more += other.batch_within(left)
+    return count, more
 
 
 def _expected_before(latency: float, device: WorkerView, census: Census) -> int:

@@ -7,6 +7,7 @@ import contextvars
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from asyncinfer.errors import TaskError
@@ -171,9 +172,10 @@ class Row:
     def take(self, count: int, offset: int = 0) -> list[Span]:
         """Remove and return ``count`` tasks from ``offset`` on, or as many as there are."""
         if offset:
-            skipped = self.take(offset)
-            taken = self.take(count)
-            self._put_back(skipped)
+            before = self._cut(offset)
+            self._spans.rotate(-before)
+            taken = self.take(min(count, self.tasks - offset))
+            self._spans.rotate(before)
             return taken
         spans, taken = self._spans, []
         self._indices = None
@@ -184,9 +186,33 @@ class Row:
             taken.append(span)
         return taken
 
-    def _put_back(self, spans: list[Span]) -> None:
-        self._spans.extendleft(reversed(spans))
-        self.tasks += sum(span.count for span in spans)
+    def _cut(self, offset: int) -> int:
+        """Let a span begin at ``offset``; return how many are before it."""
+        spans, before = self._spans, 0
+        for span in spans:
+            if offset < span.count:
+                break
+            offset -= span.count
+            before += 1
+        if offset and before < len(spans):
+            spans.insert(before, spans[before].split(offset))
+            before += 1
+        return before
+
+    @property
+    def spans(self) -> int:
+        """How many spans there are."""
+        return len(self._spans)
+
+    def halve(self) -> Row:
+        """Remove the second half of the spans, and return it."""
+        half = len(self._spans) // 2
+        second = Row(islice(self._spans, half, None))
+        while len(self._spans) > half:
+            self._spans.pop()
+        self.tasks -= second.tasks
+        self._indices = None
+        return second
 
     def merge(self, spans: list[Span]) -> None:
         """Put ``spans`` where they belong."""

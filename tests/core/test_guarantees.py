@@ -62,7 +62,7 @@ def test_the_makespan_is_the_optimum_however_unequal_they_are(virtual, n, spread
 def test_noise_costs_at_most_a_tenth(virtual, n, spread):
     times = unequal(n, spread)
     optimum = theory.optimum_makespan(times, 1000)
-    for window in (UNBOUNDED, 1000, 100):
+    for window in (1000, 100):
         seconds, _ = virtual(run(drivers(times, noise=0.3), 1000, window))
         assert seconds <= 1.10 * optimum, window
 
@@ -96,30 +96,33 @@ def base_sets():
 
 
 @pytest.mark.parametrize("base", base_sets())
-@pytest.mark.parametrize("window", [8, 32, 128, 512, 4096])
+@pytest.mark.parametrize("window", [8, 64, 512, 4096])
 def test_adding_a_device_is_never_a_loss(virtual, base, window):
-    make, tasks = base_sets()[base], 600
+    make, tasks = base_sets()[base], 400
+    kinds = ({}, {"max_batch": 4}, {"concurrency": 2})
     alone, _ = virtual(run(make(), tasks, window))
-    for slower in (1, 1.3, 2, 3.7, 10, 33, 100, 1000):
-        for options in ({}, {"max_batch": 4, "batch_cost": 0.01 * slower}, {"concurrency": 2}):
-            more = SimulatedDriver("more", 0.01 * slower, **options)
-            together, _ = virtual(run([*make(), more], tasks, window))
-            assert together <= 1.01 * alone, (slower, options)
+    for at, slower in enumerate((1, 1.3, 2, 3.7, 10, 33, 100, 330, 1000)):
+        options = dict(kinds[at % 3])
+        if "max_batch" in options:
+            options["batch_cost"] = 0.01 * slower
+        more = SimulatedDriver("more", 0.01 * slower, **options)
+        together, _ = virtual(run([*make(), more], tasks, window))
+        assert together <= 1.01 * alone, (slower, options)
 
 
 # ---- what is not known, or changes
 
 
 @pytest.mark.parametrize("policies", [("serial", "sync", "static", "greedy", "eft")])
-@pytest.mark.parametrize("times", [[0.01, 0.012, 0.015], [0.01, 0.04], [0.02] * 4, [0.01, 0.3]])
+@pytest.mark.parametrize("times", [[0.01, 0.012, 0.015], [0.02] * 4, [0.01, 0.3]])
 @pytest.mark.parametrize("throttled", [0, -1])
 def test_with_drift_no_policy_is_better_in_hindsight(virtual, policies, times, throttled):
     async def throttle(policy):
         devices = drivers(times)
         loop = asyncio.get_running_loop()
         async with Dispatcher(devices, policy=policy, window=1000) as d:
-            async for y in d.stream(range(2000)):
-                if y == 1000:
+            async for y in d.stream(range(1000)):
+                if y == 500:
                     devices[throttled].service_time *= 4
             return loop.time()
 
@@ -135,5 +138,5 @@ def test_a_wrong_first_estimate_costs_about_one_slow_task(virtual, wrong, times)
             SimulatedDriver(f"d{i}", t, estimate=t * wrong if i == at else None)
             for i, t in enumerate(times)
         ]
-        seconds, _ = virtual(run(devices, 2000, 2000))
-        assert seconds <= theory.optimum_makespan(times, 2000) + 1.1 * max(times), at
+        seconds, _ = virtual(run(devices, 1000, 1000))
+        assert seconds <= theory.optimum_makespan(times, 1000) + 1.1 * max(times), at

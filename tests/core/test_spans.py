@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import ClosedError, DeadlineExceeded, QueueTimeout, TaskError
 from asyncinfer.span import Row, Run, Span
 from asyncinfer.testing import SimulatedDriver
+from asyncinfer.waiting import Waiting
 
 QUICK = 0.00002
 
@@ -51,12 +53,13 @@ def test_singles_leave_the_span_as_it_was():
     assert singles[1].singles() == [singles[1]], "and one by itself is what it is"
 
 
+@pytest.mark.parametrize("kind", [Row, Waiting])
 @settings(derandomize=True, deadline=None)
 @given(st.data())
-def test_a_row_is_a_list_of_tasks(data):
+def test_a_row_is_a_list_of_tasks(kind, data):
     """Whatever is cut out of it and put back."""
     counts = data.draw(st.lists(st.integers(1, 6), max_size=6))
-    row, model, out = Row(), [], []
+    row, model, out = kind(), [], []
     for count in counts:
         row.append(span(len(model), count))
         model += range(len(model), len(model) + count)
@@ -81,6 +84,23 @@ def test_a_row_is_a_list_of_tasks(data):
     row.remove(span(0, 1))
     assert indices(row.clear()) == model
     assert (len(row), list(row)) == (0, [])
+
+
+def test_many_may_be_taken_from_anywhere():
+    """Enough spans for many rows, made and emptied again."""
+    rng = random.Random(42)
+    row, model = Waiting(), list(range(20_000))
+    for first in range(0, 20_000, 500):
+        row.append(span(first, 500))
+    while model:
+        offset, count = rng.randrange(len(model)), rng.choice([1, 1, 7, 300])
+        assert indices(row.take(count, offset)) == model[offset : offset + count]
+        del model[offset : offset + count]
+        assert len(row) == len(model)
+        if rng.random() < 0.01:
+            assert indices(row) == model
+            row.merge([])
+    assert list(row) == []
 
 
 # ---- delivery in pieces

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 #: how each is run here, and what its output must match
 RUNS = {
+    "batching.py": (["--tasks", "200"], r"GPU, CPU, MCU +32 +\d+"),
     "camera.py": (["--frames", "20"], r"recording \d+ frames/s, 0 skipped.*\nlive .* skipped"),
     "dispatch_cost.py": (["--tasks", "2000", "--rounds", "1", "--json"], r'"asyncinfer": '),
     "embed.py": (["--seconds", "0.3"], r"time is up: \d+ answered, 8 refused, 0 failed"),
