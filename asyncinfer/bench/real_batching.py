@@ -23,7 +23,6 @@ from asyncinfer.bench.record import Check, Outcome, Plot, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
 from asyncinfer.dispatcher import Dispatcher
-from asyncinfer.driver import Driver
 from asyncinfer.errors import AsyncInferError
 from asyncinfer.model import resolve
 from asyncinfer.stats import percentile
@@ -35,8 +34,8 @@ CLOSED = "closed loop"
 _MODEL = "asyncinfer_drivers._torch.small_net:build"
 _FIXED = (1, 8, 32)
 _CLIENTS = 64
-#: seconds an adaptive batch may wait to become fuller
-_MAX_WAIT = 0.002
+#: what an adaptive batch may grow to: beyond what is of use
+_MOST = 64
 #: parts of what the largest fixed batch does in a closed loop
 _LOADS = (0.2, 0.5, 0.8)
 #: seconds a run, rounds at most, and raw samples kept of each run
@@ -49,7 +48,9 @@ _NOTE = (
     "A small MobileNet of random weights on one torch device of this host, single calls of infer. "
     "Closed loop: 64 clients, each waits for its answer. Open loop: Poisson arrivals at a part of "
     "what batches of 32 do in the closed loop; latency counts from the time a call was to be "
-    "made. Fixed sizes are upper limits: a free device takes what is there. Medians over the runs."
+    "made. Fixed sizes are upper limits: a free device takes what is there. Adaptive: up to "
+    f"{_MOST}, as far as that pays by what calls have taken; none waits to be filled. Medians over "
+    "the runs."
 )
 
 
@@ -68,22 +69,12 @@ def batching(context: Context, outcome: Outcome) -> None:
     outcome.plots.append(latencies(runs, f"open loop, {_LOADS[1]:.0%}"))
 
 
-def adaptive_options() -> dict[str, Any] | None:
-    """Options of a driver whose batches the dispatcher chooses; ``None`` if it chooses none."""
-    if not hasattr(Driver, "max_wait"):
-        return None
-    return {"max_batch": max(_FIXED), "max_wait": _MAX_WAIT}
-
-
 def _measured(
     inputs: Sequence[Any], context: Context, outcome: Outcome, runner: asyncio.Runner
 ) -> list[Run]:
     context.progress("batching, opening devices")
     settings: dict[str, dict[str, Any]] = {f"batch {s}": {"max_batch": s} for s in _FIXED}
-    if (adaptive := adaptive_options()) is not None:
-        settings[ADAPTIVE] = adaptive
-    else:
-        outcome.skipped.append("adaptive batches: this version's dispatcher has none")
+    settings[ADAPTIVE] = {"max_batch": _MOST}
     devices = [
         torch_device(name, warmup_input=inputs[0], optimize="none", **options)
         for name, options in settings.items()
