@@ -17,7 +17,7 @@ INFERENCES := 100000
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 bench-peers fuzz lint format docs clean
+.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers fuzz lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,13 @@ measure-m4: setup  ## measure the link to the Cortex-M4, its utilisation and its
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure link
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure compute
 	.venv/bin/python -m asyncinfer_drivers.cortex_m.measure overhead
+
+bench: setup  ## measure everything, in less than half an hour: out/bench/report.md, runs.csv
+	@mkdir -p out/bench
+	.venv/bin/asyncinfer bench --suite all --report out/bench/report.md --output out/bench/runs.csv
+
+bench-short: setup  ## the same in some two minutes; what the clock says is shown and not insisted on
+	.venv/bin/asyncinfer bench --suite all --short
 
 bench-peers: setup  ## install the peers, each in an environment of its own, and measure beside them
 	.venv/bin/python -m asyncinfer.bench.peers

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from asyncinfer.bench.record import Outcome
-from asyncinfer.bench.suite import SUITES, Context, suite_named
+from asyncinfer.bench.suite import SUITES, TIMED, Context, suite_named
 from asyncinfer.errors import ConfigError
 
 __all__ = ("chosen", "measure")
@@ -39,6 +39,7 @@ def measure(
         began = time.perf_counter()
         outcome = _run(name, replace(context, progress=partial(progress, name)))
         outcome.seconds = time.perf_counter() - began
+        outcome.glimpse = context.short and name in TIMED
         yield outcome
 
 

@@ -11,7 +11,7 @@ from asyncinfer.bench.record import Outcome
 from asyncinfer.config import Config
 from asyncinfer.errors import ConfigError
 
-__all__ = ("SUITES", "Context", "Suite", "suite_named")
+__all__ = ("SUITES", "TIMED", "Context", "Suite", "suite_named")
 
 
 def _silent(text: str) -> None:
@@ -46,6 +46,9 @@ SUITES = {
     "real": "asyncinfer.bench.real:run",
     "peers": "asyncinfer.bench.peers:run",
 }
+
+#: suites that go by the real clock: in some seconds it tells little
+TIMED = ("overhead", "link", "real", "peers")
 
 
 def suite_named(name: str) -> Suite:

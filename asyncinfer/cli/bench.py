@@ -63,7 +63,8 @@ def bench(
 
     asyncinfer bench --devices mac_studio raspberry_pi cortex_m4 --runs 5 --output async_results.csv
 
-    The exit status is 1 if a suite fails or a claim of ours does not hold.
+    The exit status is 1 if a suite fails or a claim of ours does not hold. With --short, claims
+    about real time are shown and not insisted on.
     """
     names = chosen(suite or ["paper"])
     settings = configuration.load(config) if config else configuration.Config()
@@ -180,6 +181,8 @@ def _show(outcome: Outcome) -> None:
     screen.print()
     for check in outcome.checks:
         screen.print(_line(check), style=_style(check), markup=False)
+    if outcome.glimpse and not all(check.met for check in outcome.checks):
+        screen.print("in the short form this counts as no failure", style="yellow")
     for line in outcome.skipped:
         screen.print(f"skipped: {line}", style="yellow", markup=False)
 
