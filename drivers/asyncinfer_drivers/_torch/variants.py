@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import _pytree as pytree
 
 from asyncinfer_drivers._torch import aot
+from asyncinfer_drivers._torch.threads import CoreShare
 
 __all__ = ("STEPS", "Forward", "Plan", "Refused", "make")
 
@@ -25,6 +28,13 @@ Forward: TypeAlias = Callable[[torch.Tensor], Any]
 
 #: the steps there are, in the order they are done
 STEPS = ("fuse", "channels_last", "freeze", "onednn", "aot")
+
+#: what folds into what
+_PAIRS: tuple[tuple[Any, Any], ...] = (
+    (nn.Conv1d, nn.BatchNorm1d),
+    (nn.Conv2d, nn.BatchNorm2d),
+    (nn.Conv3d, nn.BatchNorm3d),
+)
 
 #: torch's tracer keeps its state in global variables
 _ONE_AT_A_TIME = threading.Lock()
@@ -51,8 +61,11 @@ def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache)
         form = copy.deepcopy(form).to(memory_format=layout)  # type: ignore[call-overload]
         example = example.contiguous(memory_format=layout)
     if "aot" in plan:
-        if not aot.possible() and not aot.cached(form, example, cache):
-            raise Refused("there is no C++ compiler")
+        if not aot.cached(form, example, cache):
+            if not aot.possible():
+                raise Refused("there is no C++ compiler")
+            if CoreShare.shared():
+                raise Refused("compile while no other driver is open: its calls would go wrong")
         return _in_layout(aot.compiled(form, example, cache), layout)
     if "freeze" in plan or "onednn" in plan:
         return _in_layout(_frozen(form, example, onednn="onednn" in plan), layout)
@@ -66,13 +79,34 @@ def _in_layout(forward: Forward, layout: torch.memory_format) -> Forward:
 
 
 def _fused(module: nn.Module) -> nn.Module:
-    """A copy with each batch normalisation folded into the convolution before it."""
+    """A copy with each batch normalisation folded into the convolution that stands before it.
+
+    What stands before it need not be what runs before it: the answers are compared, as always.
+    ``torch.fx`` would know, but while it traces, calls of modules in other threads go wrong.
+    """
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         raise Refused("fuse needs a module, not a graph; freeze does the same")
-    with _ONE_AT_A_TIME, _strictly():
-        from torch.fx.experimental.optimization import fuse  # it warns of its own imports
+    fuse: Any = fuse_conv_bn_eval  # typed for each kind apart
+    fused = copy.deepcopy(module)
+    pairs = 0
+    for parent in fused.modules():
+        children = list(parent.named_children())
+        for (name, first), (following, second) in itertools.pairwise(children):
+            if _foldable(first, second):
+                setattr(parent, name, fuse(first, second))
+                setattr(parent, following, nn.Identity())
+                pairs += 1
+    if not pairs:
+        raise Refused("no batch normalisation stands behind a convolution")
+    return fused
 
-        return fuse(module)  # it copies
+
+def _foldable(first: nn.Module, second: nn.Module) -> bool:
+    """Whether the two are a convolution and a batch normalisation that fits it."""
+    for conv, norm in _PAIRS:
+        if type(first) is conv and type(second) is norm:
+            return second.running_mean is not None and first.out_channels == second.num_features
+    return False
 
 
 class _Flat(nn.Module):
