@@ -105,7 +105,7 @@ def _foldable(first: nn.Module, second: nn.Module) -> bool:
     """Whether the two are a convolution and a batch normalisation that fits it."""
     for conv, norm in _PAIRS:
         if type(first) is conv and type(second) is norm:
-            return second.running_mean is not None and first.out_channels == second.num_features
+            return bool(second.track_running_stats and first.out_channels == second.num_features)
     return False
 
 
