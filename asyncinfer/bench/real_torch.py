@@ -40,6 +40,8 @@ _TINY = 50e-6
 
 #: full batches of each worker that the loops go through at least
 _BATCHES = 4
+#: full batches of each worker that are in the window of ours, and as many behind it
+_AHEAD = 8
 
 _NOTE = (
     "Naive: one image at a time in eager mode. Best: batches, the fastest form of the model, "
@@ -166,10 +168,10 @@ def _latest(samples: Sequence[float], took: float) -> Iterator[float]:
 
 async def _stream(match: _Match) -> _Found:
     """A stream of about that many seconds, to its last result."""
-    most = len(match.inputs)
+    width = max(64, _AHEAD * match.settings.batch * match.settings.workers)
     async with (
         _drivers(match) as opened,
-        Dispatcher(opened, window=most, queue_size=most) as dispatcher,
+        Dispatcher(opened, window=width, queue_size=width) as dispatcher,
     ):
         async for _ in dispatcher.stream(match.inputs):
             pass  # warm
