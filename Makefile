@@ -17,7 +17,7 @@ INFERENCES := 100000
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers fuzz lint format docs clean
+.PHONY: help setup demo test coverage test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers fuzz lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,7 +49,10 @@ $(ARM_STAMP): | $(STAMP)
 demo: setup  ## classify real pictures and digits on the devices of this machine
 	.venv/bin/asyncinfer demo
 
-test: setup  ## run every test, with coverage of lines and branches
+test: setup  ## run every test
+	.venv/bin/pytest -q
+
+coverage: setup  ## the same, with coverage of lines and branches, which takes longer
 	.venv/bin/pytest -q --cov --cov-report=term:skip-covered
 
 test-fast: setup  ## run the tests that take no more than a moment
