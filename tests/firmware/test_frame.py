@@ -108,7 +108,14 @@ def test_garbage_never_leaves_the_body(harness, capacity):
 def test_the_fuzzer_finds_nothing_in_a_moment(tmp_path):
     flags = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     program = compile_c(shutil.which("clang"), tmp_path / "fuzz", "fuzz_frame.c", *flags)
-    command = [program, "-runs=100000", "-max_len=2048", "-seed=42", "-verbosity=0"]
+    command = [
+        program,
+        "-runs=100000",
+        "-rss_limit_mb=0",
+        "-max_len=2048",
+        "-seed=42",
+        "-verbosity=0",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
 
