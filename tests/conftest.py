@@ -7,12 +7,14 @@ An ``async def`` test runs once per event loop below. A plain ``def`` test, such
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,41 @@ def _read(file: Path) -> str:
         return file.read_text()
     except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
         return ""
+
+
+@dataclass
+class Ran:
+    """What one command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        """The one object on standard output."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+    @property
+    def rows(self):
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def error(self):
+        """The one line that says what went wrong."""
+        (line,) = [line for line in self.err.splitlines() if "error:" in line]
+        assert "Traceback" not in self.err
+        return line
+
+
+@pytest.fixture
+def cli(capfd):
+    """The program, in-process."""
+    from asyncinfer.__main__ import main  # the core's tests do without its packages
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        return Ran(status, *capfd.readouterr())
+
+    return run

@@ -1,44 +1,14 @@
 """The command in-process, and suites that take no time."""
 
-import json
-from dataclasses import dataclass
-
 import pytest
 
-from asyncinfer.__main__ import main
 from asyncinfer.bench import session
 from asyncinfer.bench.record import Check, Outcome, Plot, Run, Table
 
 
-@dataclass
-class Ran:
-    """What one command did."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        """The one object on standard output."""
-        (line,) = self.out.splitlines()
-        return json.loads(line)
-
-    @property
-    def error(self):
-        """The one line that says what went wrong."""
-        (line,) = [line for line in self.err.splitlines() if "error:" in line]
-        assert "Traceback" not in self.err
-        return line
-
-
 @pytest.fixture
-def bench(capfd):
-    def run(*arguments):
-        status = main(["bench", *map(str, arguments)])
-        return Ran(status, *capfd.readouterr())
-
-    return run
+def bench(cli):
+    return lambda *arguments: cli("bench", *arguments)
 
 
 def outcome(name, *checks):

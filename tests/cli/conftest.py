@@ -1,51 +1,13 @@
-"""The program in-process, and a tiny model that needs neither torch nor files."""
+"""A tiny model that needs neither torch nor files, for the program in-process."""
 
-import json
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
 from asyncinfer import config, model
-from asyncinfer.__main__ import main
 from asyncinfer.cli import inputs as cli_inputs
 from asyncinfer.errors import InputError
 from asyncinfer.testing import SimulatedDriver
-
-
-@dataclass
-class Ran:
-    """What one command did."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        """The one object on standard output."""
-        (line,) = self.out.splitlines()
-        return json.loads(line)
-
-    @property
-    def rows(self):
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    @property
-    def error(self):
-        """The one line that says what went wrong."""
-        (line,) = [line for line in self.err.splitlines() if "error:" in line]
-        assert "Traceback" not in self.err
-        return line
-
-
-@pytest.fixture
-def cli(capfd):
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        return Ran(status, *capfd.readouterr())
-
-    return run
 
 
 class Runner(SimulatedDriver):
