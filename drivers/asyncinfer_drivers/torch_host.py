@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer_drivers._timing import measured
 from asyncinfer_drivers._torch.device import available, check_name, describe
 from asyncinfer_drivers._torch.engine import Spec
 from asyncinfer_drivers._torch.hosts import Host, ThreadHost
@@ -18,9 +17,6 @@ from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import usable_cores
 
 __all__ = ("TorchDriver",)
-
-#: seconds that timing calls of one batch size may take in ``calibrate``, and calls at most
-_TIMING_BUDGET, _TIMING_CALLS = 0.4, 5
 
 
 class TorchDriver(Driver[Any, Any]):
@@ -207,37 +203,16 @@ class TorchDriver(Driver[Any, Any]):
         session = self._opened()
         if session.warmup is None:
             return None
-        one = await self._time(session.warmup, 1)
-        size = min(self.max_batch, int(_TIMING_BUDGET / one))
-        if size < 2:
-            return ServiceTime(0.0, one)
-        return line(one, size, await self._time(session.warmup, size))
+        return await measured(self.infer, session.warmup, self.max_batch)
 
     async def probe(self) -> None:
         """Compute something small once the thread is free; ``DeviceLost`` if that fails."""
         await self._opened().probe()
 
-    async def _time(self, item: Any, size: int) -> float:
-        """Median seconds of a few calls with ``size`` tasks, after one that is not counted."""
-        batch, seconds = [item] * size, list[float]()
-        while len(seconds) <= _TIMING_CALLS and sum(seconds) < _TIMING_BUDGET:
-            started = time.perf_counter()
-            await self.infer(batch)
-            seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds[1:] or seconds)
-
     def _opened(self) -> Host:
         if self._session is None or not self._session.opened:
             raise DeviceLost(self.name, "not open")
         return self._session
-
-
-def line(one: float, size: int, many: float) -> ServiceTime:
-    """The line through 1 task in ``one`` seconds and ``size`` in ``many``; no part is negative."""
-    per_task = max(0.0, (many - one) / (size - 1))
-    if per_task > one:
-        return ServiceTime(0.0, many / size)
-    return ServiceTime(one - per_task, per_task)
 
 
 def _at_least_one(option: str, value: object) -> None:
