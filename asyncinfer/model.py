@@ -132,9 +132,16 @@ class Deferred:
     def __str__(self) -> str:
         return str(self._inputs.names[self._index])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _sent, (self.fetch(),)  # to another process goes the item, not the whole set
+
     def fetch(self) -> Any:
         """The item itself."""
         return self._inputs.items[self._index]
+
+
+def _sent(item: Any) -> Any:
+    return item
 
 
 @dataclass(frozen=True)

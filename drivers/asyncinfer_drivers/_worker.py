@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import pickle
 import threading
 import time
 import weakref
@@ -24,7 +25,7 @@ from anyio import CancelScope
 
 from asyncinfer.errors import DeviceLost, DeviceTimeout
 
-__all__ = ("EXIT_GRACE", "Worker", "as_exception")
+__all__ = ("EXIT_GRACE", "Worker", "as_exception", "outlast", "portable")
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -100,7 +101,7 @@ class Worker:
             await job.done
         except asyncio.CancelledError:
             if not job.claim():
-                await _outlast(job.when_posted())
+                await outlast(job.when_posted())
             raise
         finally:
             self._awaited.discard(job)
@@ -239,7 +240,22 @@ def as_exception(error: BaseException) -> Exception:
     return wrapped
 
 
-async def _outlast(finished: asyncio.Future[None]) -> None:
+def portable(error: Exception) -> Exception:
+    """``error`` if it can be sent to another process, else a ``RuntimeError`` that tells of it."""
+    try:
+        copied = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+        if type(copied) is type(error) and str(copied) == str(error):
+            return error
+    except Exception:
+        copied = None
+    told = RuntimeError(f"{type(error).__name__}: {error}")
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told
+
+
+async def outlast(finished: asyncio.Future[Any]) -> None:
+    """Wait for ``finished`` in a cancelled task, however often that is cancelled again."""
     with CancelScope(shield=True):  # anyio would cancel again and again
         while not finished.done():
             try:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ("Area", "dump", "load", "packed", "portable")
+__all__ = ("Area", "dump", "load", "packed")
 
 #: bytes in front of the buffers that an area starts with; it grows as needed
 _FIRST_SIZE = 1 << 16
@@ -152,17 +152,3 @@ def _unblocked(rows: Any) -> list[Any]:
         unbind_copy: Any = torch.unbind_copy  # its stub says that it returns nothing
         return list(unbind_copy(rows))
     return [row.copy() for row in rows]
-
-
-def portable(error: Exception) -> Exception:
-    """``error`` if it can be sent to another process, else a ``RuntimeError`` that tells of it."""
-    try:
-        copied = pickle.loads(pickle.dumps(error))  # noqa: S301
-        if type(copied) is type(error) and str(copied) == str(error):
-            return error
-    except Exception:
-        copied = None
-    told = RuntimeError(f"{type(error).__name__}: {error}")
-    for note in getattr(error, "__notes__", ()):
-        told.add_note(note)
-    return told
