@@ -19,6 +19,7 @@ class BatchSize:
 
     Where calls cost nothing besides their tasks, large batches only make results wait. To know
     what calls cost, calls of different sizes must be seen: now and then one is of half the size.
+    What is not known for sure counts as a cost of calls: where they vary, batches stay large.
     """
 
     def __init__(self, most: int, target: float | None) -> None:
@@ -35,7 +36,8 @@ class BatchSize:
         if not estimator.samples and cost > 0:  # a calibration that has told them apart
             self._worth, self._calls_alike = _worth(cost, each, self._most), 0
         elif estimator.told_apart:  # by half at most, as one look may mislead
-            self._worth = max(_worth(cost, each, self._most), self._worth / 2)
+            doubt = estimator.deviation * estimator.expect(estimator.batch)
+            self._worth = max(_worth(cost + doubt, each, self._most), self._worth / 2)
             self._calls_alike = 0
         else:
             self._calls_alike += 1

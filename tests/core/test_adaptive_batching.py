@@ -304,3 +304,16 @@ def test_a_driver_with_such_an_attribute_is_refused(value):
     driver.latency_target = value
     with pytest.raises(ConfigError, match="'d': latency_target must be seconds"):
         Dispatcher([driver])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calls_that_vary_do_not_make_batches_small(seed):
+    """Noise looks like a line without a cost of calls; smaller batches would then cost speed."""
+    chance, estimator, size = random.Random(seed), Estimator(), BatchSize(64, None)
+    sizes = []
+    for _ in range(2000):
+        sizes.append(size.limit)
+        seconds = (0.003 + 0.0005 * size.limit) * chance.lognormvariate(-0.045, 0.3)
+        estimator.add(size.limit, seconds)
+        size.learn(estimator)
+    assert sum(sizes) / len(sizes) > 60
