@@ -122,6 +122,8 @@ class Config:
     devices: tuple[DeviceConfig, ...] = ()
     #: keyword arguments of the dispatcher
     dispatcher: Mapping[str, Any] = field(default_factory=dict)
+    #: what ``asyncinfer serve`` is told; checked there
+    serve: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(path: str | Path) -> Config:
@@ -140,13 +142,14 @@ def parse(text: str, source: str = "config") -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from error
-    _check_keys(document, {"device", "dispatcher"}, source)
+    _check_keys(document, {"device", "dispatcher", "serve"}, source)
+    serve = _typed(document, "serve", source, dict, "a table: [serve]") or {}
     tables = document.get("device", [])
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
         raise ConfigError(f"{source}: each device is a table of its own: write [[device]]")
     devices = [_device(t, f"{source}: [[device]] {n}") for n, t in enumerate(tables, 1)]
     _check_unique(devices, source)
-    return Config(tuple(devices), _dispatcher(document.get("dispatcher", {}), source))
+    return Config(tuple(devices), _dispatcher(document.get("dispatcher", {}), source), serve)
 
 
 def select(names: Sequence[str], config: Config | None = None) -> list[DeviceConfig]:

@@ -19,6 +19,7 @@ from asyncinfer.cli.devices import devices
 from asyncinfer.cli.firmware import app as firmware
 from asyncinfer.cli.output import fail
 from asyncinfer.cli.run import run
+from asyncinfer.cli.serve import serve
 from asyncinfer.cli.simulate import simulate
 from asyncinfer.errors import AsyncInferError, ConfigError
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (demo, run, bench, devices, simulate):
+for _command in (demo, run, bench, devices, serve, simulate):
     app.command()(_command)
 app.add_typer(firmware)
 

@@ -1,0 +1,189 @@
+"""The server without a transport: a request in, its tensors out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from asyncinfer.serve.errors import BadRequest, Internal, NotFound, TooMany, as_answer, quoted
+from asyncinfer.serve.gate import Gate
+from asyncinfer.serve.limits import Limits
+from asyncinfer.serve.metrics import Metrics
+from asyncinfer.serve.served import VERSION, Served
+from asyncinfer.serve.tensors import Array
+
+__all__ = ("EXTENSIONS", "Core", "Job", "Request", "logger", "option")
+
+logger = logging.getLogger("asyncinfer.serve")
+
+#: of the protocol, as the metadata lists them
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
+
+#: bytes of a body that are worked on where they are; more goes to a thread
+_INLINE = 64 * 1024
+
+_ENDING = "the server is shutting down"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One inference, decoded."""
+
+    rows: Array
+    #: names of the outputs wanted; ``None`` for all
+    outputs: Sequence[str] | None = None
+    #: seconds it may take; ``None`` for the server's own limit
+    timeout: float | None = None
+
+
+class Core:
+    """The models, who may come in, and what is counted."""
+
+    def __init__(self, models: Iterable[Served], limits: Limits) -> None:
+        self.limits = limits
+        self.gate = Gate(limits)
+        self.version = version("asyncinfer")
+        #: by name, once they are open
+        self.models: Mapping[str, Served] = {}
+        self._given = tuple(models)
+        self.metrics = Metrics(self.gate, self.models_open)
+        # one thread: its memory is what one body needs, and the event loop has one rival
+        self._thread = ThreadPoolExecutor(1, "asyncinfer-serve")
+
+    async def __aenter__(self) -> Core:
+        async with AsyncExitStack() as stack:
+            stack.callback(self._thread.shutdown, wait=True, cancel_futures=True)
+            for served in self._given:
+                await stack.enter_async_context(served)
+            self._stack = stack.pop_all()
+        self.models = {served.name: served for served in self._given}
+        self.gate.closed = None
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        self.gate.closed = _ENDING
+        for served in self.models_open():  # what was to be finished has been: see drain
+            await served.dispatcher.close()
+        await self._stack.__aexit__(*exc_info)
+
+    async def drain(self, timeout: float) -> bool:
+        """Admit nothing more, wait for what is in work; whether all of it was finished."""
+        self.gate.closed = _ENDING
+        try:
+            async with asyncio.timeout(timeout):
+                await self.gate.idle()
+        except TimeoutError:
+            return False
+        return True
+
+    def models_open(self) -> Iterable[Served]:
+        """All models whose devices are open."""
+        return self.models.values()
+
+    def totals(self) -> dict[str, int]:
+        """What was answered since the start."""
+        counters = [served.counters for served in self.models_open()]
+        return {
+            "requests": sum(counter.succeeded for counter in counters),
+            "failed": sum(counter.failed for counter in counters),
+            "rows": sum(counter.rows for counter in counters),
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are admitted and every model has a device that is up."""
+        return not self.gate.closed and all(served.ready for served in self.models.values())
+
+    def model(self, name: str, wanted: str = "") -> Served:
+        """The model of that name and version. Raises ``NotFound``."""
+        served = self.models.get(name)
+        if served is None:
+            raise NotFound(f"no model {quoted(name)}; there is {', '.join(self.models) or 'none'}")
+        if wanted not in ("", VERSION):
+            raise NotFound(f"model {name!r} has no version {quoted(wanted)}, only {VERSION}")
+        return served
+
+    @contextmanager
+    def job(self, protocol: str) -> Iterator[Job]:
+        """One request from its admission to its answer, counted; errors become answers."""
+        job = Job(self, protocol)
+        started = time.perf_counter()
+        outcome = "cancelled"
+        try:
+            with self.gate.request():
+                yield job
+            outcome = "ok"
+        except Exception as error:
+            answer = as_answer(error)
+            outcome = type(answer).__name__
+            if isinstance(answer, Internal):
+                logger.exception("a %s request failed", protocol)
+            raise answer from error
+        finally:
+            job.end(time.perf_counter() - started, outcome)
+
+    async def apart(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Run ``work``: here if it has few bytes to work on, else in a thread."""
+        if size <= _INLINE:
+            return work(*arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, work, *arguments)
+
+
+class Job:
+    """One request in work."""
+
+    def __init__(self, core: Core, protocol: str) -> None:
+        self._core = core
+        self._protocol = protocol
+        self._served: Served | None = None
+        self._rows = 0
+
+    def model(self, name: str, wanted: str = "") -> Served:
+        """The model it is for. Raises ``NotFound``."""
+        self._served = self._core.model(name, wanted)
+        return self._served
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """The outputs by name, in the order they were asked for."""
+        served = self._served
+        if served is None:
+            raise RuntimeError("model() comes first")
+        known = [output.name for output in served.outputs]
+        wanted = known if request.outputs is None else request.outputs
+        for name in wanted:
+            if name not in known:
+                raise BadRequest(
+                    f"model {served.name!r} has no output {quoted(name)}; there is "
+                    f"{', '.join(known)}"
+                )
+        limit = self._core.limits.request_timeout
+        with self._core.gate.some_rows(len(request.rows)):
+            async with asyncio.timeout(min(request.timeout or limit, limit)):
+                outputs = await served.run(request.rows)
+        self._rows = len(request.rows)
+        return {name: outputs[name] for name in wanted}
+
+    def end(self, seconds: float, outcome: str) -> None:
+        """Count it."""
+        name = self._served.name if self._served else ""
+        if self._served is not None and outcome != TooMany.__name__:
+            self._served.counters.count(seconds, self._rows if outcome == "ok" else 0)
+        self._core.metrics.request(name, self._protocol, outcome, seconds, self._rows)
+
+
+def option(parameters: Mapping[str, Any], name: str, kind: type[T], default: T) -> T:
+    """A request's parameter; ``BadRequest`` if it is of another type."""
+    value = parameters.get(name, default)
+    if type(value) is not kind:
+        raise BadRequest(f"the parameter {name!r} must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,155 @@
+"""One served model: a dispatcher over its devices, and what its tensors look like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from asyncinfer.dispatcher import Dispatcher
+from asyncinfer.driver import Driver
+from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.serve.errors import BadRequest
+from asyncinfer.serve.tensors import Array, TensorSpec, datatype_of
+from asyncinfer.stats import DispatcherStats
+
+__all__ = ("VERSION", "Counters", "Served")
+
+#: the one version of every model
+VERSION = "1"
+
+#: seconds for which a snapshot of the devices is good
+_FRESH = 0.1
+_UP = ("ready", "busy")
+
+
+@dataclass
+class Counters:
+    """Requests of one model since the start, as the protocol's statistics have them."""
+
+    succeeded: int = 0
+    succeeded_ns: int = 0
+    failed: int = 0
+    failed_ns: int = 0
+    rows: int = 0
+    #: milliseconds since the epoch
+    last_ms: int = 0
+
+    def count(self, seconds: float, rows: int) -> None:
+        """One more request; it failed if it has no rows to show."""
+        if rows:
+            self.succeeded += 1
+            self.succeeded_ns += int(seconds * 1e9)
+            self.rows += rows
+            self.last_ms = time.time_ns() // 1_000_000
+        else:
+            self.failed += 1
+            self.failed_ns += int(seconds * 1e9)
+
+
+@dataclass
+class Served:
+    """A model under its name. An async context manager: its devices are open inside."""
+
+    name: str
+    drivers: Sequence[Driver[Any, Any]]
+    #: keyword arguments of the dispatcher
+    options: Mapping[str, Any]
+    #: one input as the model takes it, without the batch dimension
+    example: Array
+    #: its shape, with -1 where other sizes will do too
+    shape: tuple[int, ...]
+    #: what it runs on, for people
+    platform: str = ""
+    counters: Counters = field(default_factory=Counters)
+
+    async def __aenter__(self) -> Served:
+        datatype = datatype_of(self.example.dtype, f"the input of model {self.name!r}")
+        self.input = TensorSpec("input", datatype, self.shape)
+        self._snapshot: tuple[float, DispatcherStats] | None = None
+        async with AsyncExitStack() as stack:
+            self.dispatcher = Dispatcher(self.drivers, **self.options)
+            await stack.enter_async_context(self.dispatcher)
+            self.outputs = await self._probe()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
+
+    async def _probe(self) -> tuple[TensorSpec, ...]:
+        """The outputs' specs, from one run of the example."""
+        try:
+            found = named(await self.dispatcher.infer(self.example))
+        except AsyncInferError as error:
+            raise ConfigError(
+                f"model {self.name!r} does not run on an example of {list(self.example.shape)} "
+                f"{self.input.datatype}: {error}; give its shape in [serve.models]"
+            ) from error
+        fixed = -1 not in self.shape
+        return tuple(
+            TensorSpec(
+                name,
+                datatype_of(array.dtype, f"output {name!r} of model {self.name!r}"),
+                array.shape if fixed else (-1,) * array.ndim,
+            )
+            for name, array in found.items()
+        )
+
+    @property
+    def stats(self) -> DispatcherStats:
+        """The dispatcher's, at most a moment old."""
+        now = time.monotonic()
+        if self._snapshot is None or now - self._snapshot[0] > _FRESH:
+            self._snapshot = now, self.dispatcher.stats()
+        return self._snapshot[1]
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one device is up."""
+        return any(device.state in _UP for device in self.stats.devices)
+
+    async def run(self, rows: Array) -> dict[str, Array]:
+        """The outputs for a batch of rows, by name, batch first. Each row is a task."""
+        if len(rows) == 1:
+            return {
+                name: a[None] for name, a in named(await self.dispatcher.infer(rows[0])).items()
+            }
+        async with self.dispatcher.stream(list(rows)) as outputs:
+            results = [named(output) async for output in outputs]
+        try:
+            return {name: np.stack([row[name] for row in results]) for name in results[0]}
+        except (ValueError, KeyError) as error:
+            raise BadRequest(
+                "the rows' outputs differ in shape: send one row in a request"
+            ) from error
+
+    def metadata(self) -> dict[str, Any]:
+        """As the protocol describes a model."""
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": self.platform,
+            "inputs": [self.input.metadata()],
+            "outputs": [output.metadata() for output in self.outputs],
+        }
+
+
+def named(output: Any) -> dict[str, Array]:
+    """A task's output, a tensor or several, as arrays by name."""
+    if isinstance(output, Mapping):
+        return {str(name): _array(value) for name, value in output.items()}
+    if isinstance(output, tuple | list):
+        return {f"output{index}": _array(value) for index, value in enumerate(output)}
+    return {"output": _array(output)}
+
+
+def _array(value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except TypeError:  # a torch tensor in bfloat16, which numpy has not
+        return np.asarray(value.float())

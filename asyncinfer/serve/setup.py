@@ -1,0 +1,153 @@
+"""From a config to the models that are served."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from asyncinfer.config import Config, DeviceConfig
+from asyncinfer.errors import ConfigError
+from asyncinfer.model import MODEL_FILES, Model, resolve
+from asyncinfer.registry import did_you_mean
+from asyncinfer.serve.limits import Limits
+from asyncinfer.serve.served import Served
+from asyncinfer.serve.tensors import Array, TensorSpec
+from asyncinfer.timeouts import Timeouts
+
+__all__ = ("limits_of", "models_of")
+
+#: rows a torch device takes at once where its options say nothing
+_MAX_BATCH = 32
+#: of devices, which are the client's business here: it sends what ``preprocess`` would make
+_STEPS = ("preprocess", "postprocess", "collate", "uncollate", "warmup_input")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_MODELS = "models"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """One table of ``[serve.models]``."""
+
+    name: str | None = None
+    shape: tuple[int, ...] | None = None
+    datatype: str = "FP32"
+
+    @classmethod
+    def of(cls, table: Any, where: str) -> ModelOptions:
+        """Check a table; ``ConfigError`` says what is wrong with it."""
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where} must be a table")
+        for key in table:
+            if key not in ("name", "shape", "datatype"):
+                hint = did_you_mean(key, ("name", "shape", "datatype"))
+                raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+        shape = table.get("shape")
+        good = isinstance(shape, list | None) and all(
+            type(size) is int and (size > 0 or size == -1) for size in shape or ()
+        )
+        if not good:
+            raise ConfigError(f"{where}: 'shape' must be sizes, or -1 for any, not {shape!r}")
+        return cls(
+            table.get("name"),
+            None if shape is None else tuple(shape),
+            table.get("datatype", "FP32"),
+        )
+
+
+def limits_of(config: Config) -> Limits:
+    """The limits in the ``[serve]`` table."""
+    return Limits.of({key: value for key, value in config.serve.items() if key != _MODELS})
+
+
+def models_of(
+    config: Config, devices: Iterable[DeviceConfig], model: str | None, limits: Limits
+) -> list[Served]:
+    """One for each distinct model of the devices; ``model`` for those that name none.
+
+    Raises ``ConfigError``.
+    """
+    by_model: dict[str, list[DeviceConfig]] = {}
+    for device in devices:
+        name = device.model or model
+        if name is None:
+            raise ConfigError(f"{device.source}: no model; give --model")
+        by_model.setdefault(name, []).append(device)
+    tables = config.serve.get(_MODELS, {})
+    if not isinstance(tables, dict):
+        raise ConfigError("[serve.models] must be a table of tables, one a model")
+    for name in tables:
+        if name not in by_model:
+            raise ConfigError(
+                f"[serve.models]: no device has {name!r}; {did_you_mean(name, by_model)}"
+            )
+    options = {"queue_size": limits.max_rows, "timeout": Timeouts(total=limits.request_timeout)}
+    options |= config.dispatcher
+    found = [
+        _served(name, own, ModelOptions.of(tables.get(name, {}), f"[serve.models.{name}]"), options)
+        for name, own in by_model.items()
+    ]
+    names = [served.name for served in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two models are called {name!r}: give one a name in [serve.models]")
+    return found
+
+
+def _served(
+    text: str, devices: Iterable[DeviceConfig], given: ModelOptions, options: Mapping[str, Any]
+) -> Served:
+    model = resolve(text)
+    example = _example(model, given)
+    name = given.name or _short(text)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"model {text!r} cannot be served as {name!r}: name it in [serve.models]")
+    raw = Model(model.name, lambda: model.loaded, builtin=_only_example(example))
+    drivers = [_plain(device).build(raw) for device in devices]
+    platform = "_".join(sorted({device.driver for device in devices}))
+    return Served(name, drivers, options, example, given.shape or example.shape, platform)
+
+
+def _example(model: Model, given: ModelOptions) -> Array:
+    """One input as the model takes it: its own, or zeros of the shape that was given."""
+    if model.builtin is not None:
+        before: Callable[[Any], Any] = model.preprocess or (lambda item: item)
+        example = np.ascontiguousarray(np.asarray(before(model.builtin.example())))
+        shape = given.shape or example.shape
+        sizes = zip(shape, example.shape, strict=False)
+        if len(shape) != example.ndim or any(a not in (-1, b) for a, b in sizes):
+            raise ConfigError(
+                f"model {model.name!r} takes {list(example.shape)}, not {list(shape)}"
+            )
+        return example
+    if given.shape is None or -1 in given.shape:
+        raise ConfigError(
+            f"the input of model {model.name!r} is not known: give it a shape, without the batch, "
+            f"in [serve.models.{model.name!r}]"
+        )
+    return np.zeros(given.shape, TensorSpec("", given.datatype, ()).dtype)
+
+
+def _only_example(example: Array) -> Any:
+    """A built-in model as far as a config asks one: the input to warm up with."""
+    return SimpleNamespace(example=lambda: example)
+
+
+def _plain(device: DeviceConfig) -> DeviceConfig:
+    """The device without steps of its own, and with batches."""
+    options = {key: value for key, value in device.options.items() if key not in (*_STEPS, "model")}
+    if device.driver == "torch":
+        options.setdefault("max_batch", _MAX_BATCH)
+    return replace(device, options=options)
+
+
+def _short(text: str) -> str:
+    """The name under which a model is served: a file's, a factory's, or its own."""
+    if text.endswith(MODEL_FILES):
+        return Path(text).stem
+    return text.rpartition(":")[2]
