@@ -53,6 +53,7 @@ _BATCHING = ("max_wait", "latency_target")
 #: the driver behind ``cortex_m4`` where the config has no device of that name
 _EMULATED = "cortex_m4_emulated"
 _EMULATED_NOTE = "emulated: the board's own firmware in QEMU; its times are this host's"
+_RAY_NOTE = "an actor on the Ray cluster of RAY_ADDRESS or `ray start`, else on a local one"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def parse(text: str, source: str = "config") -> Config:
     tables = document.get("device", [])
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
         raise ConfigError(f"{source}: each device is a table of its own: write [[device]]")
-    devices = [_device(t, f"{source}: [[device]] {n}") for n, t in enumerate(tables, 1)]
+    devices = [d for n, t in enumerate(tables, 1) for d in _devices(t, f"{source}: [[device]] {n}")]
     _check_unique(devices, source)
     return Config(tuple(devices), _dispatcher(document.get("dispatcher", {}), source), serve)
 
@@ -156,8 +157,8 @@ def select(names: Sequence[str], config: Config | None = None) -> list[DeviceCon
     """The devices of these names: first the config's, then those that always work.
 
     Always known are ``cpu``, ``auto``, ``cuda[:n]``, ``mps``, ``mac_studio``, ``raspberry_pi``,
-    ``cortex_m4`` and ``sim:SECONDS``. No names: all of the config's devices, or ``auto``. A name
-    that is asked for again gets a number: ``cpu``, ``cpu-2``.
+    ``cortex_m4``, ``ray`` and ``sim:SECONDS``. No names: all of the config's devices, or ``auto``.
+    A name that is asked for again gets a number: ``cpu``, ``cpu-2``.
     """
     own = config.devices if config else ()
     if not names:
@@ -178,8 +179,10 @@ def _named(name: str, own: Mapping[str, DeviceConfig]) -> DeviceConfig:
     if name.startswith("sim:"):
         note = "runs no model, returns its input"
         return DeviceConfig("simulated", name, {"service_time": _seconds(name)}, source, note)
+    if name == "ray":
+        return DeviceConfig("ray", name, {}, source, _RAY_NOTE)
     if name != "cortex_m4":
-        known = {*own, *_PRESETS, *_TORCH_DEVICES, "cortex_m4", "sim:SECONDS"}
+        known = {*own, *_PRESETS, *_TORCH_DEVICES, "cortex_m4", "ray", "sim:SECONDS"}
         raise ConfigError(f"unknown device {name!r}; {did_you_mean(name, known)}")
     return DeviceConfig(_EMULATED, name, {}, source, _EMULATED_NOTE)
 
@@ -208,8 +211,18 @@ def _numbered(devices: Iterable[DeviceConfig]) -> list[DeviceConfig]:
     return numbered
 
 
+def _devices(table: Mapping[str, Any], source: str) -> list[DeviceConfig]:
+    """The device of one table, or as many as its ``count`` says: ``name-1``, ``name-2``..."""
+    device, count = _device(table, source), table.get("count")
+    if count is None:
+        return [device]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError(f"{source}: 'count' must be a whole number from 1, not {count!r}")
+    return [replace(device, name=f"{device.name}-{n}") for n in range(1, count + 1)]
+
+
 def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
-    _check_keys(table, {"driver", "name", "options", *_BATCHING}, source)
+    _check_keys(table, {"driver", "name", "count", "options", *_BATCHING}, source)
     driver = _typed(table, "driver", source, str, "a text")
     if driver is None:
         raise ConfigError(f"{source}: 'driver' is missing; known: {', '.join(driver_names())}")

@@ -19,7 +19,7 @@ from asyncinfer.registry import DRIVERS, driver_names, load_driver, model_names
 __all__ = ("devices",)
 
 #: names shown as always working, the simulated one as an example
-NAMES = ("auto", "cpu", "mac_studio", "raspberry_pi", "cortex_m4", "sim:0.1")
+NAMES = ("auto", "cpu", "mac_studio", "raspberry_pi", "cortex_m4", "ray", "sim:0.1")
 
 
 def devices(config: Config = None, as_json: Json = False) -> None:

@@ -334,3 +334,11 @@ def test_a_built_in_model_that_is_not_whole(tiny):
     del tiny.decode
     with pytest.raises(ConfigError, match="model 'tiny' is not complete: it lacks decode"):
         model.resolve("tiny")
+
+
+def test_a_table_may_stand_for_many_devices() -> None:
+    text = '[[device]]\ndriver = "simulated"\nname = "node"\ncount = 100\n'
+    devices = config.parse(text).devices
+    assert [devices[0].name, devices[99].name, len(devices)] == ["node-1", "node-100", 100]
+    with pytest.raises(ConfigError, match=r"'count' must be a whole number from 1, not 0"):
+        config.parse(text.replace("100", "0"))

@@ -11,6 +11,7 @@ from asyncinfer_drivers._timing import measured
 from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers.ray_cluster.group import Group, Plan
 from asyncinfer_drivers.ray_cluster.host import Order
+from asyncinfer_drivers.ray_cluster.nodes import found
 
 __all__ = ("RayDriver",)
 
@@ -125,6 +126,14 @@ class RayDriver(Driver[Any, Any]):
         #: of its actors, each on its own node
         self.pids: tuple[int, ...] = ()
         self._group: Group | None = None
+
+    @classmethod
+    def discover(cls) -> list[dict[str, Any]]:
+        """The nodes of ``RAY_ADDRESS``'s cluster or of one on this host: ``name``, ``description``.
+
+        The ``name`` is as ``placement`` takes it. Blocks for a second or two if there is a cluster.
+        """
+        return [{"name": f"node:{node.id}", "description": str(node)} for node in found()]
 
     async def open(self) -> None:
         """Join the cluster, start the actors, load the model in each.

@@ -5,29 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
-
-import ray
+from typing import Any, Protocol
 
 from asyncinfer.driver import Driver
-from asyncinfer.errors import ConfigError, DeviceError, DeviceLost
+from asyncinfer.errors import ConfigError, DeviceError
 from asyncinfer_drivers._worker import Worker
 from asyncinfer_drivers.ray_cluster.driver import RayDriver
+from asyncinfer_drivers.ray_cluster.nodes import Node, alive
 from asyncinfer_drivers.ray_cluster.session import join
 
-__all__ = ("Node", "follow", "ray_drivers")
+__all__ = ("follow", "ray_drivers")
 
 logger = logging.getLogger("asyncinfer.ray")
-
-
-class Node(NamedTuple):
-    """A node of the cluster."""
-
-    #: Ray's id: ``RayDriver(placement=f"node:{node.id}")``
-    id: str
-    host: str
-    #: what it has in all: ``CPU``, ``GPU`` and others
-    resources: Mapping[str, float]
 
 
 class _Dispatcher(Protocol):
@@ -69,7 +58,7 @@ async def follow(
         leave = await worker.run(join, "follow", address)
         try:
             while True:
-                nodes = {node.id: node for node in await worker.run(_nodes)}
+                nodes = {node.id: node for node in await worker.run(alive)}
                 await _forget_gone(dispatcher, names, nodes)
                 await _add_new(dispatcher, driver, names, nodes)
                 await asyncio.sleep(interval)
@@ -116,16 +105,3 @@ async def _add_new(
             group.create_task(add(nodes[new]))
     if wrong:
         raise wrong[0]
-
-
-def _nodes() -> list[Node]:
-    try:
-        nodes: Any = ray.nodes  # it has no types
-        found: list[dict[str, Any]] = nodes()
-    except Exception as error:
-        raise DeviceLost("ray nodes", f"the cluster does not answer: {error}") from error
-    return [
-        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"])
-        for node in found
-        if node["Alive"]
-    ]

@@ -17,7 +17,7 @@ import ray
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._worker import as_exception
 
-__all__ = ("join",)
+__all__ = ("existing", "join")
 
 logger = logging.getLogger("asyncinfer.ray")
 
@@ -54,6 +54,11 @@ def join(name: str, address: str | None) -> Callable[[], None]:
             )
         connection.users += 1
         return _once(connection)
+
+
+def existing() -> str | None:
+    """The cluster that ``join`` would find without an address, or ``None``."""
+    return os.environ.get("RAY_ADDRESS") or _started_here()
 
 
 def _theirs() -> None:
@@ -111,7 +116,7 @@ class _Connection:
 
 
 def _connect(name: str, wanted: str | None) -> None:
-    address = wanted or os.environ.get("RAY_ADDRESS") or _started_here() or "local"
+    address = wanted or existing() or "local"
     ours = address == "local"
     if address.startswith("ray://"):
         raise ConfigError(
