@@ -1,0 +1,5 @@
+"""Models of other hosts: servers that speak the Open Inference Protocol v2."""
+
+from asyncinfer_drivers.open_inference.driver import OpenInferenceDriver
+
+__all__ = ("OpenInferenceDriver",)

@@ -1,0 +1,214 @@
+"""From inputs to requests and from replies to results: the steps around the server's model."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asyncinfer.errors import InputError, ProtocolError
+from asyncinfer_drivers._torch.steps import Steps
+from asyncinfer_drivers._worker import as_exception
+from asyncinfer_drivers.open_inference.specs import ModelSpec, TensorSpec, fits
+from asyncinfer_drivers.open_inference.tensors import (
+    DATATYPES,
+    Array,
+    Given,
+    Message,
+    from_received,
+    is_torch,
+    parts,
+    to_array,
+)
+from asyncinfer_drivers.open_inference.transport import Transport
+
+__all__ = ("Codec", "Job")
+
+logger = logging.getLogger("asyncinfer.open_inference")
+
+
+class Job(NamedTuple):
+    """One request, and whose inputs are in it."""
+
+    #: places in the batch
+    indexes: Sequence[int]
+    request: Message
+    #: whether its results are to be torch tensors, because its inputs were
+    torch: bool
+
+
+class Codec:
+    """Works for one open server."""
+
+    def __init__(self, name: str, spec: ModelSpec, steps: Steps, transport: Transport) -> None:
+        self._name = name
+        self._spec = spec
+        self._steps = steps
+        self._transport = transport
+        self._wanted = [one.name for one in spec.outputs]
+        self._stackable = spec.batched and len(spec.inputs) == 1
+        self._warned = set[str]()
+
+    # ---- requests
+
+    def requests(self, batch: Sequence[Any]) -> tuple[list[Job], list[Any]]:
+        """The requests for a batch, and an output for each task: ``None``, or its error."""
+        outputs: list[Any] = [None] * len(batch)
+        if (job := self._collated(batch)) is not None:
+            return [job], outputs
+        groups: dict[Any, list[tuple[int, list[Array]]]] = {}
+        for index, item in enumerate(batch):
+            try:
+                made = item if self._steps.preprocess is None else self._steps.preprocess(item)
+                arrays, torch = self._arrays(made)
+            except BaseException as error:
+                outputs[index] = as_exception(error)
+            else:
+                alike = tuple(array.shape for array in arrays), torch
+                groups.setdefault(alike, []).append((index, arrays))
+        return [self._job(group, torch) for (_, torch), group in groups.items()], outputs
+
+    def zeros(self, count: int) -> Job | None:
+        """A request for ``count`` tasks of zeros; ``None`` if there is no saying what those are."""
+        shapes = [self._task_shape(one) for one in self._spec.inputs]
+        texts = any(one.datatype == "BYTES" for one in self._spec.inputs)
+        if texts or any(-1 in shape for shape in shapes):
+            return None
+        arrays = [
+            np.zeros(shape, DATATYPES[one.datatype])
+            for one, shape in zip(self._spec.inputs, shapes, strict=True)
+        ]
+        return self._job([(index, arrays) for index in range(count)], False)
+
+    def _collated(self, batch: Sequence[Any]) -> Job | None:
+        """All inputs in one request, if ``collate`` can do that."""
+        if self._steps.collate is None or not batch or not self._stackable:
+            return None
+        try:
+            made = self._steps.collate(batch)
+            (one,) = self._spec.inputs
+            array = to_array(made, one.datatype, one.name)
+            if array.shape[:1] != (len(batch),) or not fits(one.row, array.shape[1:]):
+                raise ValueError(f"made {list(array.shape)} of {len(batch)} inputs")
+        except Exception as error:
+            self._note_fallback("collate", error)
+            return None
+        given = Given(one.name, one.datatype, array.shape, parts(array))
+        request = self._transport.encode([given], self._wanted)
+        return Job(range(len(batch)), request, is_torch(made))
+
+    def _arrays(self, made: Any) -> tuple[list[Array], bool]:
+        """One array for each input of the model; and whether they were torch tensors."""
+        inputs = self._spec.inputs
+        if isinstance(made, Mapping):
+            if set(made) != {one.name for one in inputs}:
+                names = ", ".join(one.name for one in inputs)
+                raise InputError(f"the model's inputs are {names}, not {', '.join(map(str, made))}")
+            items = [made[one.name] for one in inputs]
+        elif len(inputs) == 1:
+            items = [made]
+        elif isinstance(made, tuple | list) and len(made) == len(inputs):
+            items = list(made)
+        else:
+            raise InputError(f"the model has {len(inputs)} inputs: give a mapping by their names")
+        arrays = list[Array]()
+        for one, item in zip(inputs, items, strict=True):
+            array, wanted = to_array(item, one.datatype, one.name), self._task_shape(one)
+            if not fits(wanted, array.shape):
+                text = f"input {one.name!r} has shape {list(array.shape)}"
+                raise InputError(f"{text}, the model takes {list(wanted)}")
+            arrays.append(array)
+        return arrays, any(map(is_torch, items))
+
+    def _task_shape(self, one: TensorSpec) -> tuple[int, ...]:
+        return (one.row if self._spec.batched else one.shape) or ()
+
+    def _job(self, group: Sequence[tuple[int, Sequence[Array]]], torch: bool) -> Job:
+        """One request for tasks whose arrays have the same shapes."""
+        given = list[Given]()
+        for place, one in enumerate(self._spec.inputs):
+            column = [arrays[place] for _, arrays in group]
+            first = (len(group),) if self._spec.batched else ()
+            data = [part for array in column for part in parts(array)]
+            given.append(Given(one.name, one.datatype, (*first, *column[0].shape), data))
+        request = self._transport.encode(given, self._wanted)
+        return Job([index for index, _ in group], request, torch)
+
+    # ---- replies
+
+    def results(self, job: Job, reply: Message) -> list[Any]:
+        """One result for each task of the request; ``ProtocolError`` if the reply is no answer."""
+        count = len(job.indexes)
+        try:
+            arrays = self._received(reply, count)
+        except ValueError as error:
+            raise ProtocolError(self._name, f"the server's answer is wrong: {error}") from error
+        results = self._uncollated(arrays, count, job.torch)
+        return self._rows(arrays, count, job.torch) if results is None else results
+
+    def _received(self, reply: Message, count: int) -> dict[str, Array]:
+        """The arrays of a reply by their names, those that were wanted."""
+        arrays = dict[str, Array]()
+        for tensor in self._transport.decode(reply):
+            came = TensorSpec(tensor.name, tensor.datatype, tensor.shape)
+            said = next((one for one in self._spec.outputs if one.name == came.name), came)
+            if self._spec.batched and tensor.shape[:1] != (count,):
+                raise ValueError(f"output {came} for {count} inputs")
+            if not came.fits(said):
+                raise ValueError(f"output {came} came as {said} was expected")
+            arrays[came.name] = from_received(tensor)
+        if missing := [name for name in self._wanted if name not in arrays]:
+            raise ValueError(f"output {missing[0]!r} is missing")
+        if not arrays:
+            raise ValueError("no outputs")
+        return {name: arrays[name] for name in self._wanted} if self._wanted else arrays
+
+    def _uncollated(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any] | None:
+        if self._steps.uncollate is None or not self._spec.batched or len(arrays) != 1:
+            return None
+        (array,) = arrays.values()
+        try:
+            results = list(self._steps.uncollate(_own(array, torch)))
+            if len(results) != count:
+                raise ValueError(f"made {len(results)} outputs for {count} tasks")
+        except Exception as error:
+            self._note_fallback("uncollate", error)
+            return None
+        return results
+
+    def _rows(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any]:
+        results = list[Any]()
+        for index in range(count):
+            own = {
+                name: _own(array[index, ...] if self._spec.batched else array, torch)
+                for name, array in arrays.items()
+            }
+            row: Any = own if len(own) > 1 else next(iter(own.values()))
+            results.append(self._finished(row))
+        return results
+
+    def _finished(self, row: Any) -> Any:
+        if self._steps.postprocess is None:
+            return row
+        try:
+            return self._steps.postprocess(row)
+        except BaseException as error:
+            return as_exception(error)
+
+    def _note_fallback(self, step: str, error: Exception) -> None:
+        """An ``InputError`` is what the steps for one task are there for: no news."""
+        if step not in self._warned and not isinstance(error, InputError):
+            self._warned.add(step)
+            logger.warning(
+                "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
+                self._name, step, type(error).__name__, error,
+            )  # fmt: skip
+
+
+def _own(array: Array, torch: bool) -> Any:
+    """A copy that may be changed, and does not keep the whole reply in memory."""
+    copy = array.copy()
+    return sys.modules["torch"].from_numpy(copy) if torch and copy.dtype.kind != "O" else copy

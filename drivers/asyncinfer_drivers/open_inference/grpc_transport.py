@@ -1,0 +1,174 @@
+"""The protocol over gRPC: ``grpc.aio`` with the messages that tritonclient publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from asyncinfer_drivers.open_inference.access import Access, Address
+from asyncinfer_drivers.open_inference.faults import Failure, Kind
+from asyncinfer_drivers.open_inference.tensors import Given, Message, Received
+
+__all__ = ("GrpcTransport",)
+
+pb: Any = service_pb2  # made at run time: no type checker sees its messages
+
+_SERVICE = "/inference.GRPCInferenceService/"
+#: field 7 of ModelInferRequest, ``raw_input_contents``: its number, and "bytes of that length"
+_RAW = bytes([7 << 3 | 2])
+
+_KINDS = {
+    grpc.StatusCode.INVALID_ARGUMENT: Kind.INPUT,
+    grpc.StatusCode.OUT_OF_RANGE: Kind.INPUT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Kind.BUSY,
+    grpc.StatusCode.UNAVAILABLE: Kind.LOST,
+    grpc.StatusCode.CANCELLED: Kind.LOST,
+    grpc.StatusCode.ABORTED: Kind.LOST,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Kind.TIMEOUT,
+    grpc.StatusCode.UNAUTHENTICATED: Kind.DENIED,
+    grpc.StatusCode.PERMISSION_DENIED: Kind.DENIED,
+    grpc.StatusCode.NOT_FOUND: Kind.UNKNOWN,
+    grpc.StatusCode.UNIMPLEMENTED: Kind.UNKNOWN,
+}
+
+#: messages of any size; a channel of its own, so that no other one's pauses are inherited; the
+#: way to a device in the same network leads through no proxy
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+#: typed contents, for servers that send no raw ones
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class GrpcTransport:
+    """One channel to one server; see ``Transport``."""
+
+    def __init__(self, address: Address, access: Access, model: str, version: str) -> None:
+        self._target = address.target
+        self._model = {"name": model, "version": version}
+        self._start = pb.ModelInferRequest(
+            model_name=model, model_version=version
+        ).SerializeToString()
+        self._metadata = tuple(access.all_headers().items())
+        self._credentials: grpc.ChannelCredentials | None = None
+        if address.tls:
+            self._credentials = grpc.ssl_channel_credentials(*access.certificates())
+        self._channel: grpc.aio.Channel | None = None
+        self._infer: Any = None
+
+    def connect(self) -> None:
+        """Make the channel; it connects with the first request."""
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(
+                self._target, self._credentials, options=_OPTIONS
+            )
+        self._infer = self._channel.unary_unary(_SERVICE + "ModelInfer")
+
+    async def close(self) -> None:
+        """End the channel and the requests that are under way."""
+        channel, self._channel, self._infer = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    async def metadata(self, timeout: float | None) -> dict[str, Any]:
+        """What the server says about the model."""
+        request = pb.ModelMetadataRequest(**self._model)
+        reply = await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, timeout)
+        return {
+            kind: [
+                {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
+                for one in getattr(reply, kind)
+            ]
+            for kind in ("inputs", "outputs")
+        }
+
+    async def ready(self, timeout: float | None) -> bool:
+        """Whether the model can be run now."""
+        request = pb.ModelReadyRequest(**self._model)
+        reply = await self._ask("ModelReady", request, pb.ModelReadyResponse, timeout)
+        return bool(reply.ready)
+
+    def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
+        """A request. The tensors' bytes are copied once: they are the message's last fields."""
+        message = pb.ModelInferRequest()
+        for tensor in tensors:
+            message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        for name in outputs:
+            message.outputs.add(name=name)
+        whole: list[bytes | memoryview] = [self._start, message.SerializeToString()]
+        for tensor in tensors:
+            whole += [_RAW, _varint(sum(map(len, tensor.parts))), *tensor.parts]
+        return Message(b"".join(whole))
+
+    async def infer(self, request: Message, timeout: float | None) -> Message:
+        """The reply to a request."""
+        return Message(await self._call(self._infer, request.body, timeout))
+
+    def decode(self, reply: Message) -> list[Received]:
+        """The tensors of a reply; ``ValueError`` if it is none."""
+        try:
+            message = pb.ModelInferResponse.FromString(reply.body)
+        except DecodeError as error:
+            raise ValueError(f"no inference response: {error}") from error
+        raw = list(message.raw_output_contents)
+        if raw and len(raw) != len(message.outputs):
+            raise ValueError(f"{len(raw)} raw contents for {len(message.outputs)} outputs")
+        tensors = list[Received]()
+        for index, one in enumerate(message.outputs):
+            values: Sequence[Any] = ()
+            if not raw:
+                values = list(getattr(one.contents, _CONTENTS.get(one.datatype, ""), ()))
+            data = raw[index] if raw else None
+            tensors.append(Received(one.name, one.datatype, tuple(one.shape), data, values))
+        return tensors
+
+    async def _ask(self, method: str, request: Any, reply: Any, timeout: float | None) -> Any:
+        call: Any = self._channel and self._channel.unary_unary(_SERVICE + method)
+        return reply.FromString(await self._call(call, request.SerializeToString(), timeout))
+
+    async def _call(self, call: Any, request: bytes, timeout: float | None) -> bytes:
+        if call is None:
+            raise Failure(Kind.LOST, "not open")
+        try:
+            reply: bytes = await call(request, timeout=timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
+        return reply
+
+
+def _failure(error: grpc.aio.AioRpcError) -> Failure:
+    text = error.details() or error.code().name
+    kind = _KINDS.get(error.code(), Kind.FAILED)
+    if kind is Kind.BUSY and "larger than max" in text:  # gRPC's own limit of a message's size
+        kind = Kind.INPUT
+    return Failure(kind, text)
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it."""
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)

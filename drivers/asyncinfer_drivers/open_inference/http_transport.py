@@ -1,0 +1,189 @@
+"""The protocol over HTTP, with tensors as bytes behind the JSON, or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import numpy as np
+
+from asyncinfer_drivers.open_inference.access import Access, Address
+from asyncinfer_drivers.open_inference.faults import Failure, Kind
+from asyncinfer_drivers.open_inference.tensors import DATATYPES, Given, Message, Received
+
+__all__ = ("HttpTransport",)
+
+_LENGTH = "Inference-Header-Content-Length"
+#: bytes read from the socket at once
+_BUFFER = 1 << 20
+#: bytes of a body that aiohttp takes in one piece without a warning
+_PIECE = 1 << 20
+
+_KINDS = {
+    **dict.fromkeys((400, 411, 413, 415, 422), Kind.INPUT),
+    **dict.fromkeys((401, 403, 407), Kind.DENIED),
+    **dict.fromkeys((404, 405, 501), Kind.UNKNOWN),
+    **dict.fromkeys((408, 504), Kind.TIMEOUT),
+    429: Kind.BUSY,
+    **dict.fromkeys((502, 503), Kind.LOST),
+}
+
+
+class HttpTransport:
+    """A pool of connections to one server; see ``Transport``.
+
+    A request that is cancelled or out of time closes its connection, which is how the server
+    learns of it.
+    """
+
+    def __init__(
+        self, address: Address, access: Access, model: str, version: str, *, binary: bool = True
+    ) -> None:
+        scheme = "https" if address.tls else "http"
+        at = f"/versions/{quote(version, safe='')}" if version else ""
+        self._base = f"{scheme}://{address.target}"
+        self._url = f"{self._base}{address.path}/v2/models/{quote(model, safe='')}{at}"
+        self._headers = access.all_headers()
+        self._ssl = access.ssl_context() if address.tls else False
+        self._binary = binary
+        self._session: aiohttp.ClientSession | None = None
+
+    def connect(self) -> None:
+        """Make the pool; it connects with the first request."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            headers=self._headers,
+            read_bufsize=_BUFFER,
+        )
+
+    async def close(self) -> None:
+        """Close all connections; requests under way end."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def metadata(self, timeout: float | None) -> Mapping[str, Any]:
+        """What the server says about the model."""
+        body, _ = await self._ask("GET", "", timeout)
+        return _json(body)
+
+    async def ready(self, timeout: float | None) -> bool:
+        """Whether the model can be run now."""
+        try:
+            await self._ask("GET", "/ready", timeout)
+        except Failure as failure:
+            if failure.kind in (Kind.LOST, Kind.TIMEOUT, Kind.DENIED):
+                raise
+            return False
+        return True
+
+    def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
+        """A request. The tensors' bytes are copied once, behind the JSON."""
+        wanted = [{"name": name, "parameters": {"binary_data": self._binary}} for name in outputs]
+        head: dict[str, Any] = {"inputs": [self._input(one) for one in tensors]}
+        if wanted:
+            head["outputs"] = wanted
+        elif self._binary:
+            head["parameters"] = {"binary_data_output": True}
+        text = json.dumps(head, separators=(",", ":")).encode()
+        if not self._binary:
+            return Message(text)
+        body = b"".join([text, *(part for one in tensors for part in one.parts)])
+        return Message(body, len(text))
+
+    def _input(self, tensor: Given) -> dict[str, Any]:
+        described = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if self._binary:
+            size = sum(map(len, tensor.parts))
+            return {**described, "parameters": {"binary_data_size": size}}
+        if tensor.datatype == "BYTES":
+            return {**described, "data": [bytes(part[4:]).decode() for part in tensor.parts]}
+        numbers = np.frombuffer(b"".join(tensor.parts), DATATYPES[tensor.datatype])
+        return {**described, "data": numbers.tolist()}
+
+    async def infer(self, request: Message, timeout: float | None) -> Message:
+        """The reply to a request."""
+        body, length = request
+        binary = {_LENGTH: str(length), "Content-Type": "application/octet-stream"}
+        headers = {"Content-Type": "application/json"} if length is None else binary
+        return await self._ask("POST", "/infer", timeout, body, headers)
+
+    def decode(self, reply: Message) -> list[Received]:
+        """The tensors of a reply; ``ValueError`` if it is none."""
+        body, length = reply
+        head, rest = (body, b"") if length is None else (body[:length], memoryview(body)[length:])
+        tensors, at = list[Received](), 0
+        try:
+            for one in _json(head)["outputs"]:
+                name, datatype, shape = one["name"], one["datatype"], tuple(one["shape"])
+                size = one.get("parameters", {}).get("binary_data_size")
+                if size is None:
+                    tensors.append(Received(name, datatype, shape, None, _flat(one["data"])))
+                    continue
+                tensors.append(Received(name, datatype, shape, rest[at : at + size]))
+                at += size
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no inference response: {error!r}") from error
+        return tensors
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        session = self._session
+        if session is None:
+            raise Failure(Kind.LOST, "not open")
+        data = io.BytesIO(body) if body and len(body) > _PIECE else body
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                session.request(
+                    method, self._url + path, data=data, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                answer = await response.read()
+        except TimeoutError as error:
+            raise Failure(Kind.TIMEOUT, f"nothing within {timeout:g} s") from error
+        except aiohttp.ClientPayloadError as error:
+            raise Failure(Kind.LOST, f"its answer is not complete: {error}") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise Failure(Kind.LOST, str(error) or type(error).__name__) from error
+        if response.status != 200:
+            kind = _KINDS.get(response.status, Kind.FAILED)
+            raise Failure(kind, _said(answer) or f"status {response.status} {response.reason}")
+        length = response.headers.get(_LENGTH, "")
+        return Message(answer, int(length) if length.isdigit() else None)
+
+
+def _json(body: bytes) -> Mapping[str, Any]:
+    """``ValueError`` if the body is no JSON object."""
+    found = json.loads(body)
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
+def _said(body: bytes) -> str:
+    """The text of an error response."""
+    try:
+        found = _json(body)
+        return str(found.get("error") or found.get("detail") or found)
+    except ValueError:
+        return body.decode(errors="replace")
+
+
+def _flat(data: Any) -> list[Any]:
+    """Nested lists as one."""
+    if data and isinstance(data[0], list):
+        return [one for part in data for one in _flat(part)]
+    return list(data)

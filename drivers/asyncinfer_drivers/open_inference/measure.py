@@ -1,0 +1,127 @@
+"""What the driver costs beside the bare client: ``python -m asyncinfer_drivers.open_inference.measure``.
+
+Both send the same tensors to the same server, in a process of its own on this host that sends them
+back. They take turns, so that whatever else runs here meets both alike; the figures are ratios of
+medians. The bare client is tritonclient's ``grpc.aio`` or ``http.aio``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc.aio
+import tritonclient.http.aio
+
+from asyncinfer_drivers.open_inference import OpenInferenceDriver
+
+__all__ = ("main", "measured")
+
+#: float32 numbers in the large tensor, 600 kB, and in the small one, 256 B
+LARGE, SMALL = 150_000, 64
+_CLIENTS = {"grpc": tritonclient.grpc.aio, "http": tritonclient.http.aio}
+
+Call = Callable[[], Awaitable[Any]]
+
+
+@contextlib.asynccontextmanager
+async def server() -> AsyncIterator[dict[str, str]]:
+    """The echo server's address for each protocol."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "asyncinfer_drivers.open_inference.echo",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    try:
+        ports = (await process.stdout.readline()).split()
+        yield dict(zip(("grpc", "http"), (f"127.0.0.1:{int(port)}" for port in ports), strict=True))
+    finally:
+        await process.communicate()
+
+
+def bare(protocol: str, client: Any, array: Any) -> Call:
+    """A call as a user of tritonclient writes it."""
+    module = _CLIENTS[protocol]
+
+    async def call() -> Any:
+        given = module.InferInput("x", array.shape, "FP32")
+        given.set_data_from_numpy(array)
+        return (await client.infer("echo", [given])).as_numpy("y")
+
+    return call
+
+
+def driven(driver: OpenInferenceDriver, array: Any) -> Call:
+    """The same through the driver."""
+    return lambda: driver.infer([array[0]])
+
+
+async def rate(call: Call, calls: int, in_flight: int) -> float:
+    """Calls a second with so many under way."""
+
+    async def work() -> None:
+        for _ in range(calls // in_flight):
+            await call()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(in_flight)))
+    return calls / (time.perf_counter() - started)
+
+
+async def measured(protocol: str, url: str, rounds: int, calls: int) -> dict[str, float]:
+    """The ratios for one protocol: above 1, the driver takes longer, or does more a second."""
+    client = _CLIENTS[protocol].InferenceServerClient(url)
+    driver = OpenInferenceDriver(url, "echo", protocol=protocol)
+    await driver.open()
+    try:
+        facts = dict[str, float]()
+        for what, size, in_flight in (
+            ("round_trip", LARGE, 1),
+            ("throughput_1", SMALL, 1),
+            ("throughput_8", SMALL, 8),
+            ("throughput_600kB_4", LARGE, 4),
+        ):
+            array = np.random.default_rng(42).random((1, size), np.float32)
+            pair = bare(protocol, client, array), driven(driver, array)
+            count = max(in_flight, calls // (10 if size == LARGE else 1))
+            for call in pair:  # warm up
+                await rate(call, count // 4, in_flight)
+            rates = list(zip(*[[await rate(c, count, in_flight) for c in pair]
+                               for _ in range(rounds)], strict=True))  # fmt: skip
+            bare_rate, own_rate = (statistics.median(column) for column in rates)
+            if what == "round_trip":
+                facts["bare_ms"], facts["driver_ms"] = 1e3 / bare_rate, 1e3 / own_rate
+                facts[what] = bare_rate / own_rate
+            else:
+                facts[what] = own_rate / bare_rate
+        return facts
+    finally:
+        await driver.close()
+        await client.close()
+
+
+async def _measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
+    async with server() as urls:
+        return {which: await measured(which, url, rounds, calls) for which, url in urls.items()}
+
+
+def main() -> None:
+    """Print the ratios as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="turns that each takes")
+    parser.add_argument("--calls", type=int, default=2000, help="small calls a turn; a tenth large")
+    given = parser.parse_args()
+    facts = asyncio.run(_measure(given.rounds, given.calls))
+    print(json.dumps({k: {n: round(v, 3) for n, v in f.items()} for k, f in facts.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What one opening of the driver holds: the way to the server, and a thread for the steps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from asyncinfer.errors import AsyncInferError, ConfigError, DeviceError, DeviceLost
+from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers.open_inference.codec import Codec
+from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
+from asyncinfer_drivers.open_inference.tensors import Message
+from asyncinfer_drivers.open_inference.transport import Transport
+
+__all__ = ("Limits", "Session")
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+P = ParamSpec("P")
+
+#: seconds before an overloaded server is asked again: at first, doubled each time, and at most
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Time limits in seconds."""
+
+    #: an answer that ``open`` or ``probe`` waits for
+    connect: float
+    #: a server that refuses a request because it is overloaded
+    queue: float
+    #: one request
+    run: float | None
+
+    def __post_init__(self) -> None:
+        for what, seconds in vars(self).items():
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"{what}_timeout must be seconds above 0, not {seconds!r}")
+
+
+class Session:
+    """From ``open`` to ``close``."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self._name = name
+        self._limits = limits
+        self._worker = Worker(name)
+        self._worker.start()
+        self._random = random.Random(42)
+        self._closed = False
+        self._transport: Transport | None = None
+        #: ``None`` until it is open
+        self.codec: Codec | None = None
+
+    @property
+    def transport(self) -> Transport:
+        """The way to the server; ``DeviceLost`` if there is none."""
+        if self._transport is None or self._closed:
+            raise DeviceLost(self._name, "not open")
+        return self._transport
+
+    async def connect(self, make: Callable[[], Transport]) -> Transport:
+        """Make the transport in the thread, and let it connect."""
+        transport = await self._worker.run(make)
+        if self._closed:
+            raise DeviceLost(self._name, "closed while it was opening")
+        transport.connect()
+        self._transport = transport
+        return transport
+
+    async def close(self) -> None:
+        """End the requests under way, the connections and the thread. Idempotent."""
+        self._closed = True
+        try:
+            if self._transport is not None:
+                await self._transport.close()
+        finally:
+            await self._worker.stop()
+
+    async def call(
+        self, slow: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call ``function``, in the thread if it is ``slow``."""
+        if slow:
+            return await self._worker.run(function, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    @contextmanager
+    def errors(self, mapped: Callable[[str, Failure], AsyncInferError]) -> Iterator[None]:
+        """Raise what a request raises as errors of this package."""
+        try:
+            yield
+        except Failure as failure:
+            raise mapped(self._name, _light(failure)) from failure
+        except asyncio.CancelledError as error:
+            if not self._closed or _is_cancelled():
+                raise
+            raise DeviceLost(self._name, "closed during a request") from _light(error)
+
+    async def reply(self, request: Message) -> Message:
+        """The server's answer. An overloaded server is asked again, with growing pauses."""
+        clock, pause, refused = asyncio.get_running_loop().time, _FIRST_PAUSE, None
+        while True:
+            try:
+                with self.errors(while_running):
+                    return await self.transport.infer(request, self._limits.run)
+            except DeviceError as error:
+                if not _is_busy(error):
+                    raise
+                refused = clock() if refused is None else refused
+                if clock() + pause > refused + self._limits.queue:
+                    error.message += f" (for {self._limits.queue:g} s)"
+                    raise
+            await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _light(error: E) -> E:
+    """``error`` without frames: they lead to the channel, and with it lives gRPC's thread.
+
+    The caller may keep many errors, and for long.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
+def _is_busy(error: DeviceError) -> bool:
+    return isinstance(error.__cause__, Failure) and error.__cause__.kind is Kind.BUSY
+
+
+def _is_cancelled() -> bool:
+    """Whether this call is; gRPC raises the same when its channel closes."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0

@@ -1,0 +1,134 @@
+"""What a server says about its model, compared with what is expected of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers.open_inference.tensors import DATATYPES
+
+__all__ = ("ModelSpec", "TensorSpec", "model_spec", "tensor_specs")
+
+
+class TensorSpec(NamedTuple):
+    """One input or output of a model, as the protocol describes it."""
+
+    name: str
+    #: ``FP32``, ``INT64``, ``BYTES``, ...; empty if unknown
+    datatype: str = ""
+    #: -1 is any size; ``None`` if unknown
+    shape: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        shape = "any shape" if self.shape is None else str(list(self.shape))
+        return f"{self.name!r} {self.datatype or 'of any type'} {shape}"
+
+    @property
+    def row(self) -> tuple[int, ...] | None:
+        """The shape without its first dimension."""
+        return None if self.shape is None else self.shape[1:]
+
+    def fits(self, other: TensorSpec) -> bool:
+        """Whether a tensor could be both."""
+        same = not (self.datatype and other.datatype) or self.datatype == other.datatype
+        return self.name == other.name and same and fits(self.shape, other.shape)
+
+    def over(self, other: TensorSpec) -> TensorSpec:
+        """This one, and what it leaves open from ``other``."""
+        shape = self.shape if self.shape is not None else other.shape
+        return TensorSpec(self.name, self.datatype or other.datatype, shape)
+
+
+class ModelSpec(NamedTuple):
+    """A model as the driver uses it."""
+
+    inputs: tuple[TensorSpec, ...]
+    #: empty if the server does not say
+    outputs: tuple[TensorSpec, ...]
+    #: whether the first dimension of every tensor is the batch
+    batched: bool
+    #: the most tasks in one request; ``None``: no limit known
+    most: int | None
+
+
+def fits(one: Sequence[int] | None, other: Sequence[int] | None) -> bool:
+    """Whether two shapes can be the same; -1 is any size, ``None`` any shape."""
+    if one is None or other is None:
+        return True
+    sizes = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in sizes)
+
+
+def tensor_specs(tables: Any, what: str) -> tuple[TensorSpec, ...]:
+    """Specs from tables with ``name``, ``datatype`` and ``shape``; ``ConfigError`` if wrong."""
+    try:
+        return tuple(_spec(table) for table in tables or ())
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{what}: each is a table with name, datatype and shape: {error!r}"
+        ) from error
+
+
+def _spec(table: Mapping[str, Any]) -> TensorSpec:
+    if extra := set(table) - {"name", "datatype", "shape", "parameters", "tags"}:
+        raise ValueError(f"unknown key {min(extra)!r}")
+    name, datatype, shape = str(table["name"]), table.get("datatype") or "", table.get("shape")
+    if datatype and datatype not in DATATYPES:
+        raise ValueError(f"datatype {datatype!r} is none of {', '.join(DATATYPES)}")
+    return TensorSpec(name, datatype, None if shape is None else tuple(map(int, shape)))
+
+
+def model_spec(
+    name: str,
+    metadata: Mapping[str, Any],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    batched: bool | None,
+) -> ModelSpec:
+    """The model that ``metadata`` describes, if it has the expected inputs and outputs.
+
+    :param inputs: all inputs that are expected; none: whatever the server says.
+    :param outputs: those that are wanted; none: all.
+    :param batched: ``None``: if the first dimension of every input is of any size.
+    """
+    found = tensor_specs(metadata.get("inputs"), f"{name}: the server's inputs")
+    if inputs and found and {one.name for one in inputs} != {one.name for one in found}:
+        raise ConfigError(f"{name}: the model has inputs {_list(found)}, not {_list(inputs)}")
+    given = _merged(name, "input", inputs or found, found)
+    if not given:
+        raise ConfigError(
+            f"{name}: the server does not say what inputs the model has: "
+            "give inputs=[{name=..., datatype=..., shape=...}]"
+        )
+    if vague := [one for one in given if not one.datatype or one.shape is None]:
+        raise ConfigError(f"{name}: give datatype and shape of input {vague[0].name!r}")
+    found = tensor_specs(metadata.get("outputs"), f"{name}: the server's outputs")
+    wanted = _merged(name, "output", outputs or found, found)
+    shapes = [one.shape for one in given if one.shape is not None]
+    if batched is None:
+        batched = all(shape[:1] == (-1,) for shape in shapes)
+    if not batched:
+        return ModelSpec(given, wanted, False, 1)
+    if not all(shapes):
+        raise ConfigError(f"{name}: batched=True, but {_list(given)} has no first dimension")
+    sizes = [shape[0] for shape in shapes if shape[0] != -1]
+    return ModelSpec(given, wanted, True, min(sizes, default=None))
+
+
+def _merged(
+    name: str, kind: str, wanted: Iterable[TensorSpec], found: Sequence[TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    """Each one wanted, with what the server says of it; ``ConfigError`` if that differs."""
+    merged = list[TensorSpec]()
+    for one in wanted:
+        said = next((other for other in found if other.name == one.name), None)
+        if found and (said is None or not one.fits(said)):
+            there = _list(found) if said is None else str(said)
+            raise ConfigError(f"{name}: expected {kind} {one}, the model has {there}")
+        merged.append(one if said is None else one.over(said))
+    return tuple(merged)
+
+
+def _list(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(map(str, specs))

@@ -1,0 +1,134 @@
+"""Between inputs, arrays and the bytes of the protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from asyncinfer.errors import InputError
+
+__all__ = (
+    "DATATYPES",
+    "Array",
+    "Given",
+    "Message",
+    "Received",
+    "from_received",
+    "is_torch",
+    "parts",
+    "to_array",
+)
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+#: the protocol's datatypes; all numbers are little-endian
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    **{f"UINT{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
+    **{f"INT{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
+
+
+class Given(NamedTuple):
+    """A tensor to send."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    #: its bytes, in as many parts as there were rows
+    parts: Sequence[bytes | memoryview]
+
+
+class Received(NamedTuple):
+    """A tensor that came: as bytes, or as numbers one by one."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes | memoryview | None
+    values: Sequence[Any] = ()
+
+
+class Message(NamedTuple):
+    """A request or reply, as bytes."""
+
+    body: bytes
+    #: over HTTP: the length of the JSON at the start, if tensors follow
+    head: int | None = None
+
+
+def is_torch(item: object) -> bool:
+    """Whether it is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(item, torch.Tensor)
+
+
+def to_array(item: Any, datatype: str, name: str) -> Array:
+    """``item`` in that datatype; ``InputError`` about input ``name`` if its numbers would change.
+
+    Real numbers may lose digits, as from float64 to float32.
+    """
+    wanted = DATATYPES[datatype]
+    try:
+        array = np.asarray(_plain(item))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        kind = type(item).__name__
+        raise InputError(f"input {name!r}: no array can be made of this {kind}") from error
+    if array.dtype == wanted:
+        return np.ascontiguousarray(array).reshape(array.shape)
+    if wanted.kind == "O" and array.dtype.kind in "SUO":
+        return array.astype(object)
+    if array.dtype.kind in "fiub" and wanted.kind in "fiub":
+        with np.errstate(all="ignore"):
+            cast = array.astype(wanted)
+        if np.can_cast(array.dtype, wanted, "same_kind") or np.array_equal(cast, array):
+            return cast
+    raise InputError(f"input {name!r} is {array.dtype}, the model takes {datatype}")
+
+
+def _plain(item: Any) -> Any:
+    """A torch tensor as what numpy can read."""
+    if not is_torch(item):
+        return item
+    tensor = item.detach().cpu()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+
+
+def parts(array: Array) -> Sequence[bytes | memoryview]:
+    """The bytes of a contiguous array, not copied if it holds numbers."""
+    if array.dtype.kind != "O":
+        return [array.reshape(-1).view(np.uint8).data]
+    texts = [one.encode() if isinstance(one, str) else bytes(one) for one in array.flat]
+    return [len(text).to_bytes(4, "little") + text for text in texts]
+
+
+def from_received(tensor: Received) -> Array:
+    """The array of a tensor; it may be read-only. ``ValueError`` if its size is not its shape's."""
+    wanted = DATATYPES.get(tensor.datatype)
+    if wanted is None:
+        raise ValueError(f"datatype {tensor.datatype!r} is unknown")
+    if tensor.raw is None:
+        array = np.asarray(tensor.values, wanted)
+    elif wanted.kind == "O":
+        array = np.asarray(_texts(bytes(tensor.raw)), wanted)
+    else:
+        array = np.frombuffer(tensor.raw, wanted)
+    return array.reshape(tensor.shape)
+
+
+def _texts(data: bytes) -> list[bytes]:
+    texts, at = list[bytes](), 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        if end > len(data):
+            raise ValueError("a text ends too early")
+        texts.append(data[at + 4 : end])
+        at = end
+    return texts

@@ -1,0 +1,46 @@
+"""What the driver needs of a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from asyncinfer_drivers.open_inference.tensors import Given, Message, Received
+
+__all__ = ("Transport",)
+
+
+class Transport(Protocol):
+    """The way to one model of one server.
+
+    Requests raise ``Failure``. A request that is cancelled, or takes longer than its ``timeout``
+    in seconds, is cancelled at the server too.
+    """
+
+    def connect(self) -> None:
+        """Make what is needed to connect; the first request does."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections; requests under way end. Idempotent."""
+        ...
+
+    async def metadata(self, timeout: float | None) -> Mapping[str, Any]:
+        """``inputs`` and ``outputs`` of the model; ``ValueError`` if the reply is none."""
+        ...
+
+    async def ready(self, timeout: float | None) -> bool:
+        """Whether the model can be run now."""
+        ...
+
+    async def infer(self, request: Message, timeout: float | None) -> Message:
+        """The reply to a request."""
+        ...
+
+    def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
+        """The request to run ``tensors`` and return those outputs; none: all. Any thread."""
+        ...
+
+    def decode(self, reply: Message) -> list[Received]:
+        """The tensors in a reply; ``ValueError`` if it is none. Any thread."""
+        ...
