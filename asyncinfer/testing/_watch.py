@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import threading
@@ -26,26 +27,39 @@ def is_virtual(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 class Ticker:
-    """Measures the longest time for which the event loop did nothing else."""
+    """Measures the longest time for which the event loop did nothing else.
+
+    Two things are not counted, as no driver can help them: Python's collection of garbage, which
+    takes the longer the more the whole program holds, and the wait for a free processor.
+    """
 
     def __init__(self) -> None:
         self.worst = 0.0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._collecting_since = self._collecting = 0.0
 
     def __enter__(self) -> Ticker:
-        self._due = time.monotonic()
         if not is_virtual(self._loop):
+            gc.callbacks.append(self._collect)
+            self._due = _own_time()
             self._tick()
         return self
 
     def _tick(self) -> None:
         self._look()
-        self._due = time.monotonic() + _TICK
+        self._collecting = 0.0
+        self._due = _own_time() + _TICK
         self._timer = self._loop.call_later(_TICK, self._tick)
 
     def _look(self) -> None:
-        self.worst = max(self.worst, time.monotonic() - self._due)
+        self.worst = max(self.worst, _own_time() - self._due - self._collecting)
+
+    def _collect(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting_since = _own_time()
+        else:
+            self._collecting += _own_time() - self._collecting_since
 
     def __exit__(
         self,
@@ -56,6 +70,19 @@ class Ticker:
         if self._timer is not None:
             self._look()
             self._timer.cancel()
+            gc.callbacks.remove(self._collect)
+
+
+def _own_time() -> float:
+    """The clock in seconds, without those this thread waited for a processor that others had."""
+    return time.monotonic() - _waited()
+
+
+def _waited() -> float:
+    """Seconds this thread was ready and not run; 0 where the system does not tell."""
+    with suppress(OSError):
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+    return 0.0
 
 
 class Leftovers:

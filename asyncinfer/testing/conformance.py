@@ -86,7 +86,8 @@ async def check_driver(
     :param observed: given a function, makes a driver that calls it during ``infer``, say as its
         ``preprocess``. Only so can be seen which ``contextvars`` context the work runs in.
     :param timeout: seconds any single call may take, on the event loop's clock.
-    :param max_block: seconds the event loop may stand still.
+    :param max_block: seconds the event loop may stand still, without those that Python took to
+        collect garbage or, on Linux, waited for a processor.
 
     What needs an argument that is not given is skipped, and named in the report. Call it where
     nothing else goes on: it watches all asyncio tasks, threads and child processes. In virtual

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import math
 import os
 import subprocess
@@ -703,3 +704,70 @@ async def test_blocking_the_event_loop_is_caught(method):
     with pytest.raises(ConformanceError, match=r"it stood still for 0\.0") as error:
         await check(Blocks, max_block=0.005)
     assert error.value.promise == "nothing blocks the event loop"
+
+
+def sleep():
+    time.sleep(0.2)
+
+
+def compute():
+    end = time.thread_time() + 0.2
+    while time.thread_time() < end:
+        sum(range(1000))
+
+
+@pytest.mark.parametrize("block", [sleep, compute])
+def test_a_fifth_of_a_second_is_always_caught(block):
+    class Blocks(Good):
+        async def open(self):
+            block()
+            await super().open()
+
+    with pytest.raises(ConformanceError, match=r"it stood still for 0\.[1-9]"):
+        asyncio.run(check(Blocks))
+
+
+async def stood_still(something):
+    with _watch.Ticker() as ticker:
+        await asyncio.sleep(0.01)
+        something()
+        await asyncio.sleep(0.01)
+    return ticker.worst
+
+
+def collect_slowly():
+    def slow(phase, info):
+        if phase == "stop":
+            time.sleep(0.2)
+
+    gc.callbacks.insert(0, slow)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(slow)
+
+
+async def test_collecting_garbage_is_not_taken_for_blocking():
+    assert await stood_still(collect_slowly) < 0.15
+    assert not any(isinstance(getattr(c, "__self__", None), _watch.Ticker) for c in gc.callbacks)
+
+
+async def test_waiting_for_a_processor_is_not_taken_for_blocking(monkeypatch):
+    """As where the system says that the thread was ready to run while it was not run."""
+    total = 0.0
+
+    def wait():
+        nonlocal total
+        time.sleep(0.2)
+        total += 0.2
+
+    monkeypatch.setattr(_watch, "_waited", lambda: total)
+    assert await stood_still(wait) < 0.15
+    assert await stood_still(sleep) >= 0.19
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="needs Linux")
+def test_the_system_says_how_long_a_thread_waited():
+    before = _watch._waited()
+    sleep()
+    assert 0 <= _watch._waited() - before < 0.15  # who sleeps does not wait

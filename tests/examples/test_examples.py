@@ -79,9 +79,20 @@ def test_embed_finishes_what_it_accepted_when_told_to_stop(number: signal.Signal
     assert "0 failed" in output
 
 
-async def test_own_driver_conforms_on_every_event_loop(capsys) -> None:
-    await load("own_driver.py").main()
-    assert "2000 roots" in capsys.readouterr().out
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_own_driver_conforms_on_every_event_loop(loop: str) -> None:
+    """In a process of its own: uvloop forks, which stops a process for long if it is large."""
+    pytest.importorskip(loop)
+    code = (
+        f"import asyncio, runpy, {loop}\n"
+        f"main = runpy.run_path({str(EXAMPLES / 'own_driver.py')!r})['main']\n"
+        f"asyncio.Runner(loop_factory={loop}.new_event_loop).run(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2000 roots" in done.stdout
 
 
 def test_own_driver_fits_into_forty_lines() -> None:

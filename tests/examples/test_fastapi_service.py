@@ -7,7 +7,7 @@ import importlib.util
 import json
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -155,19 +155,33 @@ async def test_a_client_that_leaves_a_stream_frees_its_tasks(service):
         served(service, dispatcher) as client,
     ):
         images = [[[n]] for n in range(100)]
-        async with client.stream("POST", "/stream", json={"images": images}) as answer:
-            assert json.loads(await anext(answer.aiter_lines()))["index"] == 0
+        async with (
+            client.stream("POST", "/stream", json={"images": images}) as answer,
+            aclosing(answer.aiter_lines()) as lines,  # the client leaves as soon as nobody holds it
+        ):
+            assert json.loads(await anext(lines))["index"] == 0
             await until(lambda: dispatcher.stats().running == 1)
         await until(lambda: dispatcher.stats().running == 0)
         assert dispatcher.stats().waiting == dispatcher.stats().queue_depth == 0
 
 
-async def test_no_device_is_503_and_unhealthy(service):
-    def lost(image):
-        raise DeviceLost("gone", "unplugged")
+class Unplugged(SimulatedDriver):
+    """Is gone from the first task on."""
 
-    devices = [SimulatedDriver("gone", 0.001, function=lost)]
-    service.app.state.dispatcher = Dispatcher(devices, timeout=0.05)
+    gone = False
+
+    async def open(self):
+        if self.gone:
+            raise DeviceLost(self.name, "not there")
+        await super().open()
+
+    async def infer(self, batch):
+        self.gone = True
+        raise DeviceLost(self.name, "unplugged")
+
+
+async def test_no_device_is_503_and_unhealthy(service):
+    service.app.state.dispatcher = Dispatcher([Unplugged("gone", 0.001)], timeout=0.05)
     transport = httpx.ASGITransport(service.app)
     async with (
         service.app.state.dispatcher,

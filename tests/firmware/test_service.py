@@ -46,8 +46,9 @@ def infer_all(board, numbers, outputs, chunk, in_flight):
 
 
 def test_all_digits_are_bit_exact_with_several_requests_in_flight(board, digits):
+    before = stats(board)  # a board that boots may have seen half a hello
     infer_all(board, *digits, chunk=8, in_flight=4)
-    assert stats(board)[2:5] == (0, 0, 0)
+    assert stats(board)[2:5] == before[2:5]
 
 
 def test_one_by_one_and_as_many_as_fit(board, digits):
