@@ -14,10 +14,13 @@ ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang li
 ARM_STAMP  := .venv/.arm-stamp
 INFERENCES := 100000
 
+# Several processes, so that none grows large; long files, which come first, are begun first.
+PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test coverage test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers fuzz lint format docs clean
+.PHONY: help setup demo test coverage test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers kill9 fuzz lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,13 +53,13 @@ demo: setup  ## classify real pictures and digits on the devices of this machine
 	.venv/bin/asyncinfer demo
 
 test: setup  ## run every test
-	.venv/bin/pytest -q
+	$(PYTEST)
 
 coverage: setup  ## the same, with coverage of lines and branches, which takes longer
-	.venv/bin/pytest -q --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 test-fast: setup  ## run the tests that take no more than a moment
-	.venv/bin/pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-core: $(CORE)/.stamp  ## run the core's tests without torch: make test-core PYTHON=python3.13
 	$(CORE)/bin/pytest -q tests/core
@@ -86,6 +89,9 @@ bench-peers: setup  ## install the peers, each in an environment of its own, and
 	.venv/bin/python -m asyncinfer.bench.peers
 	@mkdir -p out/peers
 	.venv/bin/asyncinfer bench --suite peers --report out/peers/report.md
+
+kill9: setup  ## kill a job again and again, and see that its file ends complete: make kill9 KILLS=50
+	.venv/bin/python tests/cli/kill_resume.py --kills $(or $(KILLS),50)
 
 fuzz:  ## give the firmware's parser to libFuzzer: make fuzz RUNS=10000000
 	@mkdir -p build

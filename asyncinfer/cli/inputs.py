@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,22 +44,24 @@ class Inputs:
 
     parts: Sequence[Part] = ()
     lines: AsyncIterator[Named] | None = None
+    #: how many of the first ones are left out
+    skip: int = 0
 
     @property
     def count(self) -> int | None:
         """How many there are, if that is known."""
-        return None if self.lines else sum(part.count for part in self.parts)
+        return None if self.lines else sum(part.count for part in self.parts) - self.skip
 
     def targets(self) -> Iterator[Any] | None:
         """The right results in order, if they are known for all inputs."""
         known = [part.targets for part in self.parts if part.targets is not None]
         if self.lines or len(known) != len(self.parts):
             return None
-        return (target for targets in known for target in targets)
+        return islice((target for targets in known for target in targets), self.skip, None)
 
     def __iter__(self) -> Iterator[Named]:
         """All but the ``lines``."""
-        return (named for part in self.parts for named in part)
+        return islice((named for part in self.parts for named in part), self.skip, None)
 
 
 def collect(texts: Sequence[str], model: Model | None) -> Inputs:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncinfer.cli.output import plain, seconds
 from asyncinfer.errors import ConfigError, TaskError
 from asyncinfer.result import Result
 
-__all__ = ("COLUMNS", "Row", "Write", "opened", "row_of")
+__all__ = ("COLUMNS", "Encoder", "Row", "Write", "encoder", "opened", "row_of", "write_all")
 
 COLUMNS = ("index", "input", "output", "error", "device", "seconds")
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json")
 
-Row: TypeAlias = Mapping[str, Any]
+Row: TypeAlias = dict[str, Any]
 Write: TypeAlias = Callable[[Row], None]
 
 
@@ -44,21 +46,47 @@ def reason(error: TaskError | None) -> str | None:
     return error.message or text
 
 
+class Encoder(NamedTuple):
+    """How a file of rows is written."""
+
+    #: what it begins with
+    head: bytes
+    #: one row, with the end of its line
+    row: Callable[[Row], bytes]
+
+
+def encoder(path: Path) -> Encoder:
+    """The form that the suffix of ``path`` stands for; ``ConfigError`` if it stands for none."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--output {path}: its suffix must be one of {', '.join(SUFFIXES)}")
+    if path.suffix != ".csv":
+        return Encoder(b"", lambda row: f"{_line(row)}\n".encode())
+    return Encoder(_csv(COLUMNS), lambda row: _csv([_cell(row[column]) for column in COLUMNS]))
+
+
 @contextmanager
 def opened(path: Path | None, *, quiet: bool) -> Iterator[Write]:
     """A function that writes rows as they come: to a file by its suffix, or standard output."""
     if path is None:
         yield _drop if quiet else (_show if sys.stdout.isatty() else _print)
         return
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--output {path}: its suffix must be one of {', '.join(SUFFIXES)}")
-    with path.open("w", encoding="utf-8", newline="", buffering=1) as file:
-        if path.suffix != ".csv":
-            yield lambda row: print(_line(row), file=file)
-            return
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        yield lambda row: writer.writerow([_cell(row[column]) for column in COLUMNS])
+    encode = encoder(path)
+    with path.open("wb", buffering=0) as file:
+        file.write(encode.head)
+        yield lambda row: write_all(file, encode.row(row))
+
+
+def write_all(file: RawIOBase, line: bytes) -> None:
+    """All of it, or ``OSError``: a disk that fills up may take a part first."""
+    rest = memoryview(line)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
+
+
+def _csv(cells: Sequence[Any]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()
 
 
 def _line(row: Row) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from asyncinfer import config as configuration
 from asyncinfer.cli.arguments import Config, Devices, Json, Policy, Window
 from asyncinfer.cli.arguments import Model as ModelOption
+from asyncinfer.cli.durable import resumed
 from asyncinfer.cli.inputs import Inputs, Named, collect, read_picture
 from asyncinfer.cli.output import emit, note, seconds, table
 from asyncinfer.cli.progress import Progress
@@ -58,6 +60,9 @@ def run(
         Path | None,
         typer.Option(help="Write rows to this .csv or .jsonl file.", show_default=False),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the rows --output has, and add the others.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Stream inputs through a model on several devices.
@@ -68,7 +73,7 @@ def run(
 
     A built-in model brings its own inputs. Without --output, rows go to standard output. Inputs
     that cannot be read become rows with an error, and the exit status 1. Ctrl-C ends the run with
-    a summary of what was done.
+    a summary of what was done. With --resume, the same command goes on where it was stopped.
     """
     settings = configuration.load(config) if config else configuration.Config()
     chosen = _select(devices or [], settings)
@@ -78,7 +83,7 @@ def run(
     options = dict(settings.dispatcher) | {k: v for k, v in given.items() if v is not None}
     drivers = [device.build(used) for device in chosen]
     _tell(chosen)
-    with opened(output, quiet=as_json) as write:
+    with _written(output, source, resume=resume, quiet=as_json) as (source, write):
         beside_rows = not as_json and output is None and sys.stdout.isatty()
         progress = Progress(source.count, shown=not beside_rows)
         session = Session(drivers, options, source, write, progress)
@@ -89,6 +94,25 @@ def run(
         raise typer.Exit(130)
     if facts["failed"] or facts.get("bit_exact") is False:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _written(
+    output: Path | None, source: Inputs, *, resume: bool, quiet: bool
+) -> Iterator[tuple[Inputs, Write]]:
+    """The inputs that are left to do, and where their rows go."""
+    if not resume:
+        with opened(output, quiet=quiet) as write:
+            yield source, write
+        return
+    if output is None:
+        raise ConfigError("--resume goes with --output FILE: the rows in it are kept")
+    if source.lines:
+        raise ConfigError("--resume needs inputs that stay the same: name files, not -")
+    with resumed(output, (name for name, _ in source)) as kept:
+        if kept.rows:
+            note(f"{output}: {kept.rows} rows are there, {(source.count or 0) - kept.rows} to do")
+        yield replace(source, skip=kept.rows), kept.write
 
 
 def _select(names: Sequence[str], settings: configuration.Config) -> list[DeviceConfig]:
@@ -192,7 +216,8 @@ class Session:
         self.last = max(self.last, result.finished)
         if targets is not None:
             self.right += next(targets) == result.value
-        self.write(row_of(self.names.pop(result.index), result))
+        row = row_of(self.names.pop(result.index), result)
+        self.write(row | {"index": self.source.skip + result.index})
 
     def _summary(self, stats: DispatcherStats) -> dict[str, Any]:
         makespan = max(0.0, self.last - self.first) if self.done else 0.0
@@ -200,6 +225,7 @@ class Session:
         reports = {driver.name: _report(driver) for driver in self.drivers}
         return {
             "tasks": self.done,
+            "resumed": self.source.skip,
             "failed": self.failed,
             "in_order": self.in_order,
             "seconds": makespan,
