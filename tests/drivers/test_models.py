@@ -16,6 +16,9 @@ from asyncinfer_drivers.torch_host import TorchDriver
 
 BOTH = pytest.mark.parametrize("model", [digits.MODEL, imagenet.MODEL], ids=lambda m: m.name)
 
+#: for what does not depend on the event loop and takes seconds
+ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
+
 
 async def run_all(model, **options):
     """What the torch driver makes of the model's own inputs, in batches."""
@@ -161,6 +164,7 @@ def test_labels():
 
 
 @pytest.mark.models
+@ONE_LOOP
 @pytest.mark.parametrize("max_batch", [1, 4])
 async def test_pictures_get_the_right_names(max_batch):
     names = imagenet.MODEL.inputs().names
@@ -173,6 +177,7 @@ async def test_pictures_get_the_right_names(max_batch):
 
 
 @pytest.mark.models
+@ONE_LOOP
 async def test_the_driver_gives_what_a_bare_loop_gives():
     data, net = imagenet.MODEL.inputs(), imagenet.build()
     with torch.inference_mode():

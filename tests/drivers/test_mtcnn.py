@@ -224,6 +224,7 @@ def test_reducing_averages_squares_and_cuts_off_the_rest():
 
 
 @pytest.mark.models
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # it takes seconds
 @pytest.mark.parametrize("max_batch", [1, 4])
 async def test_the_right_faces_are_found(max_batch):
     data = MODEL.inputs()

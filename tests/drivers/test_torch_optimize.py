@@ -25,6 +25,9 @@ from asyncinfer_drivers.torch_host import TorchDriver
 
 PLANS = ["fuse", "channels_last", "freeze", "freeze+onednn", "fuse+channels_last+freeze"]
 
+#: for what does not depend on the event loop and takes seconds
+ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
+
 
 @pytest.fixture(scope="module")
 def net():
@@ -123,6 +126,7 @@ def test_words_are_numbers_within_a_vocabulary():
 @pytest.mark.models
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@ONE_LOOP
 @pytest.mark.parametrize("optimize", ["channels_last+freeze", "freeze+onednn"])
 async def test_efficientnet(optimize):
     pictures = list(imagenet.inputs().items)

@@ -22,6 +22,9 @@ from asyncinfer_drivers.cortex_m.proxy import Faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+#: for what does not depend on the event loop and takes seconds
+ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
+
 
 def driver_of(board, **options):
     return CortexM4Driver(board.port, raw=True, **{"max_batch": 16, **options})
@@ -39,6 +42,7 @@ async def run(dispatcher, samples, answers, disturb=None):
     assert done == len(samples)
 
 
+@ONE_LOOP
 async def test_all_digits_are_bit_exact(firmware, samples, answers):
     async with (
         EmulatedCortexM4(firmware.elf) as board,
@@ -47,6 +51,7 @@ async def test_all_digits_are_bit_exact(firmware, samples, answers):
         await run(dispatcher, samples, answers)
 
 
+@ONE_LOOP
 async def test_the_second_board(samples, answers, firmware):
     from asyncinfer_drivers.cortex_m.build import build_firmware
 
@@ -87,6 +92,7 @@ async def trouble(board, what):
         board.replug()
 
 
+@ONE_LOOP
 async def test_a_faulty_line_changes_no_result(firmware, samples, answers):
     async with EmulatedCortexM4(firmware.elf, faults=Faults.mixed(0.001)) as board:
         driver = driver_of(board, max_batch=1, concurrency=4)
@@ -95,6 +101,7 @@ async def test_a_faulty_line_changes_no_result(firmware, samples, answers):
         assert sum(board.proxy.counts.values()) > 10
 
 
+@ONE_LOOP
 async def test_boots_are_counted_through_resets_only(firmware):
     async with EmulatedCortexM4(firmware.elf) as board:
         driver = driver_of(board)
@@ -123,6 +130,7 @@ async def test_the_promises_of_a_driver(firmware, samples, answers):
     )
 
 
+@ONE_LOOP
 async def test_its_report(firmware, samples, answers):
     driver = EmulatedCortexM4Driver(raw=True)
     assert driver.report()["bit_exact"] is None
@@ -190,6 +198,7 @@ def _runs(pid):
         return False
 
 
+@ONE_LOOP
 async def test_a_short_soak(firmware, samples, answers):
     spec = importlib.util.spec_from_file_location("soak", Path(__file__).with_name("soak.py"))
     module = importlib.util.module_from_spec(spec)

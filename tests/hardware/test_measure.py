@@ -7,6 +7,7 @@ from asyncinfer_drivers.cortex_m import measure
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # it takes seconds
 async def test_each_gives_a_ratio(firmware):
     facts = await measure.link(firmware.elf, inferences=20)
     assert 0 < facts["link_efficiency"] <= 1.1
