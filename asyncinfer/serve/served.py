@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -115,18 +116,29 @@ class Served:
 
     async def run(self, rows: Array) -> dict[str, Array]:
         """The outputs for a batch of rows, by name, batch first. Each row is a task."""
-        if len(rows) == 1:
-            return {
-                name: a[None] for name, a in named(await self.dispatcher.infer(rows[0])).items()
-            }
-        async with self.dispatcher.stream(list(rows)) as outputs:
-            results = [named(output) async for output in outputs]
+        results = [named(output) for output in await self._infer(rows)]
         try:
             return {name: np.stack([row[name] for row in results]) for name in results[0]}
         except (ValueError, KeyError) as error:
             raise BadRequest(
                 "the rows' outputs differ in shape: send one row in a request"
             ) from error
+
+    async def _infer(self, rows: Array) -> list[Any]:
+        """The output of each row.
+
+        Each is a call of its own, not all a stream: calls of all clients share the batches.
+        """
+        if len(rows) == 1:
+            return [await self.dispatcher.infer(rows[0])]
+        calls = [asyncio.ensure_future(self.dispatcher.infer(row)) for row in rows]
+        try:
+            return await asyncio.gather(*calls)
+        except BaseException:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            raise
 
     def metadata(self) -> dict[str, Any]:
         """As the protocol describes a model."""
