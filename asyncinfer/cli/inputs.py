@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from asyncinfer.cli.tools import optional
-from asyncinfer.errors import ConfigError
+from asyncinfer.errors import ConfigError, InputError
 from asyncinfer.model import Deferred, InputSet, Model, builtin
 from asyncinfer.registry import did_you_mean, model_names
 
@@ -24,6 +24,8 @@ __all__ = ("Inputs", "Named", "collect", "read_picture")
 Named: TypeAlias = tuple[str, Any]
 
 _CHUNK = 65536
+#: more would take over half a gigabyte as float32: refused before decoding
+MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def read_picture(path: Path) -> Any:
     """A picture as float32 [3, h, w] from 0 to 1, for models that bring no steps of their own."""
     numpy = optional("numpy", "reading pictures")
     with optional("PIL.Image", "reading pictures").open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"{path}: more than {MAX_PIXELS:,} pixels")
         pixels = numpy.asarray(image.convert("RGB"), dtype=numpy.float32) / 255
     return numpy.ascontiguousarray(pixels.transpose(2, 0, 1))
 

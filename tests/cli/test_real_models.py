@@ -9,6 +9,9 @@ numpy = pytest.importorskip("numpy")
 
 from PIL import Image  # noqa: E402
 
+from asyncinfer.cli.inputs import read_picture  # noqa: E402
+from asyncinfer.errors import InputError  # noqa: E402
+
 pytestmark = [
     pytest.mark.models,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch on TorchScript
@@ -86,3 +89,11 @@ def test_a_device_that_is_not_here(cli):
     ran = cli("run", "--model", "digits", "--devices", "cuda")
     assert ran.status == 2
     assert "'cuda' is not available; here: " in ran.error
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (10_000, 5_001)).save(path)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(InputError, match="more than 50,000,000 pixels"):
+        read_picture(path)
