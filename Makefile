@@ -14,7 +14,8 @@ ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang li
 ARM_STAMP  := .venv/.arm-stamp
 INFERENCES := 100000
 
-# Several processes, so that none grows large; long files, which come first, are begun first.
+# A process for each processor, up to four: each may take 2 GB. The files keep their order, in which
+# long ones are not the last.
 PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
