@@ -196,7 +196,10 @@ def _strategy(name: str, placement: Any) -> Any:
     if placement.startswith("node:"):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return NodeAffinitySchedulingStrategy(placement.removeprefix("node:"), soft=False)
+        try:
+            return NodeAffinitySchedulingStrategy(placement.removeprefix("node:"), soft=False)
+        except ValueError as error:
+            raise ConfigError(f"{name}: placement={placement!r}: no id of a Ray node") from error
     if placement not in ("DEFAULT", "SPREAD"):
         raise ConfigError(f"{name}: placement must be 'SPREAD' or 'node:ID', not {placement!r}")
     return placement

@@ -33,7 +33,8 @@ def join(name: str, address: str | None) -> Callable[[], None]:
 
     ``address`` is ``host:port``, ``"local"`` for a cluster of our own, or ``None``: that of
     ``RAY_ADDRESS``, or of a cluster that ``ray start`` has started on this host, or else a local
-    one, which we start. If the program has called ``ray.init`` itself, that connection is used.
+    one, which we start. Without an address the connection there is will do, and if the program has
+    called ``ray.init`` itself, that one is used.
 
     Both block: call them in a thread. The last to leave ends the connection, and the cluster if it
     is ours. ``name`` is the device's, for errors: ``DeviceLost`` if nobody answers at the address,
@@ -46,11 +47,10 @@ def join(name: str, address: str | None) -> Callable[[], None]:
                 return _theirs
             _current = _Connection(name, address)
         connection = _current
-        if connection.wanted != address:
+        if address not in (None, connection.address):
             raise ConfigError(
-                f"{name}: a process has one Ray cluster, and this one has "
-                f"{connection.wanted or 'the default one'}, not {address}: give all its drivers "
-                "one address"
+                f"{name}: a process has one Ray cluster, and this one is connected to "
+                f"{connection.address}, not {address}: give all its drivers one address"
             )
         connection.users += 1
         return _once(connection)
@@ -86,7 +86,7 @@ class _Connection:
     """Made and ended by a thread of its own: Ray's processes end with the thread they are from."""
 
     def __init__(self, name: str, address: str | None) -> None:
-        self.wanted = address
+        self.address = address or existing() or "local"
         self.users = 0
         self._error: Exception | None = None
         self._ready, self._over = threading.Event(), threading.Event()
@@ -106,7 +106,7 @@ class _Connection:
 
     def _hold(self, name: str) -> None:
         try:
-            _connect(name, self.wanted)
+            _connect(name, self.address)
         except BaseException as error:
             self._error = as_exception(error)
         self._ready.set()
@@ -115,8 +115,7 @@ class _Connection:
             ray.shutdown()
 
 
-def _connect(name: str, wanted: str | None) -> None:
-    address = wanted or existing() or "local"
+def _connect(name: str, address: str) -> None:
     ours = address == "local"
     if address.startswith("ray://"):
         raise ConfigError(
