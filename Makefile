@@ -101,6 +101,12 @@ fuzz:  ## give the firmware's parser to libFuzzer: make fuzz RUNS=10000000
 	  tests/firmware/fuzz_frame.c drivers/firmware/src/frame.c -o build/fuzz-frame
 	build/fuzz-frame -runs=$(or $(RUNS),10000000) -max_len=2048 -verbosity=0 -print_final_stats=1
 
+fuzz-serve: setup  ## send wrong requests to a server: make fuzz-serve REQUESTS=1000000
+	.venv/bin/python tests/serve/serve_fuzz.py --requests $(or $(REQUESTS),100000)
+
+overload: setup  ## send a server four times what it can do: make overload SECONDS=60
+	.venv/bin/python tests/serve/serve_overload.py --seconds $(or $(SECONDS),60)
+
 lint: setup  ## check style, types and the layers of imports
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
