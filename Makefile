@@ -21,7 +21,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test coverage test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers kill9 fuzz lint format docs clean
+.PHONY: help setup demo test coverage test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers mixed kill9 fuzz lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -90,6 +90,9 @@ bench-peers: setup  ## install the peers, each in an environment of its own, and
 	.venv/bin/python -m asyncinfer.bench.peers
 	@mkdir -p out/peers
 	.venv/bin/asyncinfer bench --suite peers --report out/peers/report.md
+
+mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
+	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)
 
 kill9: setup  ## kill a job again and again, and see that its file ends complete: make kill9 KILLS=50
 	.venv/bin/python tests/cli/kill_resume.py --kills $(or $(KILLS),50)
