@@ -26,6 +26,9 @@ RUNS = {
     "policies.py": (["--plot", "slow.png"], r"1000 +0\.025 +1\.000"),
 }
 
+#: run by tests/drivers/ray_cluster: each needs a Ray cluster
+ELSEWHERE = {"ray_limits.py", "ray_partitions.py"}
+
 #: those that need pretrained weights
 PRETRAINED = {"faces.py"}
 
@@ -54,7 +57,7 @@ def load(example: str):
 
 
 def test_all_examples_are_run() -> None:
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(RUNS)
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted({*RUNS, *ELSEWHERE})
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def _is_rays(error: BaseException) -> bool:
 
 
 def _pickled(order: Order) -> bytes:
-    dumps: Any = ray.cloudpickle.dumps
+    dumps: Any = ray.cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]
     try:
         return bytes(dumps(order))
     except Exception as error:

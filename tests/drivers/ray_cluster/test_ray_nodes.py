@@ -133,3 +133,11 @@ def test_two_dispatchers_share_a_stream_and_one_dies():
     done = run(ROOT / "examples" / "ray_partitions.py")
     assert re.search(r"5000 results in .* s: lost 0, doubled 0, out of order 0", done.stdout)
     assert re.search(r"handed out again: [1-9]", done.stdout)
+
+
+def test_the_limits_are_measured(cluster):
+    arguments = ("--devices", "1", "--seconds", "0.2", "--json")
+    done = run(ROOT / "examples" / "ray_limits.py", *arguments, RAY_ADDRESS=cluster.address)
+    rows = json.loads(done.stdout)
+    assert [row["devices"] for row in rows] == [1, 1, 1, 1]
+    assert all(row["tasks/s"] > 0 < row["Ray alone"] for row in rows)
