@@ -16,7 +16,7 @@ from asyncinfer.serve.errors import BadRequest, Internal, NotFound, TooMany, as_
 from asyncinfer.serve.gate import Gate
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.metrics import Metrics
-from asyncinfer.serve.served import VERSION, Served
+from asyncinfer.serve.served import VERSION, Served, stacked
 from asyncinfer.serve.tensors import Array
 
 __all__ = ("EXTENSIONS", "Core", "Job", "Request", "logger", "option")
@@ -169,7 +169,9 @@ class Job:
         limit = self._core.limits.request_timeout
         with self._core.gate.some_rows(len(request.rows)):
             async with asyncio.timeout(min(request.timeout or limit, limit)):
-                outputs = await served.run(request.rows)
+                results = await served.run(request.rows)
+                size = len(results) * sum(array.nbytes for array in results[0].values())
+                outputs = await self._core.apart(size, stacked, results)
         self._rows = len(request.rows)
         return {name: outputs[name] for name in wanted}
 

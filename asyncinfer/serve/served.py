@@ -18,7 +18,7 @@ from asyncinfer.serve.errors import BadRequest
 from asyncinfer.serve.tensors import Array, TensorSpec, datatype_of
 from asyncinfer.stats import DispatcherStats
 
-__all__ = ("VERSION", "Counters", "Served")
+__all__ = ("VERSION", "Counters", "Served", "stacked")
 
 #: the one version of every model
 VERSION = "1"
@@ -114,26 +114,16 @@ class Served:
         """Whether at least one device is up."""
         return any(device.state in _UP for device in self.stats.devices)
 
-    async def run(self, rows: Array) -> dict[str, Array]:
-        """The outputs for a batch of rows, by name, batch first. Each row is a task."""
-        results = [named(output) for output in await self._infer(rows)]
-        try:
-            return {name: np.stack([row[name] for row in results]) for name in results[0]}
-        except (ValueError, KeyError) as error:
-            raise BadRequest(
-                "the rows' outputs differ in shape: send one row in a request"
-            ) from error
+    async def run(self, rows: Array) -> list[dict[str, Array]]:
+        """The outputs of each row, by name.
 
-    async def _infer(self, rows: Array) -> list[Any]:
-        """The output of each row.
-
-        Each is a call of its own, not all a stream: calls of all clients share the batches.
+        Each row is a call of its own, not all a stream: calls of all clients share the batches.
         """
         if len(rows) == 1:
-            return [await self.dispatcher.infer(rows[0])]
+            return [named(await self.dispatcher.infer(rows[0]))]
         calls = [asyncio.ensure_future(self.dispatcher.infer(row)) for row in rows]
         try:
-            return await asyncio.gather(*calls)
+            return [named(output) for output in await asyncio.gather(*calls)]
         except BaseException:
             for call in calls:
                 call.cancel()
@@ -149,6 +139,14 @@ class Served:
             "inputs": [self.input.metadata()],
             "outputs": [output.metadata() for output in self.outputs],
         }
+
+
+def stacked(results: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The outputs of all rows by name, batch first."""
+    try:
+        return {name: np.stack([row[name] for row in results]) for name in results[0]}
+    except (ValueError, KeyError) as error:
+        raise BadRequest("the rows' outputs differ in shape: send one row in a request") from error
 
 
 def named(output: Any) -> dict[str, Array]:

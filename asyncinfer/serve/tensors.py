@@ -35,7 +35,7 @@ _DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
 #: what a client's numbers may be, by the kind of dtype they become
 _KINDS: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}
 #: numbers converted without letting other threads run
-_CHUNK = 8192
+_CHUNK = 2048
 
 
 @dataclass(frozen=True)
