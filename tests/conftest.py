@@ -29,6 +29,9 @@ except ImportError:
 
 pytest_plugins = ("pytester",)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other processors have work of their own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
