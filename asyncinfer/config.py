@@ -37,15 +37,16 @@ __all__ = ("Config", "DeviceConfig", "load", "parse", "select")
 #: how much slower than this host the stand-in for a Raspberry Pi is
 STAND_IN_SLOWDOWN = 8.0
 
-_STAND_IN = f"stand-in on this host: its CPU, one thread, slowed {STAND_IN_SLOWDOWN:g} times"
+#: the driver behind ``raspberry_pi`` where the config has no device of that name
+_LOCAL = "open_inference_local"
+_STAND_IN = (
+    f"stand-in: a server in a second process on this host, its CPU, one thread, slowed "
+    f"{STAND_IN_SLOWDOWN:g} times"
+)
 _PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     "auto": ({"device": "auto"}, ""),
     "cpu": ({"device": "cpu"}, ""),
     "mac_studio": ({"device": "auto"}, "this host"),
-    "raspberry_pi": (
-        {"device": "cpu", "threads": 1, "slowdown": STAND_IN_SLOWDOWN},
-        _STAND_IN,
-    ),
 }
 _TORCH_DEVICES = ("cuda", "mps")
 #: keys of a device that are attributes of every driver
@@ -97,7 +98,8 @@ class DeviceConfig:
         known = _parameters(factory)
         if known is not None and "model" in known:
             how = getattr(factory, "model_from", "module")
-            own = resolve(self.model) if self.model and how != "device" else None
+            named = self.model if how in ("module", "name") else None
+            own = resolve(named) if named else None
             options = _with_model(options, own or model, model, known, how=how)
         try:
             inspect.signature(factory).bind(name=self.name, **options)
@@ -181,8 +183,12 @@ def _named(name: str, own: Mapping[str, DeviceConfig]) -> DeviceConfig:
         return DeviceConfig("simulated", name, {"service_time": _seconds(name)}, source, note)
     if name == "ray":
         return DeviceConfig("ray", name, {}, source, _RAY_NOTE)
+    if name == "raspberry_pi":
+        slowed = {"threads": 1, "slowdown": STAND_IN_SLOWDOWN}
+        return DeviceConfig(_LOCAL, name, slowed, source, _STAND_IN)
     if name != "cortex_m4":
-        known = {*own, *_PRESETS, *_TORCH_DEVICES, "cortex_m4", "ray", "sim:SECONDS"}
+        more = ("raspberry_pi", "cortex_m4", "ray", "sim:SECONDS")
+        known = {*own, *_PRESETS, *_TORCH_DEVICES, *more}
         raise ConfigError(f"unknown device {name!r}; {did_you_mean(name, known)}")
     return DeviceConfig(_EMULATED, name, {}, source, _EMULATED_NOTE)
 
@@ -293,7 +299,8 @@ def _with_model(
 ) -> dict[str, Any]:
     """Add the model, and the steps around it; ``common`` gives those that ``model`` lacks.
 
-    ``how``: the driver takes a ``"module"``, the model's ``"name"``, or has it on its ``"device"``.
+    ``how``: the driver takes a ``"module"``, the model's ``"name"``, the name it has at a
+    ``"server"``, or finds it on its ``"device"``.
     """
     for key in ("preprocess", "postprocess", "collate", "uncollate"):
         if isinstance(options.get(key), str):
@@ -310,7 +317,7 @@ def _with_model(
         given |= {"postprocess": after.postprocess, "uncollate": after.uncollate}
     extra = {key: value for key, value in given.items() if value is not None and key in known}
     if how != "module":
-        return extra | ({"model": model.name} if how == "name" else {}) | options
+        return extra | ({} if how == "device" else {"model": model.name}) | options
     return extra | options | {"model": model.loaded}
 
 

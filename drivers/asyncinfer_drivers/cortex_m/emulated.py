@@ -15,13 +15,13 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer_drivers._process import dies_with_us
 from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
 
 __all__ = ("BOARDS", "EmulatedCortexM4", "missing_emulator")
@@ -200,7 +200,7 @@ class EmulatedCortexM4:
             shift = f"shift={self.icount}" if isinstance(self.icount, int) else self.icount
             arguments += ["-icount", shift]
         self._process = await asyncio.create_subprocess_exec(
-            *_dies_with_us(arguments),
+            *dies_with_us(arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -266,10 +266,3 @@ class EmulatedCortexM4:
                 "only a line with a baud rate or faults can be cut: pass faults=Faults()"
             )
         return self.proxy
-
-
-def _dies_with_us(arguments: list[str]) -> list[str]:
-    """The command, run so that the kernel kills it if this process dies without a clean end."""
-    if sys.platform == "linux" and (setpriv := shutil.which("setpriv")):
-        return [setpriv, "--pdeathsig", "KILL", "--", *arguments]
-    return arguments

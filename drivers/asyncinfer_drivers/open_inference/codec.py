@@ -103,7 +103,7 @@ class Codec:
     def _arrays(self, made: Any) -> tuple[list[Array], bool]:
         """One array for each input of the model; and whether they were torch tensors."""
         inputs = self._spec.inputs
-        if isinstance(made, Mapping):
+        if isinstance(made, dict):
             if set(made) != {one.name for one in inputs}:
                 names = ", ".join(one.name for one in inputs)
                 raise InputError(f"the model's inputs are {names}, not {', '.join(map(str, made))}")

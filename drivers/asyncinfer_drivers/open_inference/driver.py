@@ -125,6 +125,7 @@ class OpenInferenceDriver(Driver[Any, Any]):
         )
         self._batched = batched
         self._steps = Steps.given(preprocess, postprocess, collate, uncollate).imported()
+        self._has_steps = any(self._steps)
         self._warmup = warmup_input
         self._limits = Limits(connect_timeout, queue_timeout, run_timeout)
         self._session: Session | None = None
@@ -140,7 +141,7 @@ class OpenInferenceDriver(Driver[Any, Any]):
         """
         if self._session is not None and self._session.codec is not None:
             return
-        await self.close()
+        await self._disconnect()
         session = self._session = Session(self.name, self._limits)
         try:
             await self._open(session)
@@ -174,13 +175,17 @@ class OpenInferenceDriver(Driver[Any, Any]):
 
     def _transport(self) -> Transport:
         """In the thread: importing and reading certificates take time."""
+        protocol = self._address.protocol
         given = self._address, self._access, *self._model
-        if self._address.protocol == "grpc":
-            from asyncinfer_drivers.open_inference.grpc_transport import GrpcTransport
+        try:
+            if protocol == "grpc":
+                from asyncinfer_drivers.open_inference.grpc_transport import GrpcTransport
 
-            return GrpcTransport(*given)
-        from asyncinfer_drivers.open_inference.http_transport import HttpTransport
-
+                return GrpcTransport(*given)
+            from asyncinfer_drivers.open_inference.http_transport import HttpTransport
+        except ModuleNotFoundError as error:
+            text = f"protocol {protocol!r} needs {error.name}: pip install 'asyncinfer[remote]'"
+            raise ConfigError(f"{self.name}: {text}") from error
         return HttpTransport(*given, binary=self._binary)
 
     async def _warm_up(self, session: Session, codec: Codec) -> None:
@@ -194,6 +199,9 @@ class OpenInferenceDriver(Driver[Any, Any]):
 
     async def close(self) -> None:
         """Close the connections and end the thread; calls end with ``DeviceLost``. Idempotent."""
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -206,7 +214,7 @@ class OpenInferenceDriver(Driver[Any, Any]):
         return await self._run(session, codec, batch)
 
     async def _run(self, session: Session, codec: Codec, batch: Sequence[Any]) -> list[Any]:
-        slow = self._steps != Steps() or _size(batch) > _SMALL
+        slow = self._has_steps or _size(batch) > _SMALL
         jobs, outputs = await session.call(slow, codec.requests, batch)
         for job in jobs:
             try:

@@ -64,7 +64,7 @@ async def main() -> None:
     app.router.add_post("/v2/models/{name}/infer", _infer)
     app.router.add_get("/v2/models/{name}", _metadata)
     app.router.add_get("/v2/models/{name}/ready", _metadata)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

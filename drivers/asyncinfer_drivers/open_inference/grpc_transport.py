@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
-from asyncinfer_drivers.open_inference.tensors import Given, Message, Received
+from asyncinfer_drivers.open_inference.tensors import Given, Head, Message, Received
 
 __all__ = ("GrpcTransport",)
 
@@ -63,10 +64,9 @@ class GrpcTransport:
 
     def __init__(self, address: Address, access: Access, model: str, version: str) -> None:
         self._target = address.target
-        self._model = {"name": model, "version": version}
-        self._start = pb.ModelInferRequest(
-            model_name=model, model_version=version
-        ).SerializeToString()
+        self._name, self._version = model, version
+        #: most requests begin like an earlier one
+        self._head = lru_cache(maxsize=64)(self._made_head)
         self._metadata = tuple(access.all_headers().items())
         self._credentials: grpc.ChannelCredentials | None = None
         if address.tls:
@@ -92,7 +92,7 @@ class GrpcTransport:
 
     async def metadata(self, timeout: float | None) -> dict[str, Any]:
         """What the server says about the model."""
-        request = pb.ModelMetadataRequest(**self._model)
+        request = pb.ModelMetadataRequest(name=self._name, version=self._version)
         reply = await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, timeout)
         return {
             kind: [
@@ -104,21 +104,26 @@ class GrpcTransport:
 
     async def ready(self, timeout: float | None) -> bool:
         """Whether the model can be run now."""
-        request = pb.ModelReadyRequest(**self._model)
+        request = pb.ModelReadyRequest(name=self._name, version=self._version)
         reply = await self._ask("ModelReady", request, pb.ModelReadyResponse, timeout)
         return bool(reply.ready)
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
         """A request. The tensors' bytes are copied once: they are the message's last fields."""
-        message = pb.ModelInferRequest()
-        for tensor in tensors:
-            message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        for name in outputs:
-            message.outputs.add(name=name)
-        whole: list[bytes | memoryview] = [self._start, message.SerializeToString()]
+        start = self._head(tuple(tensor.head for tensor in tensors), tuple(outputs))
+        whole: list[bytes | memoryview] = [start]
         for tensor in tensors:
             whole += [_RAW, _varint(sum(map(len, tensor.parts))), *tensor.parts]
         return Message(b"".join(whole))
+
+    def _made_head(self, tensors: Sequence[Head], outputs: Sequence[str]) -> bytes:
+        message = pb.ModelInferRequest(model_name=self._name, model_version=self._version)
+        for name, datatype, shape, _ in tensors:
+            message.inputs.add(name=name, datatype=datatype, shape=shape)
+        for name in outputs:
+            message.outputs.add(name=name)
+        start: bytes = message.SerializeToString()
+        return start
 
     async def infer(self, request: Message, timeout: float | None) -> Message:
         """The reply to a request."""

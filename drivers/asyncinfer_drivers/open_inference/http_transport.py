@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
-from asyncinfer_drivers.open_inference.tensors import DATATYPES, Given, Message, Received
+from asyncinfer_drivers.open_inference.tensors import DATATYPES, Given, Head, Message, Received
 
 __all__ = ("HttpTransport",)
 
@@ -51,6 +52,8 @@ class HttpTransport:
         self._headers = access.all_headers()
         self._ssl = access.ssl_context() if address.tls else False
         self._binary = binary
+        #: most requests begin like an earlier one
+        self._head = lru_cache(maxsize=64)(self._made_head)
         self._session: aiohttp.ClientSession | None = None
 
     def connect(self) -> None:
@@ -71,7 +74,7 @@ class HttpTransport:
     async def metadata(self, timeout: float | None) -> Mapping[str, Any]:
         """What the server says about the model."""
         body, _ = await self._ask("GET", "", timeout)
-        return _json(body)
+        return _parsed(body)
 
     async def ready(self, timeout: float | None) -> bool:
         """Whether the model can be run now."""
@@ -85,27 +88,32 @@ class HttpTransport:
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
         """A request. The tensors' bytes are copied once, behind the JSON."""
-        wanted = [{"name": name, "parameters": {"binary_data": self._binary}} for name in outputs]
-        head: dict[str, Any] = {"inputs": [self._input(one) for one in tensors]}
-        if wanted:
-            head["outputs"] = wanted
-        elif self._binary:
-            head["parameters"] = {"binary_data_output": True}
-        text = json.dumps(head, separators=(",", ":")).encode()
         if not self._binary:
-            return Message(text)
+            given = [self._described(one.head) | {"data": _numbers(one)} for one in tensors]
+            return Message(self._json(given, outputs))
+        text = self._head(tuple(one.head for one in tensors), tuple(outputs))
         body = b"".join([text, *(part for one in tensors for part in one.parts)])
         return Message(body, len(text))
 
-    def _input(self, tensor: Given) -> dict[str, Any]:
-        described = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if self._binary:
-            size = sum(map(len, tensor.parts))
-            return {**described, "parameters": {"binary_data_size": size}}
-        if tensor.datatype == "BYTES":
-            return {**described, "data": [bytes(part[4:]).decode() for part in tensor.parts]}
-        numbers = np.frombuffer(b"".join(tensor.parts), DATATYPES[tensor.datatype])
-        return {**described, "data": numbers.tolist()}
+    def _made_head(self, tensors: Sequence[Head], outputs: Sequence[str]) -> bytes:
+        given = [
+            self._described(one) | {"parameters": {"binary_data_size": one[3]}} for one in tensors
+        ]
+        return self._json(given, outputs)
+
+    def _json(self, given: Sequence[Mapping[str, Any]], outputs: Sequence[str]) -> bytes:
+        head: dict[str, Any] = {"inputs": given}
+        wanted = {"parameters": {"binary_data": self._binary}}
+        if outputs:
+            head["outputs"] = [{"name": name, **wanted} for name in outputs]
+        elif self._binary:
+            head["parameters"] = {"binary_data_output": True}
+        return json.dumps(head, separators=(",", ":")).encode()
+
+    @staticmethod
+    def _described(tensor: Head) -> dict[str, Any]:
+        name, datatype, shape, _ = tensor
+        return {"name": name, "datatype": datatype, "shape": shape}
 
     async def infer(self, request: Message, timeout: float | None) -> Message:
         """The reply to a request."""
@@ -120,7 +128,7 @@ class HttpTransport:
         head, rest = (body, b"") if length is None else (body[:length], memoryview(body)[length:])
         tensors, at = list[Received](), 0
         try:
-            for one in _json(head)["outputs"]:
+            for one in _parsed(head)["outputs"]:
                 name, datatype, shape = one["name"], one["datatype"], tuple(one["shape"])
                 size = one.get("parameters", {}).get("binary_data_size")
                 if size is None:
@@ -165,7 +173,7 @@ class HttpTransport:
         return Message(answer, int(length) if length.isdigit() else None)
 
 
-def _json(body: bytes) -> Mapping[str, Any]:
+def _parsed(body: bytes) -> Mapping[str, Any]:
     """``ValueError`` if the body is no JSON object."""
     found = json.loads(body)
     if not isinstance(found, dict):
@@ -176,10 +184,18 @@ def _json(body: bytes) -> Mapping[str, Any]:
 def _said(body: bytes) -> str:
     """The text of an error response."""
     try:
-        found = _json(body)
+        found = _parsed(body)
         return str(found.get("error") or found.get("detail") or found)
     except ValueError:
         return body.decode(errors="replace")
+
+
+def _numbers(tensor: Given) -> list[Any]:
+    """The elements of a tensor, as JSON has them."""
+    if tensor.datatype == "BYTES":
+        return [bytes(part[4:]).decode() for part in tensor.parts]
+    found: list[Any] = np.frombuffer(b"".join(tensor.parts), DATATYPES[tensor.datatype]).tolist()
+    return found
 
 
 def _flat(data: Any) -> list[Any]:

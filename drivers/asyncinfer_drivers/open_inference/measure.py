@@ -1,8 +1,11 @@
-"""What the driver costs beside the bare client: ``python -m asyncinfer_drivers.open_inference.measure``.
+"""What the driver costs beside the bare client, as ratios.
+
+    python -m asyncinfer_drivers.open_inference.measure
 
 Both send the same tensors to the same server, in a process of its own on this host that sends them
-back. They take turns, so that whatever else runs here meets both alike; the figures are ratios of
-medians. The bare client is tritonclient's ``grpc.aio`` or ``http.aio``.
+back. They take turns, so that whatever else runs here meets both alike; a figure is the median of
+the rounds' ratios: of times for the round trip, of calls a second for throughput. The bare client
+is tritonclient's ``grpc.aio`` or ``http.aio``.
 """
 
 from __future__ import annotations
@@ -29,6 +32,14 @@ __all__ = ("main", "measured")
 LARGE, SMALL = 150_000, 64
 _CLIENTS = {"grpc": tritonclient.grpc.aio, "http": tritonclient.http.aio}
 
+#: what is measured: with so many numbers in a tensor, and so many calls under way
+CASES = (
+    ("round_trip_600kB", LARGE, 1),
+    ("throughput_256B_1", SMALL, 1),
+    ("throughput_256B_8", SMALL, 8),
+    ("throughput_600kB_4", LARGE, 4),
+)
+
 Call = Callable[[], Awaitable[Any]]
 
 
@@ -44,6 +55,7 @@ async def server() -> AsyncIterator[dict[str, str]]:
         ports = (await process.stdout.readline()).split()
         yield dict(zip(("grpc", "http"), (f"127.0.0.1:{int(port)}" for port in ports), strict=True))
     finally:
+        process.kill()
         await process.communicate()
 
 
@@ -64,44 +76,43 @@ def driven(driver: OpenInferenceDriver, array: Any) -> Call:
     return lambda: driver.infer([array[0]])
 
 
-async def rate(call: Call, calls: int, in_flight: int) -> float:
-    """Calls a second with so many under way."""
+async def alternating(
+    pair: tuple[Call, Call], rounds: int, calls: int, in_flight: int
+) -> list[tuple[float, float]]:
+    """Seconds that each of the two takes for so many calls, round by round."""
+    found = list[tuple[float, float]]()
+    for turn in range(rounds + 1):
+        first = await _seconds(pair[turn % 2], calls, in_flight)
+        other = await _seconds(pair[1 - turn % 2], calls, in_flight)
+        found.append((other, first) if turn % 2 else (first, other))
+    return found
 
+
+async def _seconds(call: Call, calls: int, in_flight: int) -> float:
     async def work() -> None:
         for _ in range(calls // in_flight):
             await call()
 
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(in_flight)))
-    return calls / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
 async def measured(protocol: str, url: str, rounds: int, calls: int) -> dict[str, float]:
-    """The ratios for one protocol: above 1, the driver takes longer, or does more a second."""
+    """The ratios for one protocol."""
     client = _CLIENTS[protocol].InferenceServerClient(url)
     driver = OpenInferenceDriver(url, "echo", protocol=protocol)
     await driver.open()
     try:
         facts = dict[str, float]()
-        for what, size, in_flight in (
-            ("round_trip", LARGE, 1),
-            ("throughput_1", SMALL, 1),
-            ("throughput_8", SMALL, 8),
-            ("throughput_600kB_4", LARGE, 4),
-        ):
+        for what, size, in_flight in CASES:
             array = np.random.default_rng(42).random((1, size), np.float32)
             pair = bare(protocol, client, array), driven(driver, array)
-            count = max(in_flight, calls // (10 if size == LARGE else 1))
-            for call in pair:  # warm up
-                await rate(call, count // 4, in_flight)
-            rates = list(zip(*[[await rate(c, count, in_flight) for c in pair]
-                               for _ in range(rounds)], strict=True))  # fmt: skip
-            bare_rate, own_rate = (statistics.median(column) for column in rates)
-            if what == "round_trip":
-                facts["bare_ms"], facts["driver_ms"] = 1e3 / bare_rate, 1e3 / own_rate
-                facts[what] = bare_rate / own_rate
-            else:
-                facts[what] = own_rate / bare_rate
+            count = max(2 * in_flight, calls // (10 if size == LARGE else 1))
+            seconds = await alternating(pair, rounds, count, in_flight)
+            times = [own / other for other, own in seconds[1:]]  # the first warms up
+            ratio = statistics.median(times)
+            facts[what] = ratio if what.startswith("round_trip") else 1 / ratio
         return facts
     finally:
         await driver.close()
@@ -115,9 +126,9 @@ async def _measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Print the ratios as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="turns that each takes")
-    parser.add_argument("--calls", type=int, default=2000, help="small calls a turn; a tenth large")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=40, help="turns that each takes")
+    parser.add_argument("--calls", type=int, default=200, help="small calls a turn; a tenth large")
     given = parser.parse_args()
     facts = asyncio.run(_measure(given.rounds, given.calls))
     print(json.dumps({k: {n: round(v, 3) for n, v in f.items()} for k, f in facts.items()}))

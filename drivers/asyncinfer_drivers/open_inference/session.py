@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from asyncinfer.errors import AsyncInferError, ConfigError, DeviceError, DeviceLost
+from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
 from asyncinfer_drivers._worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
@@ -106,16 +106,16 @@ class Session:
         """The server's answer. An overloaded server is asked again, with growing pauses."""
         clock, pause, refused = asyncio.get_running_loop().time, _FIRST_PAUSE, None
         while True:
-            try:
-                with self.errors(while_running):
+            with self.errors(while_running):
+                try:
                     return await self.transport.infer(request, self._limits.run)
-            except DeviceError as error:
-                if not _is_busy(error):
-                    raise
-                refused = clock() if refused is None else refused
-                if clock() + pause > refused + self._limits.queue:
-                    error.message += f" (for {self._limits.queue:g} s)"
-                    raise
+                except Failure as failure:
+                    refused = clock() if refused is None else refused
+                    late = clock() + pause > refused + self._limits.queue
+                    if late and failure.kind is Kind.BUSY:
+                        failure.text += f" (for {self._limits.queue:g} s)"
+                    if late or failure.kind is not Kind.BUSY:
+                        raise
             await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -127,10 +127,6 @@ def _light(error: E) -> E:
     """
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return error
-
-
-def _is_busy(error: DeviceError) -> bool:
-    return isinstance(error.__cause__, Failure) and error.__cause__.kind is Kind.BUSY
 
 
 def _is_cancelled() -> bool:

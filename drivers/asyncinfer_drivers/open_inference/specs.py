@@ -54,7 +54,7 @@ class ModelSpec(NamedTuple):
 
 def fits(one: Sequence[int] | None, other: Sequence[int] | None) -> bool:
     """Whether two shapes can be the same; -1 is any size, ``None`` any shape."""
-    if one is None or other is None:
+    if one is None or other is None or one == other:
         return True
     sizes = zip(one, other, strict=False)
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in sizes)

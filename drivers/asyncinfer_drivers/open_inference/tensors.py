@@ -14,6 +14,7 @@ __all__ = (
     "DATATYPES",
     "Array",
     "Given",
+    "Head",
     "Message",
     "Received",
     "from_received",
@@ -23,6 +24,9 @@ __all__ = (
 )
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+#: name, datatype, shape and bytes of a tensor
+Head: TypeAlias = tuple[str, str, tuple[int, ...], int]
 
 #: the protocol's datatypes; all numbers are little-endian
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -44,6 +48,11 @@ class Given(NamedTuple):
     shape: tuple[int, ...]
     #: its bytes, in as many parts as there were rows
     parts: Sequence[bytes | memoryview]
+
+    @property
+    def head(self) -> Head:
+        """All but the bytes, and how many they are."""
+        return self.name, self.datatype, self.shape, sum(map(len, self.parts))
 
 
 class Received(NamedTuple):
