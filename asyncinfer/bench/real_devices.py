@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from asyncinfer.bench.suite import Context
-from asyncinfer.config import STAND_IN_SLOWDOWN, DeviceConfig, select
+from asyncinfer.config import DeviceConfig, select
 from asyncinfer.driver import Driver, ServiceTime, SupportsCalibrate
 from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer.model import Model, resolve
@@ -31,12 +31,9 @@ _BATCHES = {"efficientnet_lite0": 4, "mtcnn": 1, "digits": 64}
 
 #: forms of the models on devices of our choice: the same on all, and found without trying
 _FORMS = {"efficientnet_lite0": "channels_last+freeze", "digits": "freeze"}
-_PI = "raspberry_pi"
 _BOARDS = ("cortex_m4", "cortex_m4_emulated")
-_PROCESS = (
-    f"stand-in: torch in a process of its own on this host, one thread, slowed "
-    f"{STAND_IN_SLOWDOWN:g} times"
-)
+#: drivers that run torch, here or in a second process
+_TORCH = ("torch", "open_inference_local")
 
 
 class Opened(Driver[Any, Any]):
@@ -108,8 +105,7 @@ def supports(option: str) -> bool:
 def devices_for(model: str, context: Context) -> tuple[list[DeviceConfig], list[str]]:
     """What was asked for, or a set of this host's; and a line for each that cannot run it."""
     if context.devices or context.config.devices:
-        own = {device.name for device in context.config.devices}
-        found = [_apart(d, own, context) for d in select(context.devices, context.config)]
+        found = select(context.devices, context.config)
     else:
         found = _default(context)
     given: dict[str, Any] = {"max_batch": _BATCHES.get(model, 1)}
@@ -121,7 +117,7 @@ def devices_for(model: str, context: Context) -> tuple[list[DeviceConfig], list[
             skipped.append(f"{model} on {device.name}: its firmware runs digits")
         elif device.driver == "simulated":
             skipped.append(f"{model} on {device.name}: runs no model")
-        elif device.driver == "torch":
+        elif device.driver in _TORCH:
             kept.append(replace(device, options={**given, **device.options}))
         else:
             kept.append(device)
@@ -129,22 +125,13 @@ def devices_for(model: str, context: Context) -> tuple[list[DeviceConfig], list[
 
 
 def _default(context: Context) -> list[DeviceConfig]:
-    """Torch in two threads and in two processes, a stand-in, and the board."""
+    """Torch in two threads and in two processes, a server that stands for a Pi, and the board."""
     found = [torch_device("torch-1")]
     if not context.short:
         found.append(torch_device("torch-2"))
         if supports("isolation"):
             found += [torch_device(f"process-{n}", isolation="process") for n in (1, 2)]
-    pi, board = select((_PI, "cortex_m4"), None)
-    return [*found, _apart(pi, (), context), board]
-
-
-def _apart(device: DeviceConfig, own: Iterable[str], context: Context) -> DeviceConfig:
-    """The stand-in for a Raspberry Pi as a process of its own, where the driver can do that."""
-    preset = device.name.startswith(_PI) and device.name not in own
-    if not preset or context.short or not supports("isolation"):
-        return device
-    return replace(device, options={**device.options, "isolation": "process"}, note=_PROCESS)
+    return [*found, *select(("raspberry_pi", "cortex_m4"), None)]
 
 
 def notes(devices: Sequence[DeviceConfig]) -> str:

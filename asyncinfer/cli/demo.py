@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asyncinfer.bench.real_devices import Opened, close_all, open_all
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.demo_board import board_stage, show_board
 from asyncinfer.cli.demo_stage import Outcome, Stage
@@ -71,25 +72,36 @@ def _run(stage: Stage, quiet: bool) -> None:
     """
     note(f"{stage.heading}: a plain loop over the model, then each device alone and all together")
     stage.expected = _plain_loop(stage)
-    together: list[Outcome] = []
-    for turn in range(PASSES):
-        for device in stage.devices:
-            _alone(stage, device, turn)
-        each = None if quiet or turn else _printer(stage)
-        together.append(run_async(_pass(stage, stage.devices, stage.items, each)))
-    stage.together = min(together, key=lambda outcome: outcome.seconds)
+    run_async(_measure(stage, quiet))
     for device in stage.devices:
         note(f"  {device.name} alone: {rate(stage.alone[device.name].rate)} tasks/s")
     note(f"  together: {rate(stage.together.rate)} tasks/s")
 
 
-def _alone(stage: Stage, device: DeviceConfig, turn: int) -> None:
+async def _measure(stage: Stage, quiet: bool) -> None:
+    devices = stage.devices
+    opened, failed = await open_all(devices, stage.model)
+    try:
+        if failed:
+            raise AsyncInferError("; ".join(failed))
+        together: list[Outcome] = []
+        for turn in range(PASSES):
+            for device, driver in zip(devices, opened, strict=True):
+                await _alone(stage, device, driver, turn)
+            each = None if quiet or turn else _printer(stage)
+            together.append(await _pass(stage, opened, stage.items, each))
+        stage.together = min(together, key=lambda outcome: outcome.seconds)
+    finally:
+        await close_all(opened)
+
+
+async def _alone(stage: Stage, device: DeviceConfig, driver: Opened, turn: int) -> None:
     """One pass of one device; the slowed one gets the first tasks only, and only once."""
     slowdown = device.options.get("slowdown", 1.0)
     if slowdown > 1 and turn:
         return
     items = stage.items[: max(1, round(len(stage.items) / slowdown))]
-    outcome = run_async(_pass(stage, [device], items))
+    outcome = await _pass(stage, [driver], items)
     best = stage.alone.get(device.name, outcome)
     stage.alone[device.name] = min(best, outcome, key=lambda one: one.seconds)
 
@@ -106,10 +118,9 @@ def _plain_loop(stage: Stage) -> list[Any]:
 
 
 async def _pass(
-    stage: Stage, devices: Sequence[DeviceConfig], items: Sequence[Any], each: Show | None = None
+    stage: Stage, drivers: Sequence[Opened], items: Sequence[Any], each: Show | None = None
 ) -> Outcome:
-    outcome = Outcome(Timeline([device.name for device in devices]))
-    drivers = [device.build(stage.model) for device in devices]
+    outcome = Outcome(Timeline([driver.name for driver in drivers]))
     async with Dispatcher(drivers, on_event=outcome.timeline) as dispatcher:
         async for result in dispatcher.results(items):
             outcome.take(result)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asyncinfer.cli.timeline import Timeline
-from asyncinfer.config import STAND_IN_SLOWDOWN, DeviceConfig
+from asyncinfer.config import DeviceConfig, select
 from asyncinfer.model import Model, resolve
 from asyncinfer.result import Result
 from asyncinfer.stats import DeviceStats
@@ -83,15 +83,15 @@ class Stage:
 
     @property
     def devices(self) -> list[DeviceConfig]:
-        """Three devices that share this host's cores; the last is a stated stand-in."""
+        """Three devices that share this host's cores; the last is a server in a second process."""
         first, second, third = NAMES
         batches = BATCHES[self.model.name]
         one = {"device": "cpu", "threads": 1}
-        slow = {**one, "slowdown": STAND_IN_SLOWDOWN}
+        (pi,) = select(["raspberry_pi"])
         return [
             DeviceConfig("torch", first, {**one, "device": "auto", "max_batch": batches[0]}),
             DeviceConfig("torch", second, {**one, "max_batch": batches[1]}),
-            DeviceConfig("torch", third, {**slow, "max_batch": batches[2]}),
+            replace(pi, name=third, options={**pi.options, "max_batch": batches[2]}),
         ]
 
     @property

@@ -18,7 +18,7 @@ def test_a_built_in_model_brings_its_inputs(cli, tiny):
     assert [row["index"] for row in ran.rows] == list(range(20))
     assert [row["output"] for row in ran.rows] == [2 * i for i in range(20)]
     assert [row["input"] for row in ran.rows][:2] == ["n0", "n1"]
-    assert "raspberry_pi: stand-in on this host" in ran.err
+    assert "raspberry_pi: stand-in: a server in a second process" in ran.err
     assert "20 tasks in" in ran.err
     assert "100.00% right" in ran.err
 
