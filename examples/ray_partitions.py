@@ -161,8 +161,8 @@ if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     logging.getLogger("ray").setLevel(logging.ERROR)
     head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 2**27}
-    # a silent node is given up after 5 s; by default after half a minute
-    head["_system_config"] = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000}
+    # a node that cannot be reached is given up within 2 s; by default it took half a minute
+    head["_system_config"] = {"health_check_period_ms": 300, "health_check_timeout_ms": 2000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = [cluster.head_node, cluster.add_node(num_cpus=1, object_store_memory=2**27)]

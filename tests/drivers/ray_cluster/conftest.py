@@ -34,10 +34,10 @@ def cluster():
     before = {key: os.environ.get(key) for key in ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE")}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     node = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-    health = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000}
+    health = {"health_check_period_ms": 300, "health_check_timeout_ms": 2000}
     head = {"num_cpus": 0, "_system_config": health, **node}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=8, **node)
+    cluster.add_node(num_cpus=3, **node)
     leave = join("tests", cluster.address)
     yield cluster
     leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from asyncinfer import Dispatcher, config
 from asyncinfer.errors import DeviceLost
@@ -29,7 +31,8 @@ async def main():
     one, other = ray_drivers(2, math.sqrt, address="local", num_cpus=0.1)
     await asyncio.gather(one.open(), other.open())
     await one.close()
-    print(await other.infer([4.0]), [t.name for t in threading.enumerate() if "ray" in t.name])
+    threads = sorted(t.name for t in threading.enumerate() if "ray" in t.name)
+    print(await other.infer([4.0]), threads)
     await other.close()
     children = open(f"/proc/self/task/{threading.get_native_id()}/children").read()
     print([t.name for t in threading.enumerate()], children.split())
@@ -112,7 +115,7 @@ def test_the_command_line_runs_a_model_on_a_cluster(cluster):
 
 def test_nodes_are_found(cluster):
     found = RayDriver.discover()
-    assert {facts["description"].partition(", ")[2] for facts in found} >= {"8 CPU"}
+    assert {facts["description"].partition(", ")[2] for facts in found} >= {"3 CPU"}
     assert all(facts["name"].startswith("node:") for facts in found)
 
 
@@ -136,8 +139,10 @@ def test_two_dispatchers_share_a_stream_and_one_dies():
 
 
 def test_the_limits_are_measured(cluster):
-    arguments = ("--devices", "1", "--seconds", "0.2", "--json")
-    done = run(ROOT / "examples" / "ray_limits.py", *arguments, RAY_ADDRESS=cluster.address)
-    rows = json.loads(done.stdout)
+    spec = importlib.util.spec_from_file_location("ray_limits", ROOT / "examples" / "ray_limits.py")
+    limits = sys.modules["ray_limits"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(limits)
+    ray.cloudpickle.register_pickle_by_value(limits)
+    rows = asyncio.run(limits.measure([1], 0.05))
     assert [row["devices"] for row in rows] == [1, 1, 1, 1]
     assert all(row["tasks/s"] > 0 < row["Ray alone"] for row in rows)
