@@ -30,7 +30,7 @@ VARIANTS = 24
 GROWTH = 64 << 20
 #: of requests, before which growth is not looked at
 WARM = 0.1
-FAULTS = {500, 501, 502}
+FAULTS = {500, 501, 502, "no answer"}
 
 
 class Http:
@@ -41,18 +41,27 @@ class Http:
         self.socket = None
         self.statuses = collections.Counter()
 
-    def send(self, requests):
-        """Send them, and count the answers' status; a connection may end after a bad one."""
+    def send(self, requests, last=False):
+        """Send them, and count the answers' status; a connection may end after a bad one.
+
+        After the ``last`` ones the server is told that nothing more will come: their heads may
+        promise more.
+        """
         if self.socket is None:
             host, port = self.address.split(":")
             self.socket = socket.create_connection((host, int(port)), timeout=30)
             self.file = self.socket.makefile("rb")
         try:
             self.socket.sendall(b"".join(requests))
+            if last:
+                self.socket.shutdown(socket.SHUT_WR)
             for _ in requests:
                 self.statuses[self._answer()] += 1
         except (ConnectionError, EOFError):
             self.statuses["closed"] += 1
+            self.close()
+        except TimeoutError:
+            self.statuses["no answer"] += 1
             self.close()
 
     def close(self):
@@ -122,7 +131,8 @@ class Fuzzer:
         if self.random.random() < 0.05:  # the head too; such a connection is of no use afterwards
             self.http.close()
             whole = packed(head, body, chunked)
-            self.http.send([mutated(whole[:200], self.random) + whole[200:] + b"\r\n\r\n" * 2])
+            changed = mutated(whole[:200], self.random) + whole[200:]
+            self.http.send([changed + b"\r\n\r\n"], last=True)
             self.http.close()
             self.sent += 1
 

@@ -4,7 +4,8 @@
 
 The server's devices are simulated, so that the load is known. Prints one JSON object; the exit
 status is 0 if the server stayed within its memory, refused the rest with the right status, answered
-all it accepted, and recovered at once. The event loop's lag is the server's own measurement.
+all it accepted, and recovered at once. The event loop's lag is the server's own measurement; what a
+bare event loop is late by meanwhile, in a process of its own, is the machine's and is allowed for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 import re
 import sys
 import time
+from asyncio.subprocess import PIPE
+from pathlib import Path
 
 import grpc
 import httpx
@@ -42,8 +45,8 @@ LOAD = 4
 ROWS = 8
 #: bytes the server may grow by under load
 GROWTH = 64 << 20
-#: the event loop may be late by so many seconds, for all but 1 % of its looks at the clock
-LAG = 0.01
+#: the event loop may be late by so many seconds, for all but this share of its looks at the clock
+LAG, LATE = 0.01, 0.01
 #: seconds within which requests are accepted again
 RECOVERY = 1.0
 #: of the capacity, that is answered under load
@@ -131,23 +134,29 @@ async def measure(server, seconds):
         await Load(server).run(1, client, call)  # warm
         load, memory = Load(server), server.memory
         before = await lag(client)
-        peak = asyncio.create_task(watch(server))
+        peaks = []
+        peak = asyncio.create_task(watch(server, peaks))
+        bare = await asyncio.create_subprocess_exec(
+            sys.executable, Path(__file__).with_name("serve_ticker.py"), stdin=PIPE, stdout=PIPE
+        )
         elapsed = await load.run(seconds, client, call)
+        ticks = json.loads((await bare.communicate(b""))[0])
         peak.cancel()
         after = await lag(client)
         recovered = await recovery(client, load)
         ready = (await client.get("/v2/health/ready")).status_code == 200
-    grown = max(peak_memory, default=memory) - memory
+    grown = max(peaks, default=memory) - memory
     answered = load.outcomes["http 200"] + load.outcomes["grpc OK"]
-    return judged(load, grown, answered * ROWS / elapsed, before, after, recovered, ready)
+    machine = ticks["late"] / ticks["looks"]
+    return judged(
+        load, grown, answered * ROWS / elapsed, (before, after, machine), recovered, ready
+    )
 
 
-peak_memory = []
-
-
-async def watch(server):
+async def watch(server, peaks):
+    """Look at its memory, until cancelled."""
     while True:
-        peak_memory.append(server.memory)
+        peaks.append(server.memory)
         await asyncio.sleep(0.1)
 
 
@@ -169,10 +178,12 @@ async def lag(client):
     return {float(bound): float(count) for bound, count in found}
 
 
-def judged(load, grown, goodput, before, after, recovered, ready):
+def judged(load, grown, goodput, lags, recovered, ready):
+    before, after, machine = lags
     looks = after[float("inf")] - before[float("inf")]
-    late = {bound: after[bound] - before[bound] for bound in after}
-    p99 = min(bound for bound, count in late.items() if count >= 0.99 * looks)
+    counts = {bound: after[bound] - before[bound] for bound in after}
+    p99 = min(bound for bound, count in counts.items() if count >= 0.99 * looks)
+    late = 1 - counts[LAG] / looks
     allowed = {"http 200", "http 429", "grpc OK", "grpc RESOURCE_EXHAUSTED"}
     ordered = sorted(load.latencies)
     checks = {
@@ -182,7 +193,7 @@ def judged(load, grown, goodput, before, after, recovered, ready):
         "refusals_right": set(load.outcomes) <= allowed,
         "refused": load.outcomes["http 429"] > 0 and load.outcomes["grpc RESOURCE_EXHAUSTED"] > 0,
         "recovered": recovered < RECOVERY and ready,
-        "lag": p99 <= LAG,
+        "lag": late <= LATE + machine,
     }
     return {
         "outcomes": dict(sorted(load.outcomes.items())),
@@ -191,7 +202,8 @@ def judged(load, grown, goodput, before, after, recovered, ready):
         "latency_p99": round(ordered[int(0.99 * len(ordered))], 3) if ordered else None,
         "growth_mb": round(grown / 1e6, 1),
         "lag_p99_at_most": p99,
-        "late_share": round(1 - late[LAG] / looks, 5),
+        "late_share": round(late, 5),
+        "late_share_bare": round(machine, 5),
         "recovery_seconds": round(recovered, 3),
         "checks": checks,
         "good": all(checks.values()),
