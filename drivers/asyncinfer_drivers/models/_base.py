@@ -53,6 +53,8 @@ class Model:
     collate: Callable[[Sequence[Any]], Any] | None = None
     #: ``postprocess`` for all of the module's output at once
     uncollate: Callable[[Any], Sequence[Any]] | None = None
+    #: what ``preprocess`` makes, without the batch, where it varies: -1 is any size
+    shape: tuple[int, ...] | None = None
 
 
 class Files(Sequence[Any]):

@@ -180,4 +180,5 @@ MODEL = Model(
     inputs=inputs,
     decode=decode,
     example=example,
+    shape=(3, -1, -1),
 )

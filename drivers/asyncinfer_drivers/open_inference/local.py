@@ -40,7 +40,7 @@ class LocalServerDriver(OpenInferenceDriver):
 
     :param model: a built-in model, a ``.pt2`` file or ``module:factory``. Only the model runs
         there: the steps around it run here, as for any server.
-    :param input_shape: of one input, without the batch; a built-in model has its own.
+    :param input_shape: of one input, without the batch, -1 for any size; a built-in model has its own.
     :param slowdown: how many times longer than this host the server takes for a call.
     :param threads: that the server computes with.
     :param optimize: as for ``TorchDriver``.
@@ -86,8 +86,10 @@ class LocalServerDriver(OpenInferenceDriver):
         )
         if not slowdown >= 1:
             raise ConfigError(f"slowdown must be at least 1, not {slowdown!r}")
-        if input_shape is None and model not in models.names():
-            raise ConfigError(f"{name}: the input of {model!r} is not known: give input_shape")
+        if input_shape is None:
+            if model not in models.names():
+                raise ConfigError(f"{name}: the input of {model!r} is not known: give input_shape")
+            input_shape = getattr(models.load(model), "shape", None)
         self._table = {
             "device": "cpu",
             "model": model,
