@@ -173,7 +173,7 @@ class _Inference:
         try:
             while (data := await self._next(context)) is not None:
                 held = self._core.gate.hold()
-                await held.wait(len(data))
+                await held.wait(min(len(data), held.limit))
                 answer = asyncio.create_task(self._answer(data))
                 answer.add_done_callback(functools.partial(_give_back, held))
                 try:

@@ -23,7 +23,7 @@ class RpcServer:
     def __init__(self, core: Core, security: Security) -> None:
         limits = core.limits
         options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", limits.max_request_bytes + _FRAME),
+            ("grpc.max_receive_message_length", core.gate.hold().limit + _FRAME),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.max_header_bytes),
             ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
