@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,8 @@ def serve(
 
     asyncinfer serve --model digits --devices cpu
     """
+    # devices start processes while gRPC runs, which then says so on standard error each time
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     server = optional("asyncinfer.serve.run", "asyncinfer serve")
     settings = configuration.load(config) if config else configuration.Config()
     security = server.Security.of(token_file, tls_cert, tls_key)
