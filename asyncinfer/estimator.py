@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from asyncinfer.driver import ServiceTime
 
@@ -37,6 +38,10 @@ class Estimator:
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
+        #: what recent calls took as a multiple of what was expected, where somebody asks
+        self.ratios: deque[float] | None = None
+        #: whether the last call was given up because it took too long
+        self.given_up = False
         #: whether recent calls differed in size, so that the line's two figures are its own
         self.told_apart = False
 
@@ -61,9 +66,13 @@ class Estimator:
 
     def add(self, batch: float, seconds: float) -> None:
         """Learn from one call."""
+        self.given_up = False
         gain = max(GAIN, 1 / (self.samples + 1))
         if self.known:
-            off = min(1.0, abs(seconds / self.expect(batch) - 1))
+            ratio = seconds / self.expect(batch)
+            if self.ratios is not None:
+                self.ratios.append(ratio)
+            off = min(1.0, abs(ratio - 1))
             self.deviation += gain * (off - self.deviation)
         if self.samples:
             seconds, gain = self._tamed(batch, seconds, gain)

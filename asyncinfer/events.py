@@ -17,6 +17,8 @@ EventKind = Literal[
     "device.removed",
     "task.finished",
     "task.retried",
+    "task.hedged",
+    "task.quarantined",
     "task.failed",
 ]
 

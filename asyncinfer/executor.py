@@ -9,8 +9,9 @@ from typing import Any
 
 from asyncinfer.burst import Burst
 from asyncinfer.device import Device
-from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, InputError, ProtocolError
-from asyncinfer.pool import Pool, give_back
+from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolError
+from asyncinfer.failures import Failures
+from asyncinfer.pool import Pool
 from asyncinfer.recorder import Recorder
 from asyncinfer.span import Run, Span
 
@@ -31,7 +32,7 @@ class Executor:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         *,
-        retries: int,
+        failures: Failures,
         run_timeout: float | None,
         lost: Callable[[Device, list[Burst]], None],
     ) -> None:
@@ -39,7 +40,7 @@ class Executor:
         self._recorder = recorder
         self._clock = clock
         self._loop = loop
-        self._retries = retries
+        self._failures = failures
         self._run_timeout = run_timeout
         self._lost = lost
 
@@ -103,7 +104,7 @@ class Executor:
             device.learn(burst.at / calls, (burst.since - burst.began) / calls)
             self._recorder.ran(burst.began, burst.since)
         if burst.live and burst.spans:
-            give_back(burst.take_rest())
+            self._failures.give_back(device, burst.take_rest())
         self.pool.wake()
 
     # ---- outcomes
@@ -135,7 +136,7 @@ class Executor:
             error = task.outputs[0]
             if isinstance(error, BaseException):
                 device.errors += 1
-                self._task_failed(task, error, task.run)
+                self._failures.note(task, error, task.run)
             else:
                 yield task
 
@@ -148,26 +149,11 @@ class Executor:
         tasks = burst.take_running()
         if len(tasks) == 1:
             burst.device.errors += 1
-            self._task_failed(tasks[0], error, run)
+            self._failures.note(tasks[0], error, run)
             return
         for task in tasks:  # each alone: that shows which one is to blame
             task.run = run
-            self.pool.retries.append(task)
-
-    def _task_failed(self, task: Span, error: BaseException, run: Run) -> None:
-        """One attempt failed: try again elsewhere, or end the task with its error."""
-        if task.done:
-            return
-        task.note(error, run)
-        if task.attempts <= self._retries and not isinstance(error, InputError):
-            self._recorder.retried += 1
-            self.pool.retries.append(task)
-            self._recorder.task_event("task.retried", task, error)
-            return
-        task.fail(run.finished)
-        self._recorder.failed += 1
-        task.lane.finish([task])
-        self._recorder.task_event("task.failed", task, error)
+            self._failures.again(task, run.device)
 
     # ---- the device's fault
 
@@ -197,8 +183,9 @@ class Executor:
                 if error is None:
                     task.run = run
                 else:
-                    self._task_failed(task, error, run)
-            give_back(burst.take_rest() if error else [*running, *burst.take_rest()])
+                    self._failures.note(task, error, run)
+            rest = burst.take_rest()
+            self._failures.give_back(device, rest if error else [*running, *rest])
             _cancel(burst)
         self.pool.wake()
         return bursts

@@ -27,6 +27,7 @@ class Recorder:
         self.finished = 0
         self.failed = 0
         self.retried = 0
+        self.quarantined = 0
         self.dropped = 0
         self.reorder_buffer = 0
         self.max_reorder = 0
@@ -109,6 +110,11 @@ class Recorder:
             device, started, _ = span.run
             for index in range(span.first, span.first + span.count):
                 self._emit(Event(kind, now, device, index, number, started, error))
+
+    def hedged(self, task: Span, device: str) -> None:
+        """Tell that a copy of a single task starts on ``device``."""
+        now = self._clock()
+        self._emit(Event("task.hedged", now, device, task.first, task.lane.number, now))
 
     def _emit(self, event: Event) -> None:
         if self._hook is None:

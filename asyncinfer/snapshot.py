@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncinfer.device import Device
 from asyncinfer.engine import Engine
-from asyncinfer.stats import DeviceStats, DispatcherStats
+from asyncinfer.stats import DeviceStats, DispatcherStats, HedgeStats
 
 __all__ = ("snapshot",)
 
@@ -14,12 +14,15 @@ def snapshot(engine: Engine) -> DispatcherStats:
     recorder, lanes = engine.recorder, engine.pool.lanes
     elapsed = recorder.elapsed
     finished = recorder.finished
+    copies = engine.pool.copies
     return DispatcherStats(
         devices=tuple(_device_stats(device, engine) for device in engine.keeper.devices),
         submitted=recorder.submitted,
         finished=finished,
         failed=recorder.failed,
         retried=recorder.retried,
+        quarantined=recorder.quarantined,
+        hedging=HedgeStats() if copies is None else copies.stats(engine.clock()),
         queue_depth=sum(lane.intake.qsize() for lane in lanes),
         waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.pool.retries),
         running=sum(device.in_flight for device in engine.keeper.devices),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from asyncinfer.device import DeviceState
 
-__all__ = ("DeviceStats", "DispatcherStats", "percentile")
+__all__ = ("DeviceStats", "DispatcherStats", "HedgeStats", "percentile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,22 @@ class DeviceStats:
 
 
 @dataclass(frozen=True, slots=True)
+class HedgeStats:
+    """What came of copies of overdue tasks. Those neither won, lost nor cancelled still run."""
+
+    #: tasks of which a copy was started
+    started: int = 0
+    #: copies that ended first: theirs was the result
+    won: int = 0
+    #: copies that the first call was quicker than
+    lost: int = 0
+    #: copies that came to nothing: their device failed, or nobody wanted the task any more
+    cancelled: int = 0
+    #: seconds in which copies kept devices busy
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class DispatcherStats:
     """The whole dispatcher. Percentiles are over the last 4096 finished tasks, in seconds."""
 
@@ -53,11 +69,15 @@ class DispatcherStats:
     failed: int
     #: attempts that were repeated
     retried: int
+    #: tasks that failed as poison: too many devices were lost while they ran
+    quarantined: int
+    #: copies of overdue tasks
+    hedging: HedgeStats
     #: accepted, not yet in the window
     queue_depth: int
     #: in the window, not started
     waiting: int
-    #: on a device
+    #: on a device, copies included
     running: int
     #: finished results that wait for an earlier one
     reorder_buffer: int
