@@ -25,8 +25,8 @@ class Retries:
     Those that ran when a device was lost are suspects: one of them may be what the device died of.
     Each runs as a call of its own, so that it clears itself or stands convicted, and no two on one
     device. After a loss one suspect runs at a time; each that is cleared lets one more run beside
-    the others. One that has cost all but one device of its measure runs only while another device
-    is up, where there are enough of them.
+    the others. One that has cost a device by itself, and any soon after that, runs only while
+    another device is up, where there are enough of them.
     """
 
     def __init__(self, roster: Roster) -> None:
@@ -37,6 +37,8 @@ class Retries:
         #: the suspects that run, and how many of them may
         self._suspects: dict[Span, Device] = {}
         self._trust = 1
+        #: when one of them cost a device that ran nothing else
+        self._guilt = -math.inf
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -60,6 +62,8 @@ class Retries:
         self._tasks.append(task)
         if task.causes and isinstance(task.causes[-1], DeviceError):
             self._trust = 1
+            if strikes(task) > 1:
+                self._guilt = task.run.finished
 
     def pairs(self, now: float) -> Iterator[tuple[Device, Span]]:
         """Remove each task that a device is free for, and give both: they are to be started."""
@@ -84,7 +88,7 @@ class Retries:
         """The fastest free device that has not failed the task; any, if all have or are stuck."""
         up, suspect = self._roster.up, strikes(task)
         if suspect:
-            held = self._held(task, suspect, now)
+            held = self._held(task, now)
             if held > 0:
                 self._pause = min(self._pause, held)
             if held > 0 or len(self._suspects) >= self._trust:
@@ -96,9 +100,10 @@ class Retries:
         self._blocked = self._blocked or not free
         return min(free, key=_idle_and_fast_first, default=None)
 
-    def _held(self, task: Span, suspect: int, now: float) -> float:
-        """Seconds the task must wait, so that it does not take the last device down."""
-        if suspect < POISON - 1 or len(self._roster.members) < POISON or len(self._roster.up) > 1:
+    def _held(self, task: Span, now: float) -> float:
+        """Seconds the suspect must wait, so that it does not take the last device down."""
+        roster = self._roster
+        if len(roster.up) > 1 or len(roster.members) < POISON or now > self._guilt + HOLD:
             return 0.0
         return task.run.finished + HOLD - now
 
