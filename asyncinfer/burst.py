@@ -21,6 +21,7 @@ class Burst:
         "batch",
         "began",
         "device",
+        "generation",
         "inputs",
         "lane",
         "live",
@@ -35,6 +36,8 @@ class Burst:
 
     def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
         self.device = device
+        #: which opening of the device it belongs to
+        self.generation = device.generation
         self.lane = spans[0].lane
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         self.batch = batch

@@ -80,8 +80,8 @@ class Engine:
         if hedge is not None:
             roster = self.pool.roster
             self.pool.copies = Copies(hedge, roster, self.recorder, self._executor)
-        self._executor.pool = self.keeper.pool = failures.pool = self.pool
-        self.keeper.take_back = self._executor.take_back
+        self._executor.pool = failures.pool = self.pool
+        self.keeper.serve(self.pool, self._executor)
         self._deadlines = self._watch(timeouts)
         self.calls = self.new_lane(ordered=False, kind=CallLane)
         self.pool.lanes.append(self.calls)
@@ -291,8 +291,7 @@ class Engine:
         await _ended(self._closing)
 
     async def _close(self) -> None:
-        await self._stop_reading()
-        await self.keeper.close_all()
+        await asyncio.gather(self._stop_reading(), self.keeper.close_all())
         for limit in self._deadlines:
             limit.stop()
         self.pool.stop()

@@ -15,6 +15,10 @@ GAIN = 1 / 8
 OUTLIER = 3.0
 #: part of the mean square of the batch sizes that their variance must be, to tell what each costs
 APART = 0.02
+#: the longest of recent calls counts by so much less with every other call
+FADING = 0.99
+#: and counts for so many times what was expected at most
+LARGEST = 64.0
 #: shortest time it will claim, in seconds
 SHORTEST = 1e-7
 
@@ -32,6 +36,8 @@ class Estimator:
         self.line = ServiceTime(0.0, 0.0)
         #: exponentially weighted mean of |measured / expected - 1|
         self.deviation = 0.0
+        #: the most of its recent calls took, as a multiple of what was expected
+        self.peak = 0.0
         self._seconds = 0.0
         #: exponentially weighted mean of the batch sizes
         self.batch = 0.0
@@ -72,6 +78,7 @@ class Estimator:
             ratio = seconds / self.expect(batch)
             if self.ratios is not None:
                 self.ratios.append(ratio)
+            self.peak = max(min(ratio, LARGEST), FADING * self.peak)
             off = min(1.0, abs(ratio - 1))
             self.deviation += gain * (off - self.deviation)
         if self.samples:

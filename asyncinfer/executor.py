@@ -34,7 +34,7 @@ class Executor:
         *,
         failures: Failures,
         run_timeout: float | None,
-        lost: Callable[[Device, list[Burst]], None],
+        lost: Callable[[Device, DeviceError, list[Burst]], None],
     ) -> None:
         self.pool: Pool
         self._recorder = recorder
@@ -92,26 +92,32 @@ class Executor:
         self.pass_on(burst, started)
 
     def _end(self, burst: Burst) -> None:
-        device, calls = burst.device, burst.calls
+        device = burst.device
         self.pass_on(burst, burst.began)
+        self._count(burst)
         device.end(burst, self._clock())
         if burst.timer is not None:
             burst.timer.cancel()
-        if calls:
-            device.failures = 0
-            device.batches += calls
-            device.tasks += burst.at
-            device.learn(burst.at / calls, (burst.since - burst.began) / calls)
-            self._recorder.ran(burst.began, burst.since)
         if burst.live and burst.spans:
             self._failures.give_back(device, burst.take_rest())
         self.pool.wake()
+
+    def _count(self, burst: Burst) -> None:
+        """Take what the burst has done into the device's figures, once, and while it is live."""
+        device, calls = burst.device, burst.calls
+        if not calls or not burst.live or burst.generation != device.generation:
+            return
+        device.batches += calls
+        device.tasks += burst.at
+        device.learn(burst.at / calls, (burst.since - burst.began) / calls)
+        device.answered(burst.since)
+        self._recorder.ran(burst.began, burst.since)
 
     # ---- outcomes
 
     def pass_on(self, burst: Burst, started: float) -> None:
         """Give the lane the outputs that have come since ``started``."""
-        if not burst.outputs or not burst.live:
+        if not burst.outputs or not burst.live or burst.generation != burst.device.generation:
             return
         run = Run(burst.device.name, started, burst.since)
         some_failed = _has_errors(burst.outputs)
@@ -165,9 +171,7 @@ class Executor:
     def fail(self, device: Device, error: DeviceError) -> None:
         """The device failed: its tasks go to the others, and it is to be opened again."""
         device.errors += 1
-        bursts = self.take_back(device, error)
-        self._recorder.device_event("device.lost", device.name, error)
-        self._lost(device, bursts)
+        self._lost(device, error, self.take_back(device, error))
 
     def take_back(self, device: Device, error: DeviceError | None = None) -> list[Burst]:
         """Take every task from the device; with ``error``, the running ones have failed by it."""
@@ -175,6 +179,7 @@ class Executor:
         bursts = list(device.bursts)
         for burst in bursts:
             self.pass_on(burst, burst.began)
+            self._count(burst)
             burst.live = False
             device.end(burst, now)
             run = Run(device.name, burst.since, now)

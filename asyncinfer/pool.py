@@ -59,6 +59,8 @@ class Pool:
         self.retries = Retries(self.roster)
         #: makes copies of overdue tasks, if it is asked to
         self.copies: Copies | None = None
+        #: called after each pass
+        self.handed_out: Callable[[], None] = nothing
         self.now = 0.0
         self._policy = policy
         self._recorder = recorder
@@ -165,6 +167,7 @@ class Pool:
             self._recheck.within(self.retries.pause)
         if self.copies is not None and self._up and self._recorder.unfinished:
             self._recheck.within(self.copies.pause(self.now))
+        self.handed_out()
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
@@ -231,8 +234,8 @@ class Pool:
             if skip >= self.waiting:  # what was reserved has ended otherwise meanwhile
                 return []
         lane, offset = locate(self.lanes, self._turn, skip)
-        count = grant.take
-        if self._policy.reserves and lane.one_context:
+        count = grant.take if device.trusted else 1
+        if self._policy.reserves and lane.one_context and device.trusted:
             count = max(count, self._reservation(device, count))
         self._turn = self.lanes.index(lane) + 1
         return lane.waiting.take(count, offset)
@@ -259,3 +262,7 @@ class Pool:
             for burst in device.bursts:
                 give_back(burst.take_reserved())
         self._reserved = 0
+
+
+def nothing() -> None:
+    """Stand in where nobody needs to know."""

@@ -94,14 +94,20 @@ class Recorder:
         return self._hook is not None
 
     def device_event(
-        self, kind: EventKind, device: str, error: BaseException | None = None
+        self,
+        kind: EventKind,
+        device: str,
+        error: BaseException | None = None,
+        *,
+        before: str = "",
+        reason: str = "",
     ) -> None:
         """Tell of a device's change of state, in the log too."""
         if error is None:
-            logger.debug("%s %s", kind, device)
+            logger.debug("%s %s %s", kind, device, reason)
         else:
             logger.warning("%s: %s", kind, error)
-        self._emit(Event(kind, self._clock(), device, error=error))
+        self._emit(Event(kind, self._clock(), device, error=error, before=before, reason=reason))
 
     def task_event(self, kind: EventKind, span: Span, error: BaseException | None = None) -> None:
         """Tell what happened to each task of a span."""

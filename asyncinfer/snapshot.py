@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from asyncinfer.device import Device
 from asyncinfer.engine import Engine
+from asyncinfer.lifecycle import DeviceState
 from asyncinfer.stats import DeviceStats, DispatcherStats, HedgeStats
 
 __all__ = ("snapshot",)
@@ -44,6 +47,7 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
     busy = device.busy_seconds(now)
     end = now if device.bursts else engine.recorder.last_end
     span = end - engine.recorder.first_start
+    backing_off = device.state is DeviceState.BACKING_OFF
     return DeviceStats(
         name=device.name,
         state=device.state,
@@ -55,5 +59,11 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
         utilisation=min(1.0, busy / span) if span > 0 else 0.0,
         service_time=device.interval,
         latency=device.latency,
+        state_seconds=now - device.since,
+        reason=device.reason,
+        failures=device.failures,
+        next_attempt=max(0.0, device.next_attempt - now) if backing_off else math.nan,
+        generation=device.generation,
+        wedged=device.leftovers.wedged,
         details=dict(getattr(device.driver, "details", None) or {}),
     )

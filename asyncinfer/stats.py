@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from asyncinfer.device import DeviceState
+from asyncinfer.lifecycle import DeviceState
 
 __all__ = ("DeviceStats", "DispatcherStats", "HedgeStats", "percentile")
 
@@ -35,6 +35,19 @@ class DeviceStats:
     service_time: float
     #: estimated seconds of one call with a full batch; ``nan`` until known
     latency: float
+    #: seconds since it came into its state (ready and busy are one here)
+    state_seconds: float = 0.0
+    #: why it is in its state, in words
+    reason: str = ""
+    #: how often it was lost or could not be opened, as far as that is not forgiven
+    failures: int = 0
+    #: seconds until it is opened again, while it is backing off; ``nan`` otherwise, infinite while
+    #: that waits for calls left behind
+    next_attempt: float = math.nan
+    #: how often it was opened, or tried to be
+    generation: int = 0
+    #: calls left behind that still go on: they ignore that they were cancelled
+    wedged: int = 0
     #: what its driver tells of itself, such as the options it has chosen
     details: Mapping[str, str | float] = field(default_factory=dict)
 
