@@ -155,6 +155,7 @@ class Keeper:
         if device.state is not DeviceState.DRAINING:
             device.become(DeviceState.DRAINING, self._clock(), "it is being removed")
         self.pool.reclaim()
+        self.pool.wake()  # devices that rested because of this one
         if drained:
             await self._finish(device)
         if device not in self.pool.roster.members:  # another call of this has removed it meanwhile

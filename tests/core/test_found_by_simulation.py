@@ -85,3 +85,19 @@ def test_closing_goes_to_its_end_however_often_it_is_cancelled(virtual, times):
         assert asyncio.get_running_loop().time() == 1.5
 
     virtual(run())
+
+
+def test_a_device_that_rested_is_asked_anew_when_a_faster_one_begins_to_leave(virtual):
+    async def run():
+        fast, slow = SimulatedDriver("fast", 0.1), SimulatedDriver("slow", 0.35)
+        async with Dispatcher([fast, slow]) as d:
+            calls = [asyncio.create_task(d.infer(x)) for x in range(2)]
+            await asyncio.sleep(0.01)
+            assert d.stats().waiting == 1  # the fast one will be quicker with both
+            removal = asyncio.create_task(d.remove("fast"))
+            await asyncio.sleep(0.001)
+            assert d.stats().waiting == 0
+            assert await asyncio.gather(*calls) == [0, 1]
+            await removal
+
+    virtual(run())
