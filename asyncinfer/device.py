@@ -216,6 +216,8 @@ class Device:
         """Seconds until it can start another call."""
         if self.free:
             return 0.0
+        if not self.bursts:  # it is not up any more, which the roster has not taken in yet
+            return math.inf
         if self.concurrency == 1:
             return self.bursts[0].remaining(now)
         return min(burst.remaining(now) for burst in self.bursts)

@@ -185,6 +185,7 @@ class Keeper:
         async with anyio.create_task_group() as group:
             for device in list(self.devices):
                 group.start_soon(self._close, device, "the dispatcher is closing")
+        self._watch.stop()  # again: a device that was being added may have come up meanwhile
 
     # ---- one
 

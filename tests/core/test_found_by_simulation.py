@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from asyncinfer import Dispatcher, Timeouts
+from asyncinfer.device import Device
 from asyncinfer.errors import ClosedError
+from asyncinfer.lifecycle import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
 
@@ -99,5 +101,28 @@ def test_a_device_that_rested_is_asked_anew_when_a_faster_one_begins_to_leave(vi
             assert d.stats().waiting == 0
             assert await asyncio.gather(*calls) == [0, 1]
             await removal
+
+    virtual(run())
+
+
+def test_a_device_lost_just_now_may_be_asked_when_it_will_be_free():
+    device = Device(SimulatedDriver("a", 1.0), 0)
+    for state in (DeviceState.OPENING, DeviceState.READY, DeviceState.LOST):
+        device.become(state, 0.0)
+    assert device.stuck(0.0)
+
+
+@pytest.mark.parametrize("steps", range(10))
+def test_a_device_that_is_added_while_the_dispatcher_closes_leaves_no_timer(virtual, steps):
+    async def run():
+        d = Dispatcher([SimulatedDriver("a", 1.0)])
+        await d.__aenter__()
+        adding = asyncio.create_task(d.add(SimulatedDriver("b", 1.0)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await d.close()
+        await asyncio.wait([adding])
+        if adding.exception():
+            assert isinstance(adding.exception(), ClosedError)
 
     virtual(run())
