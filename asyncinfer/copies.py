@@ -169,8 +169,7 @@ class Copies:
         def seconds(other: Device) -> float:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
 
-        up = self._roster.up
-        others = [d for d in up if d is not device and d.quickest < math.inf and not _acts(d)]
+        others = [d for d in self._roster.up if d is not device and _may_copy(d)]
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
 
@@ -239,6 +238,10 @@ def _learn(device: Device, tasks: int, seconds: float) -> None:
     else:
         device.learn(tasks, seconds)
     device.estimator.given_up = True
+
+
+def _may_copy(device: Device) -> bool:
+    return device.trusted and device.quickest < math.inf and not _acts(device)
 
 
 def _may_be_copied(task: Span) -> bool:

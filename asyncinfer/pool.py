@@ -18,16 +18,13 @@ from asyncinfer.recheck import Recheck
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.roster import Entry, Roster
 from asyncinfer.span import Span
-from asyncinfer.turns import locate, pause_to_fill
+from asyncinfer.turns import locate, pause_to_fill, reservation
 
 __all__ = ("Pool",)
 
-#: seconds of its own service time that a device may reserve ahead
-QUANTUM = 0.001
-#: most tasks reserved in one pass by all devices together, and by one of them: devices that answer
-#: at once would otherwise keep the event loop from its turns
+#: most tasks reserved in one pass by all devices together: devices that answer at once would
+#: otherwise keep the event loop from its turns
 PASS = 1024
-BURST = 128
 #: passes until another one of the devices that rest is asked, and of those that run is looked at
 NOW_AND_THEN = 8
 #: a wait shorter than this is over, in seconds
@@ -236,17 +233,9 @@ class Pool:
         lane, offset = locate(self.lanes, self._turn, skip)
         count = grant.take if device.trusted else 1
         if self._policy.reserves and lane.one_context and device.trusted:
-            count = max(count, self._reservation(device, count))
+            count = max(count, reservation(device, count, self._share))
         self._turn = self.lanes.index(lane) + 1
         return lane.waiting.take(count, offset)
-
-    def _reservation(self, device: Device, batch: int) -> int:
-        """Tasks worth a quantum of the device's time, and no more than its share."""
-        seconds = device.expect(batch)
-        if not seconds < QUANTUM:
-            return batch
-        calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
-        return batch * max(1, round(calls))
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)

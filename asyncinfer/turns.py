@@ -1,4 +1,4 @@
-"""How lanes take turns, and how long a batch waits to become fuller."""
+"""How lanes take turns, what a device reserves, and how long a batch waits to become fuller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from asyncinfer.device import Device
 from asyncinfer.lane import Lane
 
-__all__ = ("locate", "pause_to_fill")
+__all__ = ("locate", "pause_to_fill", "reservation")
+
+#: seconds of its own service time that a device may reserve ahead
+QUANTUM = 0.001
+#: most tasks that it may reserve
+BURST = 128
 
 
 def locate(lanes: Sequence[Lane], turn: int, offset: int) -> tuple[Lane, int]:
@@ -25,6 +30,15 @@ def locate(lanes: Sequence[Lane], turn: int, offset: int) -> tuple[Lane, int]:
         left = [lane for lane in left if lane.waiting.tasks > level]
     rounds, place = divmod(offset, len(left))
     return left[place], level + rounds
+
+
+def reservation(device: Device, batch: int, share: float) -> int:
+    """Tasks worth a quantum of the device's time, and no more than its ``share`` of what waits."""
+    seconds = device.expect(batch)
+    if not seconds < QUANTUM:
+        return batch
+    calls = min(QUANTUM / seconds, share / batch, BURST / batch)
+    return batch * max(1, round(calls))
 
 
 def pause_to_fill(device: Device, lanes: Sequence[Lane], now: float) -> float:
