@@ -13,6 +13,7 @@ ARM_TOOLS  := arm-none-eabi-gcc qemu-system-arm clang
 ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang libclang-rt-dev
 ARM_STAMP  := .venv/.arm-stamp
 INFERENCES := 100000
+SCHEDULES  := 10000
 
 # A process for each processor, up to four: each may take 2 GB. The files keep their order, in which
 # long ones are not the last.
@@ -21,7 +22,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test coverage test-fast test-core soak-m4 measure-m4 bench bench-short bench-peers mixed kill9 fuzz lint format docs clean
+.PHONY: help setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers mixed kill9 fuzz fuzz-serve overload lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +71,9 @@ $(CORE)/.stamp: pyproject.toml constraints.txt
 	@$(CORE)/bin/python $(PIP) --upgrade pip
 	@$(CORE)/bin/python $(PIP) -c constraints.txt -e '.[uvloop]' --group test
 	@touch $@
+
+dst: setup  ## simulate random schedules of faults, checking every promise: make dst SCHEDULES=100000
+	.venv/bin/python tests/dst/run.py --schedules $(SCHEDULES)
 
 soak-m4: setup  ## infer through a faulty line, resets and cuts: make soak-m4 INFERENCES=100000
 	.venv/bin/python tests/hardware/soak.py --inferences $(INFERENCES)

@@ -11,7 +11,7 @@ from typing import Any
 from asyncinfer.device import Device
 from asyncinfer.span import Row, Span
 
-__all__ = ("Burst",)
+__all__ = ("Burst", "give_back")
 
 
 class Burst:
@@ -21,6 +21,7 @@ class Burst:
         "batch",
         "began",
         "device",
+        "generation",
         "inputs",
         "lane",
         "live",
@@ -35,6 +36,8 @@ class Burst:
 
     def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
         self.device = device
+        #: which opening of the device it belongs to
+        self.generation = device.generation
         self.lane = spans[0].lane
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         self.batch = batch
@@ -87,14 +90,27 @@ class Burst:
         self.outputs.clear()
         self.passed_on += len(outputs)
         spans = self.spans.take(len(outputs))
-        if len(spans) == 1:
+        if len(spans) == 1 and not spans[0].done:
             spans[0].outputs = outputs
             return spans
         at = 0
         for span in spans:
-            span.outputs = outputs[at : at + span.count]
+            if not span.done:  # else it has an outcome, which stays
+                span.outputs = outputs[at : at + span.count]
             at += span.count
         return spans
+
+    @property
+    def running(self) -> int:
+        """Number of tasks of the present call."""
+        return min(self.batch, self.tasks - self.at)
+
+    def share_running(self) -> list[Span]:
+        """The tasks of the present call, each by itself: they stay, and may be run elsewhere too.
+
+        All outputs must have been passed on before.
+        """
+        return self.spans.singles(self.running)
 
     def take_running(self) -> list[Span]:
         """Remove and return the tasks of the present call, each by itself."""
@@ -119,7 +135,7 @@ class Burst:
 
     def remaining(self, now: float) -> float:
         """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
-        expected = self.device.expect(min(self.batch, self.tasks - self.at))
+        expected = self.device.expect(self.running)
         if math.isnan(expected):
             return now - self.since
         return abs(self.since + expected - now)
@@ -128,3 +144,9 @@ class Burst:
     def abandoned(self) -> bool:
         """Whether nobody wants any of its tasks any more."""
         return self.at < self.tasks and all(span.done for span in self.spans)
+
+
+def give_back(spans: list[Span]) -> None:
+    """Return tasks of one lane that were not started."""
+    if spans:
+        spans[0].lane.give_back(spans)

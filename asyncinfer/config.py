@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.hedging import Hedge
 from asyncinfer.model import Model, import_object, resolve
 from asyncinfer.registry import DriverFactory, did_you_mean, driver_names, load_driver
 from asyncinfer.timeouts import Timeouts
@@ -255,10 +256,10 @@ def _dispatcher(table: Any, source: str) -> dict[str, Any]:
     _check_keys(table, set(_DISPATCHER), where)
     for key, value in table.items():
         valid, expected = _DISPATCHER[key]
-        if isinstance(value, bool) or not valid(value):
+        if (isinstance(value, bool) and key != "hedge") or not valid(value):
             raise ConfigError(f"{where}: {key!r} must be {expected}, not {value!r}")
-    timeout = table.get("timeout")
-    return table | {"timeout": _timeouts(timeout, where)} if timeout is not None else dict(table)
+    made = {"timeout": _timeouts, "hedge": _hedge}
+    return {key: made[key](value, where) if key in made else value for key, value in table.items()}
 
 
 def _timeouts(value: Any, where: str) -> Timeouts:
@@ -270,6 +271,16 @@ def _timeouts(value: Any, where: str) -> Timeouts:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
             raise ConfigError(f"{where}: {key!r} must be seconds above 0, not {seconds!r}")
     return Timeouts(**value)
+
+
+def _hedge(value: Any, where: str) -> Hedge | None:
+    if not isinstance(value, dict):
+        return Hedge.of(value)
+    _check_keys(value, {setting.name for setting in fields(Hedge)}, f"{where}, hedge")
+    try:
+        return Hedge(**value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}, {error}") from error
 
 
 def _at_least(least: int) -> Callable[[Any], bool]:
@@ -286,6 +297,7 @@ _DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "queue_size": (_at_least(1), "a whole number from 1"),
     "retries": (_at_least(0), "a whole number from 0"),
     "timeout": (_is_timeout, "seconds above 0, or a table of them"),
+    "hedge": (lambda value: isinstance(value, bool | dict), "true, false or a table"),
 }
 
 

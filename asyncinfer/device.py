@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from asyncinfer.attributes import name_of, optional_seconds, positive
 from asyncinfer.batching import BatchSize
+from asyncinfer.breaker import Breaker
 from asyncinfer.driver import Driver, ServiceTime
-from asyncinfer.errors import ConfigError
 from asyncinfer.estimator import Estimator
+from asyncinfer.leftovers import Leftovers
+from asyncinfer.lifecycle import UP, DeviceState, check
 
 if TYPE_CHECKING:
     from asyncinfer.burst import Burst
 
 __all__ = ("Device", "DeviceState")
 
-
-class DeviceState(StrEnum):
-    """Where a device is in its life."""
-
-    #: not ready yet
-    OPENING = "opening"
-    #: up, nothing to do
-    READY = "ready"
-    #: up, running tasks
-    BUSY = "busy"
-    #: failed; being closed
-    LOST = "lost"
-    #: pausing before it is opened again
-    BACKING_OFF = "backing_off"
-    #: finishes what it runs, takes no more
-    DRAINING = "draining"
-    #: closed for good
-    REMOVED = "removed"
+#: a device is suspect once it is silent for this many times what its call should take, or for more
+#: if its recent calls came within a factor ``SILENCE / USUAL_PEAK`` of that; and so many seconds
+SILENCE = 8.0
+USUAL_PEAK = 4.0
+GRACE = 0.1
 
 
 class Device:
@@ -42,18 +31,20 @@ class Device:
 
     def __init__(self, driver: Driver[Any, Any], position: int) -> None:
         self.driver = driver
-        self.name = _name_of(driver)
+        self.name = name_of(driver)
         self.position = position
-        self.max_batch = _positive(driver, "max_batch")
-        self.concurrency = _positive(driver, "concurrency")
+        self.max_batch = positive(driver, "max_batch")
+        self.concurrency = positive(driver, "concurrency")
         #: seconds a task may wait for a fuller batch
-        self.max_wait = _seconds(driver, "max_wait") or 0.0
-        self._size = BatchSize(self.max_batch, _seconds(driver, "latency_target"))
+        self.max_wait = optional_seconds(driver, "max_wait") or 0.0
+        self._size = BatchSize(self.max_batch, optional_seconds(driver, "latency_target"))
         #: most tasks one call should have
         self.batch_limit = self._size.limit
         self.estimator = Estimator()
         #: told of every change of its state, of what it runs and of how fast it is
         self.changed: Callable[[Device], None] = nobody
+        #: told of every change of its state, with the one before and the error behind it
+        self.told: Callable[[Device, DeviceState | None, BaseException | None], None] = untold
         #: seconds of one call with a single task; infinite while unknown
         self.quickest = math.inf
         #: seconds of one call with ``batch_limit`` tasks; ``nan`` while unknown
@@ -64,9 +55,24 @@ class Device:
         self.tasks = 0
         self.batches = 0
         self.errors = 0
-        #: how often it was lost, or could not be opened, since it last finished something
-        self.failures = 0
+        #: how often it was opened, or tried to be: what an earlier opening still brings is ignored
+        self.generation = 0
+        #: when it came into its state, and why
+        self.since = 0.0
+        self.reason = ""
+        #: whether it takes tasks, now or when it has finished the present ones
+        self.up = False
+        #: when it will be opened again, while it is backing off
+        self.next_attempt = math.nan
+        #: when a call last brought results
+        self.answered_at = -math.inf
+        #: by what factor the silence has grown too long for it to be looked into again
+        self.patience = 1.0
+        self.breaker = Breaker(f"42/{self.name}")
+        self.leftovers = Leftovers()
         self._state = DeviceState.OPENING
+        #: calls it may be running at once, as far as it is trusted
+        self._slots = 0
         self._busy_seconds = 0.0
         self._busy_since = 0.0
         self._touched = 0.0
@@ -80,27 +86,40 @@ class Device:
             return DeviceState.BUSY
         return self._state
 
-    def become(self, state: DeviceState, now: float) -> None:
-        """Change state. The only place that does."""
-        self._state = state
+    def become(
+        self, state: DeviceState, now: float, reason: str = "", error: BaseException | None = None
+    ) -> None:
+        """Change state. The only place that does; ``IllegalTransition`` if the table has it not."""
+        before = self._state if self.generation else None
+        check(self.name, before, state)
+        self.generation += state is DeviceState.OPENING
+        self._state, self.since, self.reason = state, now, reason or str(error or "")
+        self.up = state in UP
+        self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
         self._touched = now
         self.changed(self)
-
-    @property
-    def up(self) -> bool:
-        """Whether it takes tasks, now or when it has finished the present ones."""
-        return self._state is DeviceState.READY
+        self.told(self, before, error)
 
     @property
     def free(self) -> bool:
         """Whether it can take a call now."""
-        return self._state is DeviceState.READY and len(self.bursts) < self.concurrency
+        return len(self.bursts) < self._slots
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it may be given more than one task."""
+        return self._state is not DeviceState.SUSPECT
+
+    @property
+    def failures(self) -> int:
+        """How often it was lost or could not be opened, as far as that is not forgiven."""
+        return self.breaker.failures(self.answered_at)
 
     def opened(self) -> None:
         """Its driver was opened: that may have found out how many tasks a call takes."""
-        before, self.max_batch = self.max_batch, _positive(self.driver, "max_batch")
+        before, self.max_batch = self.max_batch, positive(self.driver, "max_batch")
         if self.max_batch != before:
-            self._size = BatchSize(self.max_batch, _seconds(self.driver, "latency_target"))
+            self._size = BatchSize(self.max_batch, optional_seconds(self.driver, "latency_target"))
             self.batch_limit = self._size.limit
 
     # ---- what it runs
@@ -121,6 +140,26 @@ class Device:
         if not self.bursts:
             self._busy_seconds += now - self._busy_since
         self.changed(self)
+
+    def answered(self, now: float) -> None:
+        """A call brought results."""
+        self.answered_at = now
+        self.patience = 1.0
+        if self._state is DeviceState.SUSPECT:
+            self.become(DeviceState.READY, now, "it answered")
+
+    def silent_at(self) -> float:
+        """When its present calls will have been silent for far too long; infinite if unknown."""
+        if not self.bursts:
+            return math.inf
+        longest = max(self.expect(burst.running) for burst in self.bursts)
+        since = max(self.answered_at, min(burst.since for burst in self.bursts))
+        return since + self.patience * self.bearable(longest)
+
+    def bearable(self, expected: float) -> float:
+        """Seconds of silence that are nothing unusual; infinite while its speed is unknown."""
+        usual = SILENCE * max(1.0, self.estimator.peak / USUAL_PEAK)
+        return GRACE + usual * expected if expected >= 0 else math.inf
 
     def busy_seconds(self, now: float) -> float:
         """Seconds in which it had at least one call in flight."""
@@ -175,8 +214,10 @@ class Device:
 
     def free_in(self, now: float) -> float:
         """Seconds until it can start another call."""
-        if len(self.bursts) < self.concurrency:
+        if self.free:
             return 0.0
+        if not self.bursts:  # it is not up any more, which the roster has not taken in yet
+            return math.inf
         if self.concurrency == 1:
             return self.bursts[0].remaining(now)
         return min(burst.remaining(now) for burst in self.bursts)
@@ -190,34 +231,12 @@ class Device:
         return now - self._touched
 
 
-def _name_of(driver: object) -> str:
-    name = getattr(driver, "name", None)
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"{driver!r} is no driver: it needs a name, a non-empty string")
-    if not callable(getattr(driver, "infer", None)):
-        raise ConfigError(f"device {name!r} is no driver: it has no coroutine method infer(batch)")
-    return name
-
-
-def _positive(driver: Driver[Any, Any], attribute: str) -> int:
-    value = getattr(driver, attribute, 1)
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
-    return value
-
-
-def _seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
-    value = getattr(driver, attribute, None)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        text = f"device {driver.name!r}: {attribute} must be seconds, 0 or more, not {value!r}"
-        raise ConfigError(text)
-    return float(value)
-
-
 def nobody(device: Device) -> None:
     """Stand in where nobody needs to know of a change."""
+
+
+def untold(device: Device, before: DeviceState | None, error: BaseException | None) -> None:
+    """Stand in where nobody needs to know of a change of state."""
 
 
 def names(devices: Sequence[Device]) -> str:

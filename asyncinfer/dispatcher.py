@@ -14,6 +14,7 @@ from asyncinfer.driver import Driver
 from asyncinfer.engine import Engine
 from asyncinfer.errors import ClosedError, ConfigError, TaskError
 from asyncinfer.events import EventHook
+from asyncinfer.hedging import Hedge
 from asyncinfer.recorder import logger
 from asyncinfer.result import Result
 from asyncinfer.scheduling import Policy, policy_named
@@ -48,7 +49,8 @@ class Dispatcher(Generic[InT, OutT]):
     :param queue_size: how many tasks a stream is read ahead of its window.
     :param retries: how often a failed task is run again before it fails for good.
     :param timeout: seconds from acceptance to result, or :class:`Timeouts` for each limit by name.
-    :param hedge: reserved for copies of overdue tasks; must be ``None``.
+    :param hedge: ``True`` or ``"auto"`` runs a copy of an overdue task elsewhere where that ends
+        sooner; the first result wins. A :class:`Hedge` says when. ``None``, the default, never.
     :param on_event: called with every :class:`~asyncinfer.events.Event`, on the event loop.
 
     Entering it opens all devices at once. One that cannot be opened with a ``DeviceError`` is tried
@@ -67,7 +69,7 @@ class Dispatcher(Generic[InT, OutT]):
         queue_size: int = 1024,
         retries: int = 2,
         timeout: float | Timeouts | None = None,
-        hedge: None = None,
+        hedge: Hedge | Literal["auto"] | bool | None = None,
         on_event: EventHook | None = None,
     ) -> None:
         self._drivers = list(drivers)
@@ -76,10 +78,9 @@ class Dispatcher(Generic[InT, OutT]):
         self._queue_size = _at_least(1, "queue_size", queue_size)
         self._retries = _at_least(0, "retries", retries)
         self._timeouts = Timeouts.of(timeout)
+        self._hedge = Hedge.of(hedge)
         self._on_event = on_event
         self._engine: Engine | None = None
-        if hedge is not None:
-            raise ConfigError("hedge must be None: copies of overdue tasks are not available yet")
         policy_named(policy)
         _devices(self._drivers)
 
@@ -95,6 +96,7 @@ class Dispatcher(Generic[InT, OutT]):
             queue_size=self._queue_size,
             retries=self._retries,
             timeouts=self._timeouts,
+            hedge=self._hedge,
             on_event=self._on_event,
         )
         async with AsyncExitStack() as undo:

@@ -46,13 +46,15 @@ class Driver(Protocol[InT, OutT]):
       hangs.
     - Nothing here blocks the event loop.
 
-    Two attributes are read if a driver has them; they may be set on any driver before it is given
+    Three attributes are read if a driver has them; they may be set on any driver before it is given
     to a dispatcher:
 
     - ``max_wait``, default 0: seconds a task may wait for others to fill its batch, where more may
       come.
     - ``latency_target``, default ``None``: seconds one call should take at most. It bounds the
       batch, by how long calls were seen to take. Calls of one task are made in any case.
+    - ``side_effects``, default ``False``: whether running a task does more than to give its result.
+      No copy of it is run then, whatever ``Dispatcher(hedge=...)`` says.
     """
 
     #: unique among the drivers of one dispatcher; shown in results, statistics and errors

@@ -6,11 +6,13 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
 
 from asyncinfer.burst import Burst
+from asyncinfer.copies import Copies
 from asyncinfer.deadlines import Deadlines
 from asyncinfer.device import Device, names
 from asyncinfer.errors import (
@@ -22,6 +24,8 @@ from asyncinfer.errors import (
 )
 from asyncinfer.events import EventHook
 from asyncinfer.executor import Executor
+from asyncinfer.failures import Failures
+from asyncinfer.hedging import Hedge
 from asyncinfer.intake import feed
 from asyncinfer.keeper import Keeper
 from asyncinfer.lane import CallLane, Lane
@@ -46,6 +50,7 @@ class Engine:
         queue_size: int,
         retries: int,
         timeouts: Timeouts,
+        hedge: Hedge | None,
         on_event: EventHook | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -59,19 +64,24 @@ class Engine:
         self._queue_size = queue_size
         self._timeouts = timeouts
         self._feeders: dict[Lane, asyncio.Task[None]] = {}
+        self._closing: asyncio.Task[None] | None = None
         self._lanes = 0
         self.keeper = Keeper(devices, self.recorder, self.clock, self.loop, timeouts)
+        failures = Failures(self.recorder, retries)
         self._executor = Executor(
             self.recorder,
             self.clock,
             self.loop,
-            retries=retries,
+            failures=failures,
             run_timeout=timeouts.run,
             lost=self.keeper.recover,
         )
         self.pool = Pool(policy, self.recorder, self.clock, self.loop, self._executor.start)
-        self._executor.pool = self.keeper.pool = self.pool
-        self.keeper.take_back = self._executor.take_back
+        if hedge is not None:
+            roster = self.pool.roster
+            self.pool.copies = Copies(hedge, roster, self.recorder, self._executor)
+        self._executor.pool = failures.pool = self.pool
+        self.keeper.serve(self.pool, self._executor)
         self._deadlines = self._watch(timeouts)
         self.calls = self.new_lane(ordered=False, kind=CallLane)
         self.pool.lanes.append(self.calls)
@@ -106,24 +116,28 @@ class Engine:
         """Start to read ``source`` into ``lane``. Raises ``ClosedError``."""
         self.check_open()
         self.pool.lanes.append(lane)
-        self._feeders[lane] = self.loop.create_task(
-            self._feed(lane, source), name=f"asyncinfer source {lane.number}", context=lane.context
-        )
+        feeding = feed(source, lane.intake, partial(self._accept, lane), self.clock)
+        name = f"asyncinfer source {lane.number}"
+        feeder = self.loop.create_task(feeding, name=name, context=lane.context)
+        self._feeders[lane] = feeder
+        feeder.add_done_callback(partial(self._fed, lane))  # called though it may never start
 
-    async def _feed(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
-        error: BaseException | None = None
-        try:
-            await feed(source, lane.intake, lambda inputs: self.accept(lane, inputs), self.clock)
-        except asyncio.CancelledError:
-            error = ClosedError("the dispatcher was closed before the source was read to its end")
-        except BaseException as raised:
-            error = raised
-            if isinstance(raised, KeyboardInterrupt | SystemExit):
-                raise
-        finally:
-            self._feeders.pop(lane, None)
-            lane.end(error)
-            self.pool.wake()
+    def _accept(self, lane: Lane, inputs: list[Any]) -> None:
+        """Take what the source gave; stop one that goes on though its reading was cancelled."""
+        if lane.closed:
+            raise ClosedError("nobody reads this stream any more")
+        self.check_open()
+        self.accept(lane, inputs)
+
+    def _fed(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
+        """The source is at its end, or is not read any further."""
+        self._feeders.pop(lane, None)
+        if feeder.cancelled():
+            text = "the dispatcher was closed before the source was read to its end"
+            lane.end(ClosedError(text))
+        else:
+            lane.end(feeder.exception())
+        self.pool.wake()
 
     def accept(self, lane: Lane, inputs: list[Any]) -> Span:
         """Queue tasks made of inputs, watched for their deadlines."""
@@ -263,19 +277,39 @@ class Engine:
                 logger.warning("%d sources did not stop within the close timeout", len(left))
 
     async def close(self) -> None:
-        """Cancel what is not finished, and close all devices."""
-        self.accepting = False
-        error = ClosedError("the dispatcher was closed before this was finished")
-        for lane in list(self.pool.lanes):
-            if not lane.finished:
-                self.drop(lane, error)
-        with anyio.CancelScope(shield=True):
-            await self._stop_reading()
-            await self.keeper.close_all()
+        """Cancel what is not finished, and close all devices.
+
+        Who is cancelled while waiting for that, even twice, is so at its end.
+        """
+        if self._closing is None:
+            self.accepting = False
+            error = ClosedError("the dispatcher was closed before this was finished")
+            for lane in list(self.pool.lanes):
+                if not lane.finished:
+                    self.drop(lane, error)
+            self._closing = self.loop.create_task(self._close(), name="asyncinfer close")
+        await _ended(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.gather(self._stop_reading(), self.keeper.close_all())
         for limit in self._deadlines:
             limit.stop()
         self.pool.stop()
         self.running = False
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for ``task`` to its end, and only then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

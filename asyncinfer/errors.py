@@ -9,6 +9,7 @@ AsyncInferError
 │   ├── DeviceTimeout      it did not answer in time (phase: open, run, close)
 │   └── ProtocolError      it answered, but not what the contract says
 └── TaskError(index)       the one error a task ends with
+    ├── PoisonTask         device after device was lost while it ran
     ├── QueueTimeout       no device took it in time
     ├── DeadlineExceeded   its overall deadline passed
     └── NoDeviceError      its time ran out with no device left to run it
@@ -28,6 +29,7 @@ __all__ = (
     "DeviceTimeout",
     "InputError",
     "NoDeviceError",
+    "PoisonTask",
     "ProtocolError",
     "QueueTimeout",
     "TaskError",
@@ -122,6 +124,13 @@ class TaskError(AsyncInferError):
         if self.devices and not isinstance(cause, DeviceError):
             return f"on {self.devices[-1]!r}: {shown}"
         return shown
+
+
+class PoisonTask(TaskError):
+    """Three different devices were lost while the task ran: it is not tried on a fourth.
+
+    ``causes`` and ``devices`` tell how each was lost.
+    """
 
 
 class QueueTimeout(TaskError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from asyncinfer.driver import ServiceTime
 
@@ -14,6 +15,10 @@ GAIN = 1 / 8
 OUTLIER = 3.0
 #: part of the mean square of the batch sizes that their variance must be, to tell what each costs
 APART = 0.02
+#: the longest of recent calls counts by so much less with every other call
+FADING = 0.99
+#: and counts for so many times what was expected at most
+LARGEST = 64.0
 #: shortest time it will claim, in seconds
 SHORTEST = 1e-7
 
@@ -31,12 +36,18 @@ class Estimator:
         self.line = ServiceTime(0.0, 0.0)
         #: exponentially weighted mean of |measured / expected - 1|
         self.deviation = 0.0
+        #: the most of its recent calls took, as a multiple of what was expected
+        self.peak = 0.0
         self._seconds = 0.0
         #: exponentially weighted mean of the batch sizes
         self.batch = 0.0
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
+        #: what recent calls took as a multiple of what was expected, where somebody asks
+        self.ratios: deque[float] | None = None
+        #: whether the last call was given up because it took too long
+        self.given_up = False
         #: whether recent calls differed in size, so that the line's two figures are its own
         self.told_apart = False
 
@@ -61,9 +72,14 @@ class Estimator:
 
     def add(self, batch: float, seconds: float) -> None:
         """Learn from one call."""
+        self.given_up = False
         gain = max(GAIN, 1 / (self.samples + 1))
         if self.known:
-            off = min(1.0, abs(seconds / self.expect(batch) - 1))
+            ratio = seconds / self.expect(batch)
+            if self.ratios is not None:
+                self.ratios.append(ratio)
+            self.peak = max(min(ratio, LARGEST), FADING * self.peak)
+            off = min(1.0, abs(ratio - 1))
             self.deviation += gain * (off - self.deviation)
         if self.samples:
             seconds, gain = self._tamed(batch, seconds, gain)

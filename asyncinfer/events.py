@@ -11,12 +11,16 @@ __all__ = ("Event", "EventHook", "EventKind")
 EventKind = Literal[
     "device.opening",
     "device.ready",
+    "device.suspect",
     "device.lost",
     "device.backing_off",
     "device.draining",
     "device.removed",
+    "device.wedged",
     "task.finished",
     "task.retried",
+    "task.hedged",
+    "task.quarantined",
     "task.failed",
 ]
 
@@ -39,6 +43,10 @@ class Event:
     started: float = float("nan")
     #: what went wrong
     error: BaseException | None = None
+    #: the state the device was in before; empty if the event is no change of state, or the first
+    before: str = ""
+    #: why the device changed its state, in words
+    reason: str = ""
 
 
 #: Called on the event loop, synchronously: keep it short. What it raises is logged and dropped.

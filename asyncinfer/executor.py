@@ -9,8 +9,9 @@ from typing import Any
 
 from asyncinfer.burst import Burst
 from asyncinfer.device import Device
-from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, InputError, ProtocolError
-from asyncinfer.pool import Pool, give_back
+from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolError
+from asyncinfer.failures import Failures
+from asyncinfer.pool import Pool
 from asyncinfer.recorder import Recorder
 from asyncinfer.span import Run, Span
 
@@ -31,15 +32,15 @@ class Executor:
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         *,
-        retries: int,
+        failures: Failures,
         run_timeout: float | None,
-        lost: Callable[[Device, list[Burst]], None],
+        lost: Callable[[Device, DeviceError, list[Burst]], None],
     ) -> None:
         self.pool: Pool
         self._recorder = recorder
         self._clock = clock
         self._loop = loop
-        self._retries = retries
+        self._failures = failures
         self._run_timeout = run_timeout
         self._lost = lost
 
@@ -91,26 +92,32 @@ class Executor:
         self.pass_on(burst, started)
 
     def _end(self, burst: Burst) -> None:
-        device, calls = burst.device, burst.calls
+        device = burst.device
         self.pass_on(burst, burst.began)
+        self._count(burst)
         device.end(burst, self._clock())
         if burst.timer is not None:
             burst.timer.cancel()
-        if calls:
-            device.failures = 0
-            device.batches += calls
-            device.tasks += burst.at
-            device.learn(burst.at / calls, (burst.since - burst.began) / calls)
-            self._recorder.ran(burst.began, burst.since)
         if burst.live and burst.spans:
-            give_back(burst.take_rest())
+            self._failures.give_back(device, burst.take_rest())
         self.pool.wake()
+
+    def _count(self, burst: Burst) -> None:
+        """Take what the burst has done into the device's figures, once, and while it is live."""
+        device, calls = burst.device, burst.calls
+        if not calls or not burst.live or burst.generation != device.generation:
+            return
+        device.batches += calls
+        device.tasks += burst.at
+        device.learn(burst.at / calls, (burst.since - burst.began) / calls)
+        device.answered(burst.since)
+        self._recorder.ran(burst.began, burst.since)
 
     # ---- outcomes
 
     def pass_on(self, burst: Burst, started: float) -> None:
         """Give the lane the outputs that have come since ``started``."""
-        if not burst.outputs or not burst.live:
+        if not burst.outputs or not burst.live or burst.generation != burst.device.generation:
             return
         run = Run(burst.device.name, started, burst.since)
         some_failed = _has_errors(burst.outputs)
@@ -135,7 +142,7 @@ class Executor:
             error = task.outputs[0]
             if isinstance(error, BaseException):
                 device.errors += 1
-                self._task_failed(task, error, task.run)
+                self._failures.note(task, error, task.run)
             else:
                 yield task
 
@@ -148,26 +155,11 @@ class Executor:
         tasks = burst.take_running()
         if len(tasks) == 1:
             burst.device.errors += 1
-            self._task_failed(tasks[0], error, run)
+            self._failures.note(tasks[0], error, run)
             return
         for task in tasks:  # each alone: that shows which one is to blame
             task.run = run
-            self.pool.retries.append(task)
-
-    def _task_failed(self, task: Span, error: BaseException, run: Run) -> None:
-        """One attempt failed: try again elsewhere, or end the task with its error."""
-        if task.done:
-            return
-        task.note(error, run)
-        if task.attempts <= self._retries and not isinstance(error, InputError):
-            self._recorder.retried += 1
-            self.pool.retries.append(task)
-            self._recorder.task_event("task.retried", task, error)
-            return
-        task.fail(run.finished)
-        self._recorder.failed += 1
-        task.lane.finish([task])
-        self._recorder.task_event("task.failed", task, error)
+            self._failures.again(task, run.device)
 
     # ---- the device's fault
 
@@ -179,9 +171,7 @@ class Executor:
     def fail(self, device: Device, error: DeviceError) -> None:
         """The device failed: its tasks go to the others, and it is to be opened again."""
         device.errors += 1
-        bursts = self.take_back(device, error)
-        self._recorder.device_event("device.lost", device.name, error)
-        self._lost(device, bursts)
+        self._lost(device, error, self.take_back(device, error))
 
     def take_back(self, device: Device, error: DeviceError | None = None) -> list[Burst]:
         """Take every task from the device; with ``error``, the running ones have failed by it."""
@@ -189,6 +179,7 @@ class Executor:
         bursts = list(device.bursts)
         for burst in bursts:
             self.pass_on(burst, burst.began)
+            self._count(burst)
             burst.live = False
             device.end(burst, now)
             run = Run(device.name, burst.since, now)
@@ -197,8 +188,9 @@ class Executor:
                 if error is None:
                     task.run = run
                 else:
-                    self._task_failed(task, error, run)
-            give_back(burst.take_rest() if error else [*running, *burst.take_rest()])
+                    self._failures.note(task, error, run)
+            rest = burst.take_rest()
+            self._failures.give_back(device, rest if error else [*running, *rest])
             _cancel(burst)
         self.pool.wake()
         return bursts

@@ -1,32 +1,62 @@
-"""Opens devices, opens them again when they fail, and closes them."""
+"""Takes devices through their lives: opened, opened again when they fail, and closed."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import anyio
 
 from asyncinfer.burst import Burst
-from asyncinfer.device import Device, DeviceState, names
-from asyncinfer.driver import Driver, SupportsCalibrate
-from asyncinfer.errors import ClosedError, ConfigError, DeviceError, DeviceTimeout
-from asyncinfer.pool import Pool
+from asyncinfer.device import Device, names
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError, DeviceError
+from asyncinfer.events import EventKind
+from asyncinfer.lifecycle import UP, DeviceState
+from asyncinfer.opening import Opening
+from asyncinfer.pool import Pool, nothing
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.timeouts import Timeouts
+from asyncinfer.watch import Watch
 
 __all__ = ("Keeper",)
 
-#: pause before the first attempt to open a failed device again, in seconds; doubled each time
-FIRST_PAUSE = 0.05
-#: longest pause, in seconds
-LONGEST_PAUSE = 30.0
+#: seconds a device is held off at most while no device is up
+ALONE = 1.0
+#: a device is not opened again while calls of so many earlier openings are left behind
+LEFT_BEHIND = 2
+
+_EVENTS: dict[DeviceState, EventKind] = {
+    DeviceState.OPENING: "device.opening",
+    DeviceState.READY: "device.ready",
+    DeviceState.SUSPECT: "device.suspect",
+    DeviceState.LOST: "device.lost",
+    DeviceState.BACKING_OFF: "device.backing_off",
+    DeviceState.DRAINING: "device.draining",
+    DeviceState.REMOVED: "device.removed",
+}
+
+
+class Runner(Protocol):
+    """What an executor does when a device fails or leaves."""
+
+    def take_back(self, device: Device) -> list[Burst]:
+        """Take all its tasks from a device; return the calls that were cancelled."""
+        ...
+
+    def fail(self, device: Device, error: DeviceError) -> None:
+        """Treat the device as failed."""
+        ...
 
 
 class Keeper:
-    """Takes devices through their states; every slow step of that happens here."""
+    """Decides what becomes of devices; every slow step of their lives is begun here."""
+
+    pool: Pool
+    _runner: Runner
+    _watch: Watch
 
     def __init__(
         self,
@@ -37,15 +67,33 @@ class Keeper:
         timeouts: Timeouts,
     ) -> None:
         self.devices = list(devices)
-        self.pool: Pool
-        #: takes all its tasks from a device, and returns what then still runs there
-        self.take_back: Callable[[Device], list[Burst]]
         self._recorder = recorder
         self._clock = clock
         self._loop = loop
         self._timeouts = timeouts
-        self._random = random.Random(42)
+        self._opening = Opening(recorder, clock, loop, timeouts)
         self._recovering: dict[Device, asyncio.Task[None]] = {}
+        self._up = 0
+        self._none_up = asyncio.Event()
+        for device in devices:
+            device.told = self._told
+
+    def serve(self, pool: Pool, runner: Runner) -> None:
+        """Look after the devices of ``pool``."""
+        self.pool, self._runner = pool, runner
+        self._watch = Watch(pool.roster, self._clock, self._loop, runner.fail)
+        pool.handed_out = self._watch.arm
+
+    def _told(
+        self, device: Device, before: DeviceState | None, error: BaseException | None
+    ) -> None:
+        """A device has changed its state."""
+        self._up += device.up - (before in UP)
+        self._none_up.clear() if self._up else self._none_up.set()
+        state = DeviceState.READY if device.state is DeviceState.BUSY else device.state
+        self._recorder.device_event(
+            _EVENTS[state], device.name, error, before=before or "", reason=device.reason
+        )
 
     # ---- all of them
 
@@ -79,21 +127,21 @@ class Keeper:
             self.pool.roster.join(device)
         self.pool.wake()
         for device, error in errors.items():
-            self._recorder.device_event("device.lost", device.name, error)
-            self.recover(device, [])
+            self.recover(device, error)
 
     async def add(self, driver: Driver[Any, Any]) -> None:
         """Open one more device and let it take part. Raises what opening it raises."""
         position = max((device.position for device in self.devices), default=-1) + 1
         device = Device(driver, position)
+        device.told = self._told
         if any(other.name == device.name for other in self.devices):
             raise ConfigError(f"there is a device {device.name!r} already: names must differ")
         self.devices.append(device)
         try:
             await self.open(device)
-        except BaseException:
+        except BaseException as error:
             self.devices.remove(device)
-            await self.close_driver(device, [])
+            await self._close(device, f"it could not be added: {error}")
             raise
         self.pool.roster.join(device)
         self.pool.wake()
@@ -104,141 +152,118 @@ class Keeper:
         if device is None:
             raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
         drained = drain and (device.up or device.state is DeviceState.DRAINING)
-        device.become(DeviceState.DRAINING, self._clock())
-        self._recorder.device_event("device.draining", name)
+        if device.state is not DeviceState.DRAINING:
+            device.become(DeviceState.DRAINING, self._clock(), "it is being removed")
         self.pool.reclaim()
-        while drained and device.bursts:
-            await asyncio.wait([b.runner for b in device.bursts if b.runner is not None])
+        self.pool.wake()  # devices that rested because of this one
+        if drained:
+            await self._finish(device)
         if device not in self.pool.roster.members:  # another call of this has removed it meanwhile
             return
-        bursts = self.take_back(device)
+        self._leave(device, self._runner.take_back(device))
         self.pool.roster.leave(device)
-        await self.close([device], bursts)
+        await self._close(device, "it is being removed")
         self.devices.remove(device)
+
+    async def _finish(self, device: Device) -> None:
+        """Let it finish what it runs, for as long as it answers and the drain timeout allows."""
+        seconds = self._timeouts.drain
+        until = math.inf if seconds is None else self._clock() + seconds
+        while device.bursts:
+            left = min(until, device.silent_at()) - self._clock()
+            if left <= 0:
+                logger.warning("device %r does not finish: its tasks go elsewhere", device.name)
+                return
+            runners = [burst.runner for burst in device.bursts if burst.runner is not None]
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait(runners, timeout=min(left, 1e6), return_when=first)
 
     async def close_all(self) -> None:
         """Close every device for good."""
-        await self.close(self.devices)
+        self.pool.handed_out = nothing
+        self._watch.stop()
+        async with anyio.create_task_group() as group:
+            for device in list(self.devices):
+                group.start_soon(self._close, device, "the dispatcher is closing")
+        self._watch.stop()  # again: a device that was being added may have come up meanwhile
 
     # ---- one
 
     async def open(self, device: Device) -> None:
-        """Open and calibrate; raises what the driver raises, a timeout as ``DeviceTimeout``."""
-        device.become(DeviceState.OPENING, self._clock())
-        self._recorder.device_event("device.opening", device.name)
-        seconds = self._timeouts.open
-        scope = anyio.move_on_after(seconds)
-        try:
-            with scope:
-                await _call(device, "open")
-                device.opened()
-                await _calibrate(device)
-        except OSError as error:
-            raise DeviceError(device.name, f"did not open: {error}") from error
-        if scope.cancelled_caught:
-            raise DeviceTimeout(device.name, f"did not open within {seconds} s")
-        if device.state is DeviceState.REMOVED:
-            raise ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
-        device.become(DeviceState.READY, self._clock())
-        self._recorder.device_event("device.ready", device.name)
+        """Open it and let it take tasks. Raises what the driver raises, or ``DeviceTimeout``."""
+        await self._opening.open(device)
+        self._watch.reset()
         self.pool.wake()
 
-    def recover(self, device: Device, bursts: list[Burst]) -> None:
-        """Close a failed device and open it again, with growing pauses, in the background."""
-        leaving = device.state in (DeviceState.DRAINING, DeviceState.REMOVED)
-        if leaving or device in self._recovering:
+    def recover(self, device: Device, error: Exception, bursts: Iterable[Burst] = ()) -> None:
+        """A device failed: close it and open it again, with growing pauses, in the background."""
+        self._leave(device, bursts)
+        if device.state in (DeviceState.DRAINING, DeviceState.REMOVED):
+            logger.warning("%s (it is being closed anyway)", error)
             return
-        device.become(DeviceState.LOST, self._clock())
-        device.failures += 1
+        if device in self._recovering:
+            return
+        if device.up:
+            device.breaker.lost(device.answered_at)
+        else:
+            device.breaker.not_opened()
+        device.become(DeviceState.LOST, self._clock(), error=error)
         task = self._loop.create_task(
-            self._recover(device, bursts), name=f"asyncinfer recover {device.name}"
+            self._recover(device), name=f"asyncinfer recover {device.name}"
         )
         self._recovering[device] = task
         task.add_done_callback(lambda _: self._recovering.pop(device, None))
 
-    async def _recover(self, device: Device, bursts: list[Burst]) -> None:
-        await self.close_driver(device, bursts)
+    def _leave(self, device: Device, bursts: Iterable[Burst]) -> None:
+        """Its calls were cancelled, and belong to an opening of it that is over."""
+        self._watch.leave(device)
+        for burst in bursts:
+            if burst.runner is not None:
+                device.leftovers.add(burst.runner, burst.generation)
+
+    async def _recover(self, device: Device) -> None:
+        await self._opening.close(device)
         while True:
-            device.become(DeviceState.BACKING_OFF, self._clock())
-            self._recorder.device_event("device.backing_off", device.name)
-            await asyncio.sleep(self._pause(device.failures))
+            await self._hold_off(device)
             try:
                 await self.open(device)
             except Exception as error:
-                device.failures += 1
-                self._recorder.device_event("device.lost", device.name, error)
-                await self.close_driver(device, [])
+                if device.state is not DeviceState.OPENING:
+                    return
+                device.breaker.not_opened()
+                device.become(DeviceState.LOST, self._clock(), error=error)
+                await self._opening.close(device)
             else:
                 return
 
-    def _pause(self, failures: int) -> float:
-        pause: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 20))
-        return pause * self._random.uniform(0.5, 1.0)
+    async def _hold_off(self, device: Device) -> None:
+        """Pause, for ``ALONE`` at most while no device is up; wait for calls left behind."""
+        pause, left = device.breaker.pause(), device.leftovers
+        device.next_attempt = self._clock() + pause
+        device.become(DeviceState.BACKING_OFF, self._clock(), device.reason)
+        await asyncio.sleep(min(pause, ALONE))
+        if pause > ALONE:
+            with anyio.move_on_after(pause - ALONE):
+                await self._none_up.wait()
+        if left.generations >= LEFT_BEHIND:
+            device.next_attempt = math.inf
+            device.reason = f"waiting for one of {left.wedged} calls left behind to end"
+            await left.fewer_than(LEFT_BEHIND)
 
-    async def close(self, devices: Iterable[Device], bursts: Sequence[Burst] = ()) -> None:
-        """Close devices for good, all at once, and whatever else still runs on them.
-
-        Returns within the close timeout for each step: running calls, recovery, the driver itself.
-        """
-        async with anyio.create_task_group() as group:
-            for device in list(devices):
-                group.start_soon(self._close, device, [*bursts, *device.bursts])
-
-    async def _close(self, device: Device, bursts: list[Burst]) -> None:
-        device.become(DeviceState.REMOVED, self._clock())
+    async def _close(self, device: Device, reason: str) -> None:
+        """Close a device for good, and whatever still runs on it, within the close timeout."""
+        if device.state is DeviceState.REMOVED:
+            return
+        if device.state is not DeviceState.DRAINING:
+            device.become(DeviceState.DRAINING, self._clock(), reason)
         recovering = self._recovering.pop(device, None)
         if recovering is not None:
             recovering.cancel()
-            await self._settle(device, [recovering])
-        await self.close_driver(device, bursts)
-        self._recorder.device_event("device.removed", device.name)
-
-    async def close_driver(self, device: Device, bursts: list[Burst]) -> None:
-        """End what the device runs, then close its driver: shielded, and within the timeout."""
-        runners = [burst.runner for burst in bursts if burst.runner is not None]
-        for runner in runners:
-            runner.cancel()
-        await self._settle(device, runners)
-        closing = self._loop.create_task(_closed(device), name=f"asyncinfer close {device.name}")
-        seconds = self._timeouts.close
-        try:  # a task of its own can be left behind, even one that cannot be cancelled
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([closing], timeout=seconds)
-        finally:
-            late = closing.cancel()
-        if late:
-            logger.warning("device %r did not close within %s s", device.name, seconds)
-            await self._settle(device, [closing])
-
-    async def _settle(self, device: Device, tasks: list[asyncio.Task[None]]) -> None:
-        """Wait for cancelled asyncio tasks to end, within the close timeout."""
-        if not tasks:
-            return
+            device.leftovers.add(recovering, device.generation)
+        self._opening.give_up(device)
+        self._opening.end_calls(device)
+        self._leave(device, ())
         with anyio.CancelScope(shield=True):
-            await asyncio.wait(tasks, timeout=self._timeouts.close)
-        left = sum(not task.done() for task in tasks)
-        if left:
-            logger.warning("device %r is wedged: %d calls left behind", device.name, left)
-
-
-def _call(device: Device, method: str) -> Coroutine[Any, Any, None]:
-    function = getattr(device.driver, method, None)
-    return _nothing() if function is None else function()
-
-
-async def _calibrate(device: Device) -> None:
-    if isinstance(device.driver, SupportsCalibrate):
-        line = await device.driver.calibrate()
-        if line is not None:
-            device.calibrate(line)
-
-
-async def _closed(device: Device) -> None:
-    try:
-        await _call(device, "close")
-    except Exception as error:
-        logger.warning("device %r did not close cleanly: %r", device.name, error)
-
-
-async def _nothing() -> None:
-    """Stand in for a method the driver does not have."""
+            await self._opening.close(device)
+        if device.state is DeviceState.DRAINING:
+            device.become(DeviceState.REMOVED, self._clock(), reason)

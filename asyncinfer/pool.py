@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from asyncinfer.baselines import Greedy
-from asyncinfer.burst import Burst
+from asyncinfer.burst import Burst, give_back
 from asyncinfer.census import Census
+from asyncinfer.copies import Copies
 from asyncinfer.device import Device
 from asyncinfer.lane import Lane
 from asyncinfer.policy import ALL_REST, Grant, Policy
+from asyncinfer.quarantine import Retries
 from asyncinfer.recheck import Recheck
 from asyncinfer.recorder import Recorder, logger
 from asyncinfer.roster import Entry, Roster
 from asyncinfer.span import Span
+from asyncinfer.turns import locate, pause_to_fill, reservation
 
 __all__ = ("Pool",)
 
-#: seconds of its own service time that a device may reserve ahead
-QUANTUM = 0.001
-#: most tasks reserved in one pass by all devices together, and by one of them: devices that answer
-#: at once would otherwise keep the event loop from its turns
+#: most tasks reserved in one pass by all devices together: devices that answer at once would
+#: otherwise keep the event loop from its turns
 PASS = 1024
-BURST = 128
 #: passes until another one of the devices that rest is asked, and of those that run is looked at
 NOW_AND_THEN = 8
 #: a wait shorter than this is over, in seconds
@@ -54,7 +53,11 @@ class Pool:
         self.roster = Roster()
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
-        self.retries: deque[Span] = deque()
+        self.retries = Retries(self.roster)
+        #: makes copies of overdue tasks, if it is asked to
+        self.copies: Copies | None = None
+        #: called after each pass
+        self.handed_out: Callable[[], None] = nothing
         self.now = 0.0
         self._policy = policy
         self._recorder = recorder
@@ -102,7 +105,7 @@ class Pool:
 
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
-        lane, offset = self._locate(offset)
+        lane, offset = locate(self.lanes, self._turn, offset)
         return lane.waiting.index(offset)
 
     # ---- pairing
@@ -129,6 +132,8 @@ class Pool:
     def stop(self) -> None:
         """Pair no more."""
         self._recheck.cancel()
+        if self.copies is not None:
+            self.copies.close(self._clock())
         if self._wakeup is not None:
             self._wakeup.cancel()
         self._wakeup = None
@@ -139,8 +144,12 @@ class Pool:
         for lane in self.lanes:
             lane.admit()
         self._update()
+        if self.copies is not None:
+            self.copies.serve(self.now)
+            self._update()
         if self.retries:
-            self._pair_retries()
+            for device, task in self.retries.pairs(self.now):
+                self._hand_out(device, [task], 1)
             self._update()
         self._reserved = self.roster.reserved
         self._share = min(PASS, self.waiting - self._reserved) / max(1, len(self._up))
@@ -150,7 +159,12 @@ class Pool:
         rest = self._serve() and self.waiting > 0
         free = len(self.roster.free) > 0
         self._full = not free
-        self._recheck.passed(rest or (free and len(self.retries) > 0))
+        self._recheck.passed(rest or (free and self.retries.blocked))
+        if self.retries.pause < math.inf:
+            self._recheck.within(self.retries.pause)
+        if self.copies is not None and self._up and self._recorder.unfinished:
+            self._recheck.within(self.copies.pause(self.now))
+        self.handed_out()
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
@@ -187,9 +201,11 @@ class Pool:
         """Give ``device`` what its policy says, while it is free; return the last answer."""
         grant: Grant | None = None
         while device.free and self.waiting:
-            if device.max_wait and (pause := self._pause_to_fill(device)) > MOMENT:
-                self._recheck.within(pause)
-                return FILLING
+            if device.max_wait and self.waiting < device.batch_limit:
+                pause = pause_to_fill(device, self.lanes, self.now)
+                if pause > MOMENT:
+                    self._recheck.within(pause)
+                    return FILLING
             grant = self._ask(device)
             if grant is None or not grant.take:
                 return grant
@@ -198,16 +214,6 @@ class Pool:
                 return None
             self._hand_out(device, spans, grant.take)
         return grant
-
-    def _pause_to_fill(self, device: Device) -> float:
-        """Seconds that ``device`` should wait for a fuller batch: none if no more may come."""
-        if self.waiting >= device.batch_limit:
-            return 0.0
-        lanes = [lane for lane in self.lanes if lane.waiting]
-        if not any(_may_bring_more(lane) for lane in lanes):
-            return 0.0
-        oldest = min((next(iter(lane.waiting)).submitted for lane in lanes), default=-math.inf)
-        return oldest + device.max_wait - self.now
 
     def _ask(self, device: Device) -> Grant | None:
         try:
@@ -224,20 +230,12 @@ class Pool:
             self.reclaim()
             if skip >= self.waiting:  # what was reserved has ended otherwise meanwhile
                 return []
-        lane, offset = self._locate(skip)
-        count = grant.take
-        if self._policy.reserves and lane.one_context:
-            count = max(count, self._reservation(device, count))
+        lane, offset = locate(self.lanes, self._turn, skip)
+        count = grant.take if device.trusted else 1
+        if self._policy.reserves and lane.one_context and device.trusted:
+            count = max(count, reservation(device, count, self._share))
         self._turn = self.lanes.index(lane) + 1
         return lane.waiting.take(count, offset)
-
-    def _reservation(self, device: Device, batch: int) -> int:
-        """Tasks worth a quantum of the device's time, and no more than its share."""
-        seconds = device.expect(batch)
-        if not seconds < QUANTUM:
-            return batch
-        calls = min(QUANTUM / seconds, self._share / batch, BURST / batch)
-        return batch * max(1, round(calls))
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)
@@ -247,24 +245,6 @@ class Pool:
         device.begin(burst, self.now)
         self._start(burst)
 
-    def _locate(self, offset: int) -> tuple[Lane, int]:
-        """Where the waiting task at ``offset`` is, the lanes taking turns task by task."""
-        lanes = [lane for lane in self._in_turn() if lane.waiting.tasks]
-        level = 0
-        while len(lanes) > 1:
-            depth = min(lane.waiting.tasks for lane in lanes) - level
-            if offset < depth * len(lanes):
-                break
-            offset -= depth * len(lanes)
-            level += depth
-            lanes = [lane for lane in lanes if lane.waiting.tasks > level]
-        rounds, turn = divmod(offset, len(lanes))
-        return lanes[turn], level + rounds
-
-    def _in_turn(self) -> Iterable[Lane]:
-        turn = self._turn % len(self.lanes)
-        return (*self.lanes[turn:], *self.lanes[:turn])
-
     def reclaim(self) -> None:
         """Take back what is reserved and not started, because another device would rest."""
         for device in self._up:
@@ -272,38 +252,6 @@ class Pool:
                 give_back(burst.take_reserved())
         self._reserved = 0
 
-    # ---- tasks that failed once
 
-    def _pair_retries(self) -> None:
-        for task in sorted(self.retries, key=_oldest_first):
-            device = None if task.done else self._device_for(task)
-            if task.done or device is not None:
-                self.retries.remove(task)
-            if device is not None:
-                self._hand_out(device, [task], 1)
-
-    def _device_for(self, task: Span) -> Device | None:
-        """The fastest free device that has not failed the task; any, if all have or are stuck."""
-        untried = [d for d in self._up if d.name not in task.devices and not d.stuck(self.now)]
-        free = [device for device in untried or self._up if device.free]
-        return min(free, key=_fastest_first, default=None)
-
-
-def _may_bring_more(lane: Lane) -> bool:
-    """Whether tasks may come into its window though none is finished."""
-    draining = lane.window == math.inf
-    return not (lane.ended or draining) and lane.admitted - lane.delivered < lane.window
-
-
-def give_back(spans: list[Span]) -> None:
-    """Return tasks of one lane that were not started."""
-    if spans:
-        spans[0].lane.give_back(spans)
-
-
-def _fastest_first(device: Device) -> float:
-    return math.inf if math.isnan(device.latency) else device.latency
-
-
-def _oldest_first(task: Span) -> float:
-    return task.submitted
+def nothing() -> None:
+    """Stand in where nobody needs to know."""

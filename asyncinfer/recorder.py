@@ -27,6 +27,7 @@ class Recorder:
         self.finished = 0
         self.failed = 0
         self.retried = 0
+        self.quarantined = 0
         self.dropped = 0
         self.reorder_buffer = 0
         self.max_reorder = 0
@@ -93,14 +94,20 @@ class Recorder:
         return self._hook is not None
 
     def device_event(
-        self, kind: EventKind, device: str, error: BaseException | None = None
+        self,
+        kind: EventKind,
+        device: str,
+        error: BaseException | None = None,
+        *,
+        before: str = "",
+        reason: str = "",
     ) -> None:
         """Tell of a device's change of state, in the log too."""
         if error is None:
-            logger.debug("%s %s", kind, device)
+            logger.debug("%s %s %s", kind, device, reason)
         else:
             logger.warning("%s: %s", kind, error)
-        self._emit(Event(kind, self._clock(), device, error=error))
+        self._emit(Event(kind, self._clock(), device, error=error, before=before, reason=reason))
 
     def task_event(self, kind: EventKind, span: Span, error: BaseException | None = None) -> None:
         """Tell what happened to each task of a span."""
@@ -109,6 +116,11 @@ class Recorder:
             device, started, _ = span.run
             for index in range(span.first, span.first + span.count):
                 self._emit(Event(kind, now, device, index, number, started, error))
+
+    def hedged(self, task: Span, device: str) -> None:
+        """Tell that a copy of a single task starts on ``device``."""
+        now = self._clock()
+        self._emit(Event("task.hedged", now, device, task.first, task.lane.number, now))
 
     def _emit(self, event: Event) -> None:
         if self._hook is None:

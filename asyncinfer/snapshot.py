@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from asyncinfer.device import Device
 from asyncinfer.engine import Engine
-from asyncinfer.stats import DeviceStats, DispatcherStats
+from asyncinfer.lifecycle import DeviceState
+from asyncinfer.stats import DeviceStats, DispatcherStats, HedgeStats
 
 __all__ = ("snapshot",)
 
@@ -14,12 +17,15 @@ def snapshot(engine: Engine) -> DispatcherStats:
     recorder, lanes = engine.recorder, engine.pool.lanes
     elapsed = recorder.elapsed
     finished = recorder.finished
+    copies = engine.pool.copies
     return DispatcherStats(
         devices=tuple(_device_stats(device, engine) for device in engine.keeper.devices),
         submitted=recorder.submitted,
         finished=finished,
         failed=recorder.failed,
         retried=recorder.retried,
+        quarantined=recorder.quarantined,
+        hedging=HedgeStats() if copies is None else copies.stats(engine.clock()),
         queue_depth=sum(lane.intake.qsize() for lane in lanes),
         waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.pool.retries),
         running=sum(device.in_flight for device in engine.keeper.devices),
@@ -41,6 +47,7 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
     busy = device.busy_seconds(now)
     end = now if device.bursts else engine.recorder.last_end
     span = end - engine.recorder.first_start
+    backing_off = device.state is DeviceState.BACKING_OFF
     return DeviceStats(
         name=device.name,
         state=device.state,
@@ -52,5 +59,11 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
         utilisation=min(1.0, busy / span) if span > 0 else 0.0,
         service_time=device.interval,
         latency=device.latency,
+        state_seconds=now - device.since,
+        reason=device.reason,
+        failures=device.failures,
+        next_attempt=max(0.0, device.next_attempt - now) if backing_off else math.nan,
+        generation=device.generation,
+        wedged=device.leftovers.wedged,
         details=dict(getattr(device.driver, "details", None) or {}),
     )

@@ -19,6 +19,9 @@ class SpanHome(Protocol):
     """What a span needs of the lane it belongs to."""
 
     number: int
+    #: whether results are delivered in order, and the index of the next one to be
+    ordered: bool
+    head: int
     #: that of the stream's consumer when it began
     context: contextvars.Context
 
@@ -56,6 +59,7 @@ class Span:
     __slots__ = (
         "causes",
         "context",
+        "copied",
         "count",
         "devices",
         "done",
@@ -86,6 +90,8 @@ class Span:
         self.causes: tuple[BaseException, ...] = ()
         self.devices: tuple[str, ...] = ()
         self.error: TaskError | None = None
+        #: whether a copy of it was started, which is allowed to fail beside it
+        self.copied = False
         #: of a task of ``infer``: where the answer goes, and the caller's context
         self.future: asyncio.Future[Any] | None = None
         self.context: contextvars.Context | None = None
@@ -213,6 +219,13 @@ class Row:
         self.tasks -= second.tasks
         self._indices = None
         return second
+
+    def singles(self, count: int) -> list[Span]:
+        """Let each of the first ``count`` tasks be a span of its own; return those."""
+        tasks = [task for span in self.take(count) for task in span.singles()]
+        self._spans.extendleft(reversed(tasks))
+        self.tasks += len(tasks)
+        return tasks
 
     def merge(self, spans: list[Span]) -> None:
         """Put ``spans`` where they belong."""

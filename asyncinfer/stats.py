@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from asyncinfer.device import DeviceState
+from asyncinfer.lifecycle import DeviceState
 
-__all__ = ("DeviceStats", "DispatcherStats", "percentile")
+__all__ = ("DeviceStats", "DispatcherStats", "HedgeStats", "percentile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,37 @@ class DeviceStats:
     service_time: float
     #: estimated seconds of one call with a full batch; ``nan`` until known
     latency: float
+    #: seconds since it came into its state (ready and busy are one here)
+    state_seconds: float = 0.0
+    #: why it is in its state, in words
+    reason: str = ""
+    #: how often it was lost or could not be opened, as far as that is not forgiven
+    failures: int = 0
+    #: seconds until it is opened again, while it is backing off; ``nan`` otherwise, infinite while
+    #: that waits for calls left behind
+    next_attempt: float = math.nan
+    #: how often it was opened, or tried to be
+    generation: int = 0
+    #: calls left behind that still go on: they ignore that they were cancelled
+    wedged: int = 0
     #: what its driver tells of itself, such as the options it has chosen
     details: Mapping[str, str | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeStats:
+    """What came of copies of overdue tasks. Those neither won, lost nor cancelled still run."""
+
+    #: tasks of which a copy was started
+    started: int = 0
+    #: copies that ended first: theirs was the result
+    won: int = 0
+    #: copies that the first call was quicker than
+    lost: int = 0
+    #: copies that came to nothing: their device failed, or nobody wanted the task any more
+    cancelled: int = 0
+    #: seconds in which copies kept devices busy
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +82,15 @@ class DispatcherStats:
     failed: int
     #: attempts that were repeated
     retried: int
+    #: tasks that failed as poison: too many devices were lost while they ran
+    quarantined: int
+    #: copies of overdue tasks
+    hedging: HedgeStats
     #: accepted, not yet in the window
     queue_depth: int
     #: in the window, not started
     waiting: int
-    #: on a device
+    #: on a device, copies included
     running: int
     #: finished results that wait for an earlier one
     reorder_buffer: int

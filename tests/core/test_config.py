@@ -8,6 +8,7 @@ import pytest
 
 from asyncinfer import config, model
 from asyncinfer.errors import ConfigError, InputError
+from asyncinfer.hedging import Hedge
 from asyncinfer.testing import SimulatedDriver
 from asyncinfer.timeouts import Timeouts
 
@@ -99,6 +100,20 @@ def test_time_limits_by_name():
     assert found.dispatcher == {"timeout": Timeouts(run=2.5, queue=1)}
 
 
+@pytest.mark.parametrize(
+    ("text", "hedge"),
+    [
+        ("hedge = true", Hedge()),
+        ("hedge = false", None),
+        ("hedge = {}", Hedge()),
+        ("hedge = {quantile = 0.5, budget = 0.1}", Hedge(quantile=0.5, budget=0.1)),
+    ],
+)
+def test_copies_of_overdue_tasks(text, hedge):
+    parsed = config.parse(f"[dispatcher]\nwindow = 3\n{text}\n")
+    assert parsed.dispatcher == {"window": 3, "hedge": hedge}
+
+
 def device(body):
     return f"[[device]]\ndriver = 'simulated'\nname = 'x'\n{body}"
 
@@ -125,6 +140,12 @@ def device(body):
         ("[dispatcher]\ntimeout = -1\n", r"'timeout' must be seconds above 0"),
         ("[dispatcher.timeout]\nrunn = 1\n", r"timeout: unknown key 'runn'; did you mean 'run'"),
         ("[dispatcher.timeout]\nrun = 0\n", r"timeout: 'run' must be seconds above 0, not 0"),
+        ("[dispatcher]\nhedge = 1\n", r"'hedge' must be true, false or a table, not 1"),
+        ("[dispatcher.hedge]\nbugdet = 1\n", r"hedge: unknown key 'bugdet'; did you mean 'budget'"),
+        (
+            "[dispatcher.hedge]\nbudget = 2\n",
+            r"\[dispatcher\], hedge: budget must be more than 0 and at most 1, not 2",
+        ),
         ("[dispatcher]\npolicy = 1\n", r"'policy' must be a text"),
         ("dispatcher = 1\n", r"\[dispatcher\] must be a table"),
         ("[[device\n", r"c\.toml: not valid TOML: .*line 1"),

@@ -150,6 +150,6 @@ def test_pauses_grow_to_a_limit_and_shrink_after_success(virtual):
             with pytest.raises(Exception, match="was lost"):
                 await d.infer("kill")
             await asyncio.sleep(1)
-            assert a.opened_at[-1] - before < 0.1 + 0.05
+            assert a.opened_at[-1] - before < 0.1 + 0.1, "the second loss, and not the 16th failure"
 
     virtual(run())

@@ -195,7 +195,7 @@ def test_a_call_that_does_not_end_is_left_behind(virtual, caplog):
         await asyncio.sleep(50)
 
     virtual(run())
-    assert "device 'a' is wedged: 1 calls left behind" in caplog.text
+    assert "device 'a' is wedged: 1 call left behind" in caplog.text
 
 
 def test_a_close_that_raises_is_logged_and_the_others_are_closed(virtual, caplog):

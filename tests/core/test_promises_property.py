@@ -12,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncinfer import Dispatcher, Timeouts
+from asyncinfer import Dispatcher, Hedge, Timeouts
 from asyncinfer.errors import (
     ClosedError,
     ConfigError,
     DeviceError,
     DeviceLost,
     InputError,
+    PoisonTask,
     ProtocolError,
     TaskError,
 )
@@ -106,6 +107,7 @@ class Plan:
     queue_size: int
     policy: str
     retries: int
+    hedge: Hedge | None
     total: float | None
     #: when, and how, the dispatcher is closed under its users
     close_at: float | None
@@ -150,6 +152,7 @@ plans = st.builds(
     queue_size=st.sampled_from([1, 2, 5, 100]),
     policy=st.sampled_from(["eft", "eft", "eft", "greedy", "static", "sync", "serial"]),
     retries=st.integers(0, 3),
+    hedge=st.sampled_from([None, Hedge(), Hedge(quantile=0.1, budget=1.0, least=1e-4)]),
     total=st.sampled_from([None, None, 5.0]),
     close_at=st.none() | st.none() | moments,
     drain=st.booleans(),
@@ -245,10 +248,13 @@ class Run:
             window=plan.window,
             queue_size=plan.queue_size,
             retries=plan.retries,
+            hedge=plan.hedge,
             timeout=Timeouts(run=RUN, total=plan.total, close=3.0, drain=2000.0),
             on_event=self.on_event,
         )
         self.ended = Counter[str]()
+        #: a task of which a copy was run may have failed there too
+        self.tries = plan.retries + 1 + (plan.hedge is not None)
 
     def on_event(self, event: Any) -> None:
         self.ended[event.kind] += 1
@@ -322,7 +328,7 @@ class Run:
         for result in got:
             if result.error is None:
                 assert result.value == ("done", (number, result.index))
-                assert 1 <= result.attempts <= self.plan.retries + 1
+                assert 1 <= result.attempts <= self.tries
                 assert result.submitted <= result.started <= result.finished <= result.delivered
             else:
                 self.check_error(result.error, result.index)
@@ -330,9 +336,11 @@ class Run:
     def check_error(self, error: TaskError, index: int) -> None:
         assert error.index == index
         assert error.attempts == len(error.causes) == len(error.devices)
-        assert error.attempts <= self.plan.retries + 1
+        assert error.attempts <= self.tries
+        if isinstance(error, PoisonTask):
+            assert len(set(error.devices)) >= 3
         if type(error) is TaskError:
-            given_up = error.attempts == self.plan.retries + 1
+            given_up = error.attempts > self.plan.retries
             assert given_up or isinstance(error.causes[-1], InputError)
 
     # ---- callers, and those who plug devices in and out
@@ -418,6 +426,11 @@ class Run:
         assert now == (0, 0, 0, 0)
         assert stats.failed == self.ended["task.failed"]
         assert stats.retried == self.ended["task.retried"]
+        assert stats.quarantined == self.ended["task.quarantined"]
+        copies = stats.hedging
+        assert copies.started == copies.won + copies.lost + copies.cancelled
+        assert copies.started == self.ended["task.hedged"]
+        assert copies.seconds >= 0
         held = self.plan.window
         if self.plan.total or self.plan.drain:  # ended while queued, or let out of the queue
             held += self.plan.queue_size

@@ -22,6 +22,7 @@ RUNS = {
     "embed.py": (["--seconds", "0.3"], r"time is up: \d+ answered, 8 refused, 0 failed"),
     "faces.py": ([], r"astronaut\.png: 1 found\n  \[1\d\d, \d\d, 26\d, 17\d\] p=\d\.\d+\n"),
     "fastapi_service.py": ([], r"200 \{\"digit\":3\}"),
+    "hedging.py": (["--tasks", "4000"], r"hold p99 is \d\d\.\d times lower"),
     "own_driver.py": ([], r"2000 roots, all there and in order"),
     "policies.py": (["--plot", "slow.png"], r"1000 +0\.025 +1\.000"),
 }

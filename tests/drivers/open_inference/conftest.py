@@ -26,8 +26,11 @@ class Apart:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"127.0.0.1:{free.getsockname()[1]}"
+        self.start()
+
+    def start(self):
         self._process = subprocess.Popen(
-            [sys.executable, FOLDER / "oip_server.py", protocol, self.url.rpartition(":")[2]],
+            [sys.executable, FOLDER / "oip_server.py", self.protocol, self.url.partition(":")[2]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -43,8 +46,10 @@ class Apart:
         await asyncio.to_thread(self._ready)
 
     def close(self):
-        self._process.kill()
-        self._process.communicate()
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(params=["grpc", "http"])

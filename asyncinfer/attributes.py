@@ -1,0 +1,40 @@
+"""What a driver says of itself, checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError
+
+__all__ = ("name_of", "optional_seconds", "positive")
+
+
+def name_of(driver: object) -> str:
+    """Its name. Raises ``ConfigError`` for what is no driver, as all of these do."""
+    name = getattr(driver, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{driver!r} is no driver: it needs a name, a non-empty string")
+    if not callable(getattr(driver, "infer", None)):
+        raise ConfigError(f"device {name!r} is no driver: it has no coroutine method infer(batch)")
+    return name
+
+
+def positive(driver: Driver[Any, Any], attribute: str) -> int:
+    """A whole number of 1 or more; 1 if it has none."""
+    value = getattr(driver, attribute, 1)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
+    return value
+
+
+def optional_seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
+    """Seconds of 0 or more, or ``None``."""
+    value = getattr(driver, attribute, None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        text = f"device {driver.name!r}: {attribute} must be seconds, 0 or more, not {value!r}"
+        raise ConfigError(text)
+    return float(value)

@@ -1,0 +1,248 @@
+"""Copies of overdue tasks: the first result wins, and the other call is cancelled."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Protocol
+
+from asyncinfer.burst import Burst, give_back
+from asyncinfer.device import Device
+from asyncinfer.driver import ServiceTime
+from asyncinfer.hedging import Hedge
+from asyncinfer.recorder import Recorder
+from asyncinfer.roster import Roster
+from asyncinfer.span import Span
+from asyncinfer.stats import HedgeStats, percentile
+
+__all__ = ("Copies",)
+
+#: calls of a device that are remembered
+HISTORY = 128
+#: shortest pause between two looks at all devices, in seconds, and for how many of them
+PAUSE = 0.001
+MANY = 64
+#: two moments closer than this are the same, in seconds
+TIE = 1e-9
+
+
+class Runner(Protocol):
+    """What an executor does for copies."""
+
+    def start(self, burst: Burst) -> None:
+        """Run ``burst``."""
+        ...
+
+    def pass_on(self, burst: Burst, started: float) -> None:
+        """Give the lane what ``burst`` has finished."""
+        ...
+
+    def abandon(self, burst: Burst) -> None:
+        """Cancel a call nobody waits for any more."""
+        ...
+
+
+class Copies:
+    """Finds overdue tasks, has copies of them run, and settles each pair.
+
+    A copy is the very same spans in a second burst on another device. Whichever call ends first
+    finishes them; for the other they are done, and it is cancelled as an abandoned one is.
+    """
+
+    def __init__(self, hedge: Hedge, roster: Roster, recorder: Recorder, runner: Runner) -> None:
+        self.hedge = hedge
+        self._roster = roster
+        self._recorder = recorder
+        self._runner = runner
+        self._copies: list[_Copy] = []
+        self._started = self._won = self._lost = self._cancelled = 0
+        #: busy seconds of the copies that have ended
+        self._seconds = 0.0
+        #: when a look at all devices is due, or at once when anything happens
+        self._next = 0.0
+        self._watching = False
+
+    def stats(self, now: float) -> HedgeStats:
+        """What came of the copies so far."""
+        seconds = self._seconds + sum(now - copy.burst.began for copy in self._copies)
+        return HedgeStats(self._started, self._won, self._lost, self._cancelled, seconds)
+
+    def pause(self, now: float) -> float:
+        """Seconds until the next look is due."""
+        return max(PAUSE, self._next - now)
+
+    def serve(self, now: float) -> None:
+        """Settle what has ended; then hand out copies, before other tasks are handed out."""
+        if self._copies:
+            self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
+        if self._watching or now >= self._next - TIE:
+            self._look(now)
+
+    def close(self, now: float) -> None:
+        """Settle the rest: all devices are closed."""
+        for copy in self._copies:
+            if not copy.settled:
+                self._count(copy)
+            self._seconds += now - copy.burst.began
+        self._copies.clear()
+
+    # ---- what is overdue
+
+    def _look(self, now: float) -> None:
+        """Look at all calls, and note when the next look is due."""
+        self._watching = False
+        up = self._roster.up
+        known = (device.quickest for device in up if device.quickest < math.inf)
+        pause = max(min(known, default=0.0), PAUSE * max(1.0, len(up) / MANY))
+        for device in self._roster.members:
+            if device.estimator.ratios is None:
+                device.estimator.ratios = deque(maxlen=HISTORY)
+            for burst in device.bursts:
+                pause = min(pause, self._consider(burst, now))
+        self._next = now + pause
+
+    def _consider(self, burst: Burst, now: float) -> float:
+        """Copy the call if it is overdue; else return in how many seconds it may be."""
+        expected = burst.device.expect(burst.running)
+        if not burst.live or burst.abandoned or math.isnan(expected) or _acts(burst.device):
+            return math.inf
+        late = now - burst.since - expected
+        if late < self.hedge.least - TIE:
+            return self.hedge.least - late
+        usual = self._usual(burst.device) * expected - expected
+        if late < usual - TIE:
+            return usual - late
+        self._runner.pass_on(burst, burst.began)
+        give_back(burst.take_reserved())
+        return self._copy(burst, late, now) if self._in_demand(burst) else self._watch()
+
+    def _usual(self, device: Device) -> float:
+        """The quantile of what its calls took, as a multiple of what was expected."""
+        return max(1.0, percentile(device.estimator.ratios or (), self.hedge.quantile))
+
+    def _in_demand(self, burst: Burst) -> bool:
+        """Whether somebody waits for just this: in an ordered stream, the head holds up all."""
+        first = next((span.first for span in burst.spans if not span.done), None)
+        return first is not None and (not burst.lane.ordered or first == burst.lane.head)
+
+    def _watch(self) -> float:
+        """Look again whenever something has happened; time alone changes nothing."""
+        self._watching = True
+        return math.inf
+
+    # ---- copies
+
+    def _copy(self, burst: Burst, late: float, now: float) -> float:
+        """Run a copy where that ends soon enough; else return when to look again, in seconds.
+
+        A call that is late by so much is expected to take as long again: of a time without a
+        scale that is all one can say.
+        """
+        tasks = [task for task in burst.share_running() if _may_be_copied(task)]
+        best, seconds = self._best_for(burst.device, len(tasks), now)
+        if best is None or not tasks:
+            return math.inf
+        if not best.free:
+            self._watch()
+        if seconds > late + TIE:
+            return seconds - late
+        if not best.free:
+            return math.inf
+        tasks = tasks[: best.batch_limit]
+        saving = self._saving(best.expect(len(tasks)), now)
+        if saving > 0:
+            self._watch()
+            return saving
+        copy = Burst(best, tasks, len(tasks), now)
+        self._copies.append(_Copy(burst, copy, tasks, best.expect(len(tasks))))
+        self._started += len(tasks)
+        for task in tasks:
+            task.copied = True
+            self._recorder.hedged(task, best.name)
+        best.begin(copy, now)
+        self._runner.start(copy)
+        return math.inf
+
+    def _best_for(self, device: Device, tasks: int, now: float) -> tuple[Device | None, float]:
+        """The device that would end a copy first, and in how many seconds."""
+
+        def seconds(other: Device) -> float:
+            return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
+
+        others = [d for d in self._roster.up if d is not device and _may_copy(d)]
+        best = min(others, key=seconds, default=None)
+        return best, math.nan if best is None else seconds(best)
+
+    def _saving(self, cost: float, now: float) -> float:
+        """Seconds of work until the budget allows for a copy of this cost; none if it does now."""
+        all_seconds = sum(device.busy_seconds(now) for device in self._roster.members)
+        running = sum(max(copy.expected, now - copy.burst.began) for copy in self._copies)
+        missing = self._seconds + running + cost - self.hedge.budget * all_seconds
+        return missing / self.hedge.budget
+
+    def _goes_on(self, copy: _Copy, now: float) -> bool:
+        """Settle a pair whose tasks have ended; tell whether the copy is still on its device."""
+        burst, original = copy.burst, copy.original
+        running = burst in burst.device.bursts
+        if not copy.settled and (not running or all(task.done for task in copy.tasks)):
+            copy.settled = True
+            self._count(copy)
+            if copy.won and original in original.device.bursts:
+                _learn(original.device, original.running, now - original.since)
+            for call in (original, burst):
+                if call in call.device.bursts and call.abandoned:
+                    self._runner.abandon(call)
+        if not running:
+            self._seconds += now - burst.began
+        return running
+
+    def _count(self, copy: _Copy) -> None:
+        for task in copy.tasks:
+            by = task.run.device if task.done and task.outputs else ""
+            self._won += by == copy.burst.device.name
+            self._lost += by == copy.original.device.name
+            self._cancelled += by not in (copy.burst.device.name, copy.original.device.name)
+
+
+class _Copy:
+    """A call and its copy, and the tasks they share."""
+
+    __slots__ = ("burst", "expected", "original", "settled", "tasks")
+
+    def __init__(self, original: Burst, burst: Burst, tasks: list[Span], expected: float) -> None:
+        self.original = original
+        self.burst = burst
+        self.tasks = tasks
+        self.expected = expected
+        self.settled = False
+
+    @property
+    def won(self) -> bool:
+        """Whether one of its results was the first."""
+        return any(task.done and task.run.device == self.burst.device.name for task in self.tasks)
+
+
+def _acts(device: Device) -> bool:
+    """Whether its driver says that running a task has effects besides its result."""
+    return bool(getattr(device.driver, "side_effects", False))
+
+
+def _learn(device: Device, tasks: int, seconds: float) -> None:
+    """A call was given up: it would have taken ``seconds`` at least.
+
+    The second in a row doubles what is expected, as a second time-out does for TCP (RFC 6298).
+    """
+    cost, each = device.estimator.line
+    if device.estimator.given_up:
+        device.calibrate(ServiceTime(2 * cost, 2 * each))
+    else:
+        device.learn(tasks, seconds)
+    device.estimator.given_up = True
+
+
+def _may_copy(device: Device) -> bool:
+    return device.trusted and device.quickest < math.inf and not _acts(device)
+
+
+def _may_be_copied(task: Span) -> bool:
+    return not (task.done or task.copied or task.causes)

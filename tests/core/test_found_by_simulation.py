@@ -1,0 +1,128 @@
+"""What `make dst` has found, each in its smallest form."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asyncinfer import Dispatcher, Timeouts
+from asyncinfer.device import Device
+from asyncinfer.errors import ClosedError
+from asyncinfer.lifecycle import DeviceState
+from asyncinfer.testing import SimulatedDriver
+
+
+async def deaf(inputs, seconds, after=0):
+    """A source that does not hear that it is cancelled while it waits for one of its inputs."""
+    loop = asyncio.get_running_loop()
+    for x in range(inputs):
+        until = loop.time() + (seconds if x == after else 0)
+        while loop.time() < until:
+            try:
+                await asyncio.sleep(until - loop.time())
+            except asyncio.CancelledError:
+                continue
+        yield x
+
+
+def test_draining_when_a_source_was_not_looked_at_yet_ends_its_stream(virtual):
+    async def run():
+        async with Dispatcher([SimulatedDriver("a", 1.0)]) as d:
+            stream = d.stream(range(3))
+            first = asyncio.create_task(anext(stream))
+            draining = asyncio.create_task(d.drain())
+            await asyncio.sleep(0)  # the source's reader exists, and is cancelled before it runs
+            with pytest.raises(ClosedError):
+                await first
+            await draining
+
+    virtual(run())
+
+
+@pytest.mark.parametrize("stop", ["aclose", "drain", "close"])
+def test_a_source_that_does_not_hear_its_cancellation_is_read_no_further(virtual, stop):
+    async def run():
+        read = []
+
+        async def source():
+            async for x in deaf(10, 5.0, after=2):
+                read.append(x)
+                yield x
+
+        timeouts = Timeouts(close=1.0, drain=100.0)
+        async with Dispatcher([SimulatedDriver("a", 0.1)], queue_size=1, timeout=timeouts) as d:
+            stream = d.stream(source())
+            assert await anext(stream) == 0
+            assert await anext(stream) == 1
+            await asyncio.sleep(1.0)
+            stops = {"aclose": stream.aclose, "drain": d.drain, "close": d.close}
+            await stops[stop]()
+        assert asyncio.get_running_loop().time() < 10.0
+        await asyncio.sleep(10.0)
+        assert read == [0, 1, 2]
+        assert d.stats().submitted == 2
+
+    virtual(run())
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_closing_goes_to_its_end_however_often_it_is_cancelled(virtual, times):
+    async def run():
+        drivers = [SimulatedDriver("a", 0.1), SimulatedDriver("b", 0.1)]
+
+        async def body():
+            async with Dispatcher(drivers) as d, d.stream(deaf(1, 1.5)) as stream:
+                await anext(stream)
+
+        task = asyncio.create_task(body())
+        await asyncio.sleep(0.5)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.1)
+        assert not task.done()  # still waiting for the source
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not any(driver.is_open for driver in drivers)
+        assert asyncio.get_running_loop().time() == 1.5
+
+    virtual(run())
+
+
+def test_a_device_that_rested_is_asked_anew_when_a_faster_one_begins_to_leave(virtual):
+    async def run():
+        fast, slow = SimulatedDriver("fast", 0.1), SimulatedDriver("slow", 0.35)
+        async with Dispatcher([fast, slow]) as d:
+            calls = [asyncio.create_task(d.infer(x)) for x in range(2)]
+            await asyncio.sleep(0.01)
+            assert d.stats().waiting == 1  # the fast one will be quicker with both
+            removal = asyncio.create_task(d.remove("fast"))
+            await asyncio.sleep(0.001)
+            assert d.stats().waiting == 0
+            assert await asyncio.gather(*calls) == [0, 1]
+            await removal
+
+    virtual(run())
+
+
+def test_a_device_lost_just_now_may_be_asked_when_it_will_be_free():
+    device = Device(SimulatedDriver("a", 1.0), 0)
+    for state in (DeviceState.OPENING, DeviceState.READY, DeviceState.LOST):
+        device.become(state, 0.0)
+    assert device.stuck(0.0)
+
+
+@pytest.mark.parametrize("steps", range(10))
+def test_a_device_that_is_added_while_the_dispatcher_closes_leaves_no_timer(virtual, steps):
+    async def run():
+        d = Dispatcher([SimulatedDriver("a", 1.0)])
+        await d.__aenter__()
+        adding = asyncio.create_task(d.add(SimulatedDriver("b", 1.0)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await d.close()
+        await asyncio.wait([adding])
+        if adding.exception():
+            assert isinstance(adding.exception(), ClosedError)
+
+    virtual(run())

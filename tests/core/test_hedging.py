@@ -1,0 +1,398 @@
+"""Copies of overdue tasks: when they are made, which result counts, and what it all costs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+
+import pytest
+
+from asyncinfer import Dispatcher, Hedge
+from asyncinfer.errors import ConfigError, DeviceLost, InputError, TaskError
+from asyncinfer.stats import HedgeStats
+from asyncinfer.testing import SimulatedDriver
+
+#: whatever is of use is copied at once
+EAGER = Hedge(budget=1.0)
+
+
+class Slow(SimulatedDriver):
+    """Takes other times for some inputs, and does other things with them."""
+
+    def __init__(self, name, seconds, slow=(), **options):
+        super().__init__(name, seconds, **options)
+        self.slow = dict(slow)
+        self.ends = {}
+        self.started, self.cancelled = [], []
+
+    async def infer(self, batch):
+        self.started.append(list(batch))
+        try:
+            seconds = max(self.slow.get(x, self.service_time * len(batch)) for x in batch)
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.cancelled.append(list(batch))
+            raise
+        outputs = [(x, self.name) for x in batch]
+        end = next((self.ends[x] for x in batch if x in self.ends), None)
+        if isinstance(end, BaseException):
+            raise end
+        return outputs if end is None else end(outputs)
+
+
+class Stalling(SimulatedDriver):
+    """Takes 20 times as long for 1 call in 100, at random."""
+
+    def __init__(self, name, seconds):
+        super().__init__(name, seconds)
+        self.dice = random.Random(42)
+
+    async def infer(self, batch):
+        if self.dice.random() < 0.01:
+            await asyncio.sleep(19 * self.service_time)
+        return await super().infer(batch)
+
+
+class Stubborn(Slow):
+    """Cannot be interrupted, as a thread cannot."""
+
+    async def infer(self, batch):
+        work = asyncio.ensure_future(super().infer(batch))
+        cancelled = False
+        while not work.done():
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        return work.result()
+
+
+class Deaf(Slow):
+    """Hears of no cancellation: its result comes late, as if nothing had happened."""
+
+    async def infer(self, batch):
+        work = asyncio.ensure_future(super().infer(batch))
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(work)
+        return work.result()
+
+
+async def run(drivers, tasks, *, hedge=EAGER, ordered=True, **options):
+    """The results of one stream, the final statistics, and the events by kind."""
+    events = []
+    d = Dispatcher(drivers, hedge=hedge, on_event=events.append, **options)
+    async with d:
+        results = [r async for r in d.results(range(tasks), ordered=ordered)]
+    if ordered:
+        assert [r.index for r in results] == list(range(tasks))
+    assert sorted(r.index for r in results) == list(range(tasks))
+    stats = d.stats()
+    copies = stats.hedging
+    assert copies.started == copies.won + copies.lost + copies.cancelled
+    assert copies.started == sum(event.kind == "task.hedged" for event in events)
+    assert stats.finished == tasks
+    return results, stats, events
+
+
+def test_the_first_result_wins_and_the_other_call_is_cancelled(virtual):
+    a, b = Slow("a", 1.0, {0: 100.0}), Slow("b", 1.0)
+    results, stats, events = virtual(run([a, b], 20))
+    assert results[0].value == (0, "b")
+    assert results[0].device == "b"
+    assert results[0].attempts == 1
+    assert a.cancelled == [[0]]
+    assert stats.hedging == HedgeStats(started=1, won=1, seconds=1.0)
+    assert results[0].finished == 3.0, "late by its own time at 2 s, and one more for the copy"
+    hedged = next(event for event in events if event.kind == "task.hedged")
+    assert (hedged.device, hedged.index, hedged.stream, hedged.time) == ("b", 0, 1, 2.0)
+    assert Counter(r.value for r in results)[0, "b"] == 1
+
+
+def test_without_it_nothing_is_copied(virtual):
+    a, b = Slow("a", 1.0, {0: 100.0}), Slow("b", 1.0)
+    results, stats, _ = virtual(run([a, b], 20, hedge=None))
+    assert results[0].value == (0, "a")
+    assert stats.hedging == HedgeStats()
+    assert not a.cancelled
+
+
+def test_the_original_may_still_be_first(virtual):
+    a, b = Slow("a", 1.0, {0: 2.5}), Slow("b", 1.0)
+    results, stats, _ = virtual(run([a, b], 20))
+    assert results[0].value == (0, "a")
+    assert b.cancelled == [[0]]
+    assert stats.hedging == HedgeStats(started=1, lost=1, seconds=0.5)
+
+
+def test_a_device_that_cannot_be_interrupted_is_busy_until_its_call_ends(virtual):
+    a, b = Stubborn("a", 1.0, {0: 10.5}), Slow("b", 1.0)
+    results, stats, _ = virtual(run([a, b], 20))
+    assert results[0].value == (0, "b")
+    assert stats.hedging.won == 1
+    assert [x for x in a.started if x != [0]], "it is used again afterwards"
+    assert min(r.started for r in results if r.device == "a") == 10.5
+    assert stats.failed == stats.retried == 0
+
+
+def test_a_copy_that_cannot_be_interrupted_is_counted_to_its_end(virtual):
+    a, b = Slow("a", 1.0, {0: 2.5}), Stubborn("b", 1.0)
+    results, stats, _ = virtual(run([a, b], 20))
+    assert results[0].value == (0, "a")
+    assert stats.hedging == HedgeStats(started=1, lost=1, seconds=1.0)
+
+
+def test_a_result_that_comes_late_does_not_replace_the_first_one(virtual):
+    async def main():
+        a, b = Deaf("a", 1.0, {3: 10.5}), Slow("b", 1.0)
+        async with Dispatcher([a, b], hedge=EAGER, policy="greedy") as d:
+            stream = d.stream(range(8))
+            first = await anext(stream)
+            await asyncio.sleep(20.0)
+            rest = [y async for y in stream]
+            assert [a.started[1], first[0], *(x for x, _ in rest)] == [[3], *range(8)]
+            assert rest[2] == (3, "b")
+            assert d.stats().hedging.won == 1
+
+    virtual(main())
+
+
+@pytest.mark.parametrize("acts", ["a", "b"])
+def test_never_where_running_a_task_has_side_effects(virtual, acts):
+    a, b = Slow("a", 1.0, {0: 30.0}), Slow("b", 1.0)
+    {"a": a, "b": b}[acts].side_effects = True
+    results, stats, _ = virtual(run([a, b], 20))
+    assert results[0].value == (0, "a")
+    assert stats.hedging.started == 0
+
+
+def test_only_the_head_of_an_ordered_stream(virtual):
+    drivers = [Slow("a", 1.0, {0: 9.0}), Slow("b", 1.0, {1: 9.0}), Slow("c", 1.0), Slow("d", 1.0)]
+    _, _, events = virtual(run(drivers, 40))
+    hedged = [(event.index, event.time) for event in events if event.kind == "task.hedged"]
+    assert hedged == [(0, 2.0), (1, 3.0)], "though two devices could have copied both"
+
+
+def test_tasks_without_order_are_their_own_heads(virtual):
+    drivers = [Slow("a", 1.0, {0: 9.0}), Slow("b", 1.0, {1: 9.0}), Slow("c", 1.0)]
+    results, stats, _ = virtual(run(drivers, 30, ordered=False))
+    assert stats.hedging.won == 2
+    assert max(r.finished - r.started for r in results) == 1.0
+
+
+def test_calls_too(virtual):
+    async def main():
+        a, b = Slow("a", 1.0, {"x": 100.0}), Slow("b", 1.5)
+        async with Dispatcher([a, b], hedge=EAGER) as d:
+            assert await d.infer("x") == ("x", "b")
+            assert asyncio.get_running_loop().time() == 4.0
+            await asyncio.sleep(0)
+            assert d.stats().hedging.won == 1
+
+    virtual(main())
+
+
+def test_a_slower_device_copies_only_if_that_is_sooner(virtual):
+    fast, slow = Slow("fast", 0.01, {5: 0.1}), Slow("slow", 1.0)
+    _, stats, _ = virtual(run([fast, slow], 50))
+    assert stats.hedging.started == 0
+
+
+def test_what_is_usual_for_a_device_is_not_overdue(virtual):
+    often = dict.fromkeys(range(0, 400, 5), 4.0)
+    hedges = {q: Hedge(quantile=q, budget=1.0) for q in (0.5, 0.999)}
+    copies = {}
+    for q, hedge in hedges.items():
+        drivers = [Slow("a", 1.0, often), Slow("b", 1.0)]
+        _, stats, _ = virtual(run(drivers, 400, hedge=hedge))
+        copies[q] = stats.hedging.started
+    assert copies[0.5] > 2 * copies[0.999]
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.01, 0.05])
+def test_the_budget_is_kept(virtual, budget):
+    often = dict.fromkeys(range(0, 1000, 7), 9.0)
+    drivers = [Slow("a", 1.0, often), Slow("b", 1.0), Slow("c", 1.0)]
+    hedge = Hedge(quantile=0.5, budget=budget)
+    _, stats, _ = virtual(run(drivers, 1000, hedge=hedge))
+    busy = sum(device.busy_seconds for device in stats.devices)
+    assert 0.3 * budget * busy < stats.hedging.seconds <= budget * busy + 1e-9
+
+
+def test_reserved_tasks_do_not_wait_for_an_overdue_call(virtual):
+    a, b = Slow("a", 0.0001, {3: 50.0}), Slow("b", 0.0001)
+    results, _, _ = virtual(run([a, b], 2000, hedge=Hedge(budget=1.0)))
+    assert max(r.delivered - r.finished for r in results) < 0.02
+
+
+# ---- batches, and several calls at once
+
+
+def test_a_whole_batch_is_copied(virtual):
+    a = Slow("a", 1.0, {1: 60.0}, max_batch=4)
+    b = Slow("b", 1.0, max_batch=4)
+    results, stats, _ = virtual(run([a, b], 40, policy="greedy"))
+    assert [r.value[1] for r in results if r.index in (0, 1, 2, 3)] == ["b"] * 4
+    assert [0, 1] in b.started, "in calls as large as are of use on that device"
+    assert stats.hedging.won == 4
+    assert stats.hedging.seconds == 4.0
+
+
+def test_of_a_batch_as_much_as_the_other_takes(virtual):
+    a, b = Slow("a", 1.0, {1: 60.0}, max_batch=4), Slow("b", 1.0)
+    results, stats, _ = virtual(run([a, b], 8, policy="greedy"))
+    assert stats.hedging.won >= 1
+    assert results[0].value == (0, "b")
+
+
+def test_with_several_calls_at_once_the_overdue_one(virtual):
+    a = Slow("a", 1.0, {0: 60.0, 1: 60.0}, concurrency=3)
+    b = Slow("b", 1.0, concurrency=2)
+    results, stats, _ = virtual(run([a, b], 60))
+    assert {results[0].value[1], results[1].value[1]} == {"b"}
+    assert stats.hedging.won == 2
+
+
+# ---- when one of the two goes wrong
+
+
+def test_a_copy_that_fails_with_its_device_leaves_the_original_alone(virtual):
+    a, b = Slow("a", 1.0, {0: 5.0}), Slow("b", 1.0)
+    b.ends[0] = DeviceLost("b", "unplugged")
+    results, stats, _ = virtual(run([a, b], 3, retries=0))
+    assert results[0].value == (0, "a")
+    assert results[0].attempts == 2
+    assert stats.hedging == HedgeStats(started=1, cancelled=1, seconds=1.0)
+    assert stats.retried == 0
+
+
+def test_the_copy_goes_on_alone_when_the_original_is_lost(virtual):
+    a, b = Slow("a", 1.0, {0: 2.5}), Slow("b", 1.0)
+    a.ends[0] = DeviceLost("a", "unplugged")
+    results, stats, _ = virtual(run([a, b], 3, retries=0))
+    assert results[0].value == (0, "b")
+    assert stats.hedging.won == 1
+    assert stats.retried == stats.failed == 0
+
+
+def test_both_lost_is_one_attempt(virtual):
+    a, b, c = Slow("a", 1.0, {0: 2.5}), Slow("b", 1.0), Slow("c", 1.2)
+    a.ends[0], b.ends[0] = DeviceLost("a", "unplugged"), DeviceLost("b", "unplugged")
+    results, stats, _ = virtual(run([a, b, c], 3, retries=1))
+    assert results[0].value == (0, "c")
+    assert stats.retried == 1
+
+
+def test_an_error_of_the_task_itself_counts_at_once(virtual):
+    a, b = Slow("a", 1.0, {0: 50.0}), Slow("b", 1.0)
+    b.ends[0] = lambda outputs: [InputError("a bad picture")]
+    results, stats, _ = virtual(run([a, b], 3))
+    assert isinstance(results[0].error, TaskError)
+    assert results[0].finished == 3.0
+    assert stats.failed == 1
+    assert a.cancelled == [[0]]
+
+
+def test_after_an_error_that_may_pass_the_other_call_is_the_second_attempt(virtual):
+    a, b = Slow("a", 1.0, {0: 5.0}), Slow("b", 1.0)
+    b.ends[0] = ValueError("out of memory")
+    results, stats, _ = virtual(run([a, b], 3))
+    assert results[0].value == (0, "a")
+    assert results[0].attempts == 2
+    assert stats.retried == 1
+    assert [0] not in b.started[b.started.index([0]) + 1 :]
+
+
+@pytest.mark.parametrize("removed", ["a", "b"])
+def test_a_device_of_the_pair_is_removed(virtual, removed):
+    async def main():
+        a, b = Slow("a", 1.0, {0: 8.0}), Slow("b", 1.0, {0: 4.0})
+        async with Dispatcher([a, b, Slow("c", 9.0)], hedge=EAGER) as d:
+            stream = d.results(range(1))
+            reading = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(2.5)
+            assert d.stats().hedging.started == 1
+            assert d.stats().running == 2
+            await d.remove(removed, drain=False)
+            result = await reading
+            assert result.device == ({"a", "b"} - {removed}).pop()
+            assert d.stats().retried == 0
+
+    virtual(main())
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_nobody_wants_it_any_more(virtual, how):
+    async def main():
+        a, b = Slow("a", 1.0, {"x": 90.0}), Slow("b", 1.0, {"x": 90.0})
+        d = Dispatcher([a, b], hedge=EAGER)
+        async with d:
+            call = asyncio.ensure_future(d.infer("x"))
+            await asyncio.sleep(2.5)
+            assert d.stats().hedging.started == 1
+            if how == "cancel":
+                call.cancel()
+            else:
+                await d.close()
+            await asyncio.gather(call, return_exceptions=True)
+        assert a.cancelled == b.cancelled == [["x"]]
+        assert d.stats().hedging == HedgeStats(started=1, cancelled=1, seconds=0.5)
+
+    virtual(main())
+
+
+# ---- what it brings
+
+
+def test_a_stalling_device_holds_results_five_times_less_for_three_percent(virtual):
+    holds, extra = {}, 0.0
+    for hedge in (None, True):
+        drivers = [Stalling("a", 0.01), *(SimulatedDriver(name, 0.01) for name in "bcd")]
+        results, stats, _ = virtual(run(drivers, 6000, hedge=hedge))
+        ordered = sorted(r.delivered - r.finished for r in results)
+        holds[hedge] = ordered[int(0.99 * len(ordered))]
+        busy = sum(device.busy_seconds for device in stats.devices)
+        extra = stats.hedging.seconds / busy
+    assert holds[None] >= 5 * holds[True] > 0
+    assert 0 < extra <= 0.03
+
+
+def test_a_device_that_became_slow_is_not_copied_for_ever(virtual):
+    slow = dict.fromkeys(range(500, 5000), 0.4)
+    drivers = [Slow("a", 0.1, slow), Slow("b", 0.01)]
+    results, stats, _ = virtual(run(drivers, 5000))
+    assert 1 <= stats.hedging.started <= 5
+    assert sum(r.device == "a" and r.index > 600 for r in results) > 50, "and works at its own pace"
+
+
+# ---- what it takes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantile": 0}, "quantile must be more than 0 and at most 1, not 0"),
+        ({"quantile": 1.1}, "quantile"),
+        ({"budget": -0.1}, "budget"),
+        ({"budget": True}, "budget"),
+        ({"least": 0}, "least must be more than 0, not 0"),
+    ],
+)
+def test_bad_values(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Hedge(**options)
+
+
+@pytest.mark.parametrize("value", [None, False, True, "auto", Hedge(quantile=0.99)])
+def test_what_the_argument_may_be(value):
+    Dispatcher([SimulatedDriver("a", 1.0)], hedge=value)
+
+
+@pytest.mark.parametrize("value", [1, "yes", 0.5, {}])
+def test_and_what_not(value):
+    with pytest.raises(ConfigError, match="hedge must be None, True, 'auto' or a Hedge"):
+        Dispatcher([SimulatedDriver("a", 1.0)], hedge=value)

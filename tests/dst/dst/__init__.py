@@ -1,0 +1,1 @@
+"""Deterministic simulation: the real dispatcher, faulty devices, a clock that jumps, one seed."""

@@ -1,0 +1,73 @@
+"""What only a look inside the dispatcher shows: that it does not stand still.
+
+The one place that knows of its insides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from asyncinfer.engine import Engine
+from dst.ledger import Ledger
+from dst.schedule import Settings
+
+__all__ = ("check_at_rest", "check_ended", "described")
+
+
+def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
+    """Time is about to pass: whatever could be done was done."""
+    check = ledger.check
+    devices, lanes, retries = engine.keeper.devices, engine.pool.lanes, engine.pool.retries
+    up = [device for device in devices if device.up]
+    free = [device for device in up if device.free]
+    waiting = sum(lane.waiting.tasks for lane in lanes)
+    idle = up and len(free) == len(up) and not any(device.bursts for device in up)
+    if idle and settings.policy in ("eft", "greedy"):
+        fills = any(device.max_wait for device in up)
+        check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
+        left = [task for task in retries if not task.done]
+        held = retries.pause < math.inf
+        check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
+    for lane in lanes:
+        consumer, intake = lane._consumer, lane.intake
+        asleep = consumer is not None and not consumer.done()
+        check(not (asleep and lane.ready), "stall", "a consumer is not told of results")
+        check(not (asleep and lane.exhausted), "stall", "a consumer is not told of the end")
+        turns = [turn for turn in intake._turns if not turn.done()]
+        check(not (turns and not intake.full()), "stall", "a source is not told of room")
+        admits = lane.admitted - lane.delivered < lane.window
+        check(not (free and admits and not intake.empty()), "stall", "a task is not admitted")
+
+
+def check_ended(engine: Engine, ledger: Ledger) -> None:
+    """The dispatcher was left: nothing is counted as unfinished, or kept."""
+    left = engine.recorder.unfinished
+    ledger.check(left == 0, "lost", left, "tasks are counted as unfinished")
+    kept = [device.name for device in engine.keeper.devices if device.bursts]
+    ledger.check(not kept, "leak", "bursts are kept by", kept)
+    ledger.check(not engine._feeders, "leak", "feeders are kept")
+
+
+def described(engine: Engine | None) -> str:
+    """Where everything is, for whoever looks for a fault."""
+    if engine is None:
+        return "it was never open"
+    devices = [
+        f"{device.name} {device.state} with {[_burst(burst) for burst in device.bursts]}"
+        for device in engine.keeper.devices
+    ]
+    lanes = [
+        f"lane {lane.number}: accepted {lane.accepted} admitted {lane.admitted} "
+        f"delivered {lane.delivered} head {lane.head} queued {lane.intake.qsize()} "
+        f"waiting {lane.waiting.tasks} early {sorted(lane.early)} ready {len(lane.ready)} "
+        f"ended {lane.ended}"
+        for lane in engine.pool.lanes
+    ]
+    retries = [(task.lane.number, task.first) for task in engine.pool.retries]
+    return "\n  ".join(["", *devices, *lanes, f"retries {retries}"])
+
+
+def _burst(burst: Any) -> str:
+    spans = [(span.first, span.count, span.done) for span in burst.spans]
+    return f"{spans} of lane {burst.lane.number} {'live' if burst.live else 'taken back'}"

@@ -1,0 +1,280 @@
+"""Sources, consumers and callers of a run, which check what they are given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from asyncinfer import Dispatcher
+from asyncinfer.errors import (
+    ClosedError,
+    DeadlineExceeded,
+    DeviceError,
+    InputError,
+    PoisonTask,
+    QueueTimeout,
+    TaskError,
+)
+from asyncinfer.quarantine import POISON
+from dst.devices import Faults, until
+from dst.ledger import OWNER, Input, Ledger
+from dst.schedule import Calls, Settings, Stream
+
+__all__ = ("Work",)
+
+
+class SourceFailed(Exception):
+    """Raised by a source, as planned."""
+
+
+class BodyFailed(Exception):
+    """Raised by who reads a stream."""
+
+
+class Work:
+    """What is submitted to a dispatcher, and what comes back."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher[Any, Any],
+        settings: Settings,
+        faults: Faults,
+        ledger: Ledger,
+    ) -> None:
+        self.dispatcher, self.settings = dispatcher, settings
+        self.faults, self.ledger = faults, ledger
+        #: the dispatcher may refuse or cut off work; it does not wait for accepted work to end
+        self.closing = self.cut = False
+        #: sources that were begun and not closed
+        self.open_sources: set[str] = set()
+        #: somebody gave up or was cut off, so that not every task was delivered
+        self.dropped = False
+
+    # ---- sources
+
+    def source(self, name: str, plan: Stream) -> Any:
+        """What a stream reads."""
+        if plan.source == "list":
+            self.ledger.read[name] = plan.tasks
+            return [(name, i) for i in range(plan.tasks)]
+        if plan.source == "generator":
+            return self._generator(name, plan)
+        return self._async_generator(name, plan)
+
+    def _inputs(self, name: str, plan: Stream) -> Iterator[Input]:
+        ledger = self.ledger
+        for i in range(plan.tasks):
+            ledger.read[name] += 1
+            ahead = ledger.read[name] - ledger.delivered[name]
+            room = self.settings.window + self.settings.queue_size
+            ledger.check(ahead <= room, "bound", name, "is read", ahead, "ahead")
+            yield name, i
+        if plan.source_fails:
+            raise SourceFailed(name)
+
+    def _generator(self, name: str, plan: Stream) -> Iterator[Input]:
+        self.open_sources.add(name)
+        try:
+            yield from self._inputs(name, plan)
+        finally:
+            self.open_sources.discard(name)
+
+    async def _async_generator(self, name: str, plan: Stream) -> AsyncIterator[Input]:
+        self.open_sources.add(name)
+        try:
+            for number in range(plan.tasks + 1):
+                if number == plan.stall_before:
+                    await self._stall(plan)
+                elif plan.source_pause:
+                    await asyncio.sleep(plan.source_pause)
+                if number < plan.tasks:
+                    self.ledger.read[name] += 1
+                    yield name, number
+            if plan.source_fails:
+                raise SourceFailed(name)
+        finally:
+            self.open_sources.discard(name)
+
+    async def _stall(self, plan: Stream) -> None:
+        if plan.source == "stubborn":
+            await self.faults.ignore(plan.stall)
+        else:
+            await until(self.faults.healed, plan.stall)
+
+    # ---- consumers
+
+    async def consume(self, name: str, plan: Stream) -> None:
+        """Read one stream as planned, and check what came."""
+        OWNER.set(name)
+        got: list[int] = []
+        reader = asyncio.create_task(self._read(name, plan, got), name=f"consumer {name}")
+        if plan.end == "cancel":
+            await asyncio.wait([reader], timeout=plan.patience)
+            reader.cancel()
+        await asyncio.wait([reader])
+        error = asyncio.CancelledError() if reader.cancelled() else reader.exception()
+        self.ledger.note("consumed", name, len(got), type(error).__name__)
+        self._check_end(name, plan, got, error)
+
+    async def _read(self, name: str, plan: Stream, got: list[int]) -> None:
+        source = self.source(name, plan)
+        if plan.read == "results":
+            stream: Any = self.dispatcher.results(source, ordered=plan.ordered)
+        else:
+            errors = plan.read == "errors"
+            stream = self.dispatcher.stream(source, ordered=plan.ordered, return_exceptions=errors)
+        del source
+        if plan.end == "body":
+            async with stream:
+                await self._take(name, plan, stream, got)
+                raise BodyFailed
+        await self._take(name, plan, stream, got)
+        if plan.end == "aclose":
+            await stream.aclose()
+            await stream.aclose()
+
+    async def _take(self, name: str, plan: Stream, stream: Any, got: list[int]) -> None:
+        stops = plan.end in ("break", "aclose", "drop", "body")
+        while not (stops and len(got) >= plan.after):
+            try:
+                item = await anext(stream)
+            except StopAsyncIteration:
+                got.append(-1)
+                return
+            except TaskError as error:
+                self.ledger.check(plan.read == "raises", "errors are returned", error)
+                item = error.with_traceback(None)  # which would keep the stream alive
+            self.ledger.delivered[name] += 1
+            self._check_item(name, plan, item, got)
+            item = None
+            if plan.consumer_pause:
+                await asyncio.sleep(plan.consumer_pause)
+
+    def _check_item(self, name: str, plan: Stream, item: Any, got: list[int]) -> None:
+        if isinstance(item, TaskError):
+            index = item.index
+            self.check_error((name, index), item)
+        elif plan.read == "results":
+            index = item.index
+            self._check_result((name, index), item)
+        else:
+            index = self.check_output(name, item)
+        self.ledger.note("delivered", name, index)
+        if plan.ordered:
+            self.ledger.check(index == len(got), "order", name, index, "comes after", len(got))
+        self.ledger.check(index not in got, "doubled", name, index)
+        got.append(index)
+
+    def _check_end(
+        self, name: str, plan: Stream, got: list[int], error: BaseException | None
+    ) -> None:
+        check, read = self.ledger.check, self.ledger.read[name]
+        ended = got[-1:] == [-1]
+        taken = len(got) - ended
+        if plan.source in ("list", "stubborn"):  # what it gives after it was cancelled is not run
+            read = taken
+        if ended:
+            check(error is None or isinstance(error, BodyFailed), "consumer", name, repr(error))
+            check(taken == plan.tasks, "lost", name, taken, "of", plan.tasks)
+            check(not plan.source_fails, "source error", name, "is not told")
+        elif isinstance(error, SourceFailed):
+            check(plan.source_fails and taken == plan.tasks, "lost", name, taken, "of", plan.tasks)
+        elif isinstance(error, ClosedError):
+            check(self.closing, "closed", name, "is told of closing:", error)
+            check(self.cut or taken == read, "lost", name, taken, "of", read, "when drained")
+        elif isinstance(error, asyncio.CancelledError):
+            check(plan.end == "cancel" or self.closing, "consumer", name, "is cancelled")
+        elif isinstance(error, BodyFailed) or error is None:
+            check(plan.end in ("break", "aclose", "drop", "body"), "consumer", name, "ends early")
+        else:
+            self.ledger.wrong("consumer", f"{name} is told {error!r}")
+        if error is not None or not ended:
+            self.dropped = True
+
+    # ---- callers
+
+    async def call(self, name: str, plan: Calls) -> None:
+        """Call ``infer`` once, and check the answer."""
+        OWNER.set(name)
+        ledger = self.ledger
+        outcome = "answered"
+        try:
+            async with asyncio.timeout(plan.patience):
+                output = await self.dispatcher.infer((name, 0))
+            ledger.delivered[name] += 1
+            self.check_output(name, output)
+        except TaskError as error:
+            outcome = repr(error)
+            ledger.delivered[name] += 1
+            self.check_error((name, 0), error)
+        except TimeoutError:
+            outcome, self.dropped = "out of patience", True
+            ledger.check(plan.patience is not None, "caller", name, "is told of a timeout")
+        except ClosedError as error:
+            outcome, self.dropped = "closed", True
+            ledger.check(self.closing, "closed", name, "is told of closing:", error)
+        ledger.note("called", name, outcome)
+
+    # ---- outcomes
+
+    def check_output(self, name: str, output: Any) -> int:
+        """It belongs to one of this stream's inputs, and comes from a call that counts."""
+        check = self.ledger.check
+        try:
+            what, (owner, index), number = output
+            call = self.ledger.calls[number]
+        except (TypeError, ValueError, IndexError):
+            self.ledger.wrong("value", f"{name} is given {output!r}")
+            return -2
+        check(what == "out" and owner == name, "value", name, "is given that of", owner)
+        check((owner, index) in call.inputs, "value", name, "is given", output)
+        check(call.end == "answered", "value", name, index, "comes of a call that", call.end)
+        check(not call.cancelled, "late answer", name, index, "comes of cancelled call", number)
+        return int(index)
+
+    def _check_result(self, x: Input, result: Any) -> None:
+        check = self.ledger.check
+        if result.error is not None:
+            check(result.value is None, "value", x, "has a value and an error")
+            check(result.error.index == x[1], "value", x, "has the error of", result.error.index)
+            self.check_error(x, result.error, result.finished - result.submitted)
+            return
+        index = self.check_output(x[0], result.value)
+        check(index == x[1], "value", x, "has the value of", index)
+        made_by = self.ledger.calls[result.value[2]].device if index >= 0 else result.device
+        check(result.device == made_by, "device", x, "is said to be of", result.device)
+        check(1 <= result.attempts <= self.settings.attempts, "attempts", x, result.attempts)
+        in_order = result.submitted <= result.started <= result.finished <= result.delivered
+        check(in_order, "times", x, "are not in order")
+        total = self.settings.total
+        if total is not None:
+            late = result.finished - result.submitted - total - self.ledger.leapt
+            check(late < 1e-3, "deadline", x, "ends", late, "s too late")
+
+    def check_error(self, x: Input, error: TaskError, seconds: float | None = None) -> None:
+        """It is complete, and within the limits."""
+        check, settings = self.ledger.check, self.settings
+        tried = len(error.causes)
+        check(error.attempts == tried == len(error.devices), "attempts", x, repr(error))
+        check(tried <= settings.attempts, "attempts", x, "has failed", tried, "times")
+        for cause, device in zip(error.causes, error.devices, strict=False):
+            of = cause.device if isinstance(cause, DeviceError) else device
+            check(of == device, "cause", x, "on", device, "has the error of", of)
+        limit: float | None = None
+        if type(error) is TaskError:
+            final = tried > settings.retries or isinstance(error.causes[-1], InputError)
+            check(final, "attempts", x, "is given up after", tried)
+        elif isinstance(error, PoisonTask):
+            check(len(set(error.devices)) >= POISON, "poison", x, "has killed", *error.devices)
+        elif isinstance(error, QueueTimeout):
+            limit = settings.queue
+            check(limit is not None, "deadline", x, "has no queue timeout")
+            check(not self.ledger.runs[x], "deadline", x, "was started and timed out in the queue")
+        elif isinstance(error, DeadlineExceeded):
+            limit = settings.total
+            check(limit is not None, "deadline", x, "has no total timeout")
+        if limit is not None and seconds is not None:
+            late = seconds - limit
+            right = -1e-6 < late < 1e-3 + self.ledger.leapt
+            check(right, "deadline", x, "ends", late, "s after it")

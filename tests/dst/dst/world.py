@@ -1,0 +1,366 @@
+"""One run of a schedule on the virtual clock, with every promise checked."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from asyncinfer import Dispatcher, Hedge, Timeouts
+from asyncinfer.errors import ClosedError, ConfigError, DeviceError
+from asyncinfer.events import Event
+from dst import inside
+from dst.afterwards import check_attempts, check_left, check_left_behind, check_stats
+from dst.clock import WatchedLoop
+from dst.devices import Faults, FaultyDriver
+from dst.ledger import Ledger
+from dst.schedule import (
+    Add,
+    BadInput,
+    CallFault,
+    Calls,
+    Cancel,
+    Close,
+    CloseFault,
+    DevicePlan,
+    Drain,
+    Flap,
+    Leap,
+    Leave,
+    OpenFault,
+    Outage,
+    Remove,
+    Schedule,
+    Slow,
+    Step,
+    Stream,
+)
+from dst.work import Work
+
+__all__ = ("FOREVER", "World")
+
+#: virtual seconds after which a run is taken to hang, far beyond all that it may take
+FOREVER = 1e6
+#: steps of closing, each of which takes the close timeout at most: the sources, then the devices
+CLOSE_STEPS = 2
+
+
+#: many copies, so that much can go wrong with them
+EAGER = Hedge(quantile=0.5, budget=1.0)
+
+
+class LeftByError(Exception):
+    """Raised in the body of ``async with``, as planned."""
+
+
+class World:
+    """A dispatcher with all that happens to it. Made on the event loop it runs on."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, WatchedLoop)
+        self.loop = loop
+        self.schedule, self.settings = schedule, schedule.settings
+        self.ledger = Ledger(loop, window=self.settings.window)
+        self.faults = Faults(self.ledger)
+        self.drivers: dict[str, FaultyDriver] = {}
+        self.dispatcher = self._dispatcher()
+        self.work = Work(self.dispatcher, self.settings, self.faults, self.ledger)
+        #: events of each task: (stream, index) by kind
+        self.events: Counter[tuple[str, int, int]] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.opened = asyncio.Event()
+        self.leave = asyncio.Event()
+        self.leave_by_error = False
+        self.cancelled_at = 0.0
+        #: calls of add and remove in progress
+        self.plugging = 0
+        #: asyncio tasks of consumers and others
+        self.tasks: list[asyncio.Task[None]] = []
+        self.main: asyncio.Task[None] | None = None
+        self._streams = self._calls = 0
+
+    def _dispatcher(self) -> Dispatcher[Any, Any]:
+        s = self.settings
+        timeouts = Timeouts(
+            open=s.open, queue=s.queue, run=s.run, total=s.total, close=s.close, drain=s.drain
+        )
+        return Dispatcher(
+            [self._driver(plan) for plan in self.schedule.devices],
+            policy=s.policy,
+            window=s.window,
+            queue_size=s.queue_size,
+            retries=s.retries,
+            timeout=timeouts,
+            hedge=EAGER if s.hedged else None,
+            on_event=self._on_event,
+        )
+
+    def _driver(self, plan: DevicePlan) -> FaultyDriver:
+        driver = FaultyDriver(plan, self.faults, self.ledger, self.settings.hedged)
+        self.drivers[plan.name] = driver
+        return driver
+
+    # ---- what the dispatcher tells
+
+    def _on_event(self, event: Event) -> None:
+        ledger = self.ledger
+        ledger.note(event.kind, event.device, event.stream, event.index, repr(event.error))
+        self.kinds[event.kind] += 1
+        if event.kind == "device.lost":
+            ledger.lost[event.device].append(ledger.now)
+        if event.stream < 0:
+            return
+        key = (event.kind, event.stream, event.index)
+        self.events[key] += 1
+        most = self.settings.attempts - 1 if event.kind == "task.retried" else 1
+        ledger.check(self.events[key] <= most, "events", *key, "comes too often")
+        if event.kind in ("task.finished", "task.failed"):
+            ends = sum(self.events[kind, *key[1:]] for kind in ("task.finished", "task.failed"))
+            ledger.check(ends == 1, "events", *key[1:], "ends twice")
+
+    # ---- steps
+
+    def prepare(self, step: Step) -> bool:
+        """Plan what goes wrong at a number, not at a time; tell whether ``step`` is of that."""
+        faults = self.faults
+        if isinstance(step, CallFault):
+            faults.calls.setdefault((step.device, step.call), step)
+        elif isinstance(step, OpenFault):
+            faults.opens.setdefault((step.device, step.opening), step)
+        elif isinstance(step, CloseFault):
+            faults.closes.setdefault((step.device, step.closing), step)
+        elif isinstance(step, BadInput):
+            faults.inputs.setdefault((f"s{step.stream}", step.index), step.kind)
+        else:
+            return False
+        return True
+
+    def do(self, step: Step) -> None:
+        """Do what a step says, or begin to."""
+        self.ledger.note("step", step)
+        driver = self.drivers.get(getattr(step, "device", ""))  # type: ignore[arg-type]
+        if isinstance(step, Stream):
+            self._begin(self._consume(f"s{self._streams}", step))
+            self._streams += 1
+        elif isinstance(step, Calls):
+            for _ in range(step.count):
+                self._begin(self._call(f"c{self._calls}", step))
+                self._calls += 1
+        elif isinstance(step, Leap):
+            self.ledger.leapt += step.seconds
+            self.loop.leap(step.seconds)
+        elif isinstance(step, Add):
+            self._begin(self._add(step.device))
+        elif isinstance(step, Remove):
+            self._begin(self._remove(step))
+        elif isinstance(step, Outage | Flap | Slow) and driver is not None:
+            self._trouble(driver, step)
+        else:
+            self._end(step)
+
+    def _trouble(self, driver: FaultyDriver, step: Outage | Flap | Slow) -> None:
+        if isinstance(step, Outage):
+            driver.unplug(step.seconds)
+        elif isinstance(step, Flap):
+            driver.flap(step.seconds)
+        else:
+            driver.factor = step.factor
+
+    def _end(self, step: Step) -> None:
+        if isinstance(step, Drain | Close):
+            self._begin(self._drain_or_close(step))
+        elif isinstance(step, Leave):
+            self.leave_by_error = step.error
+            self.leave.set()
+        elif isinstance(step, Cancel) and self.main is not None:
+            self.work.closing = self.work.cut = True
+            self.cancelled_at = self.ledger.now
+            self.main.cancel()
+
+    def _begin(self, coro: Any) -> None:
+        self.tasks.append(self.loop.create_task(coro, name=f"world {len(self.tasks)}"))
+
+    async def _consume(self, name: str, plan: Stream) -> None:
+        if await self._is_open():
+            await self.work.consume(name, plan)
+
+    async def _call(self, name: str, plan: Calls) -> None:
+        if await self._is_open():
+            await self.work.call(name, plan)
+
+    async def _is_open(self) -> bool:
+        await self.opened.wait()
+        return self.dispatcher._engine is not None
+
+    async def _add(self, plan: DevicePlan) -> None:
+        if plan.name in self.drivers or not await self._is_open():
+            return
+        driver = self._driver(plan)
+        try:
+            with self._plugging():
+                await self.dispatcher.add(driver)
+        except (DeviceError, ClosedError) as error:
+            self.ledger.note("not added", repr(error))
+            self._closed_only_when_closing(error)
+
+    async def _remove(self, step: Remove) -> None:
+        first = self.schedule.devices[0].name  # without any device, tasks rightly wait for ever
+        if not await self._is_open() or (step.device == first and self.settings.total is None):
+            return
+        begun = self.ledger.now
+        try:
+            with self._plugging():
+                await self.dispatcher.remove(step.device, drain=step.drain)
+        except (ConfigError, ClosedError) as error:
+            self.ledger.note("not removed", repr(error))
+            self._closed_only_when_closing(error)
+        else:
+            self.ledger.note("removed", step.device)
+            if not step.drain:
+                self._check_closing(begun, 0.0, f"removing {step.device}")
+
+    @contextmanager
+    def _plugging(self) -> Iterator[None]:
+        self.plugging += 1
+        try:
+            yield
+        finally:
+            self.plugging -= 1
+
+    def _closed_only_when_closing(self, error: Exception) -> None:
+        right = self.work.closing or not isinstance(error, ClosedError)
+        self.ledger.check(right, "closed", error)
+
+    async def _drain_or_close(self, step: Drain | Close) -> None:
+        if not await self._is_open():
+            return
+        self._closes()
+        begun = self.ledger.now
+        if isinstance(step, Close):
+            self.work.cut = True
+            await self.dispatcher.close()
+            self._check_closing(begun, 0.0, "close()")
+            return
+        try:
+            await self.dispatcher.drain(step.timeout)
+        except TimeoutError:
+            self.ledger.check(step.timeout is not None, "drain", "times out without a timeout")
+            self._check_closing(begun, step.timeout or 0.0, "drain()")
+
+    def _closes(self) -> None:
+        """What was accepted may start at once, and no more is accepted."""
+        self.work.closing = True
+        self.ledger.window = math.inf
+
+    def _check_closing(self, begun: float, allowed: float, what: str) -> None:
+        taken = self.ledger.now - begun - self.ledger.leapt - allowed
+        most = CLOSE_STEPS * self.settings.close
+        self.ledger.check(taken < most + 1e-3, "closing", what, "takes", taken, "s")
+
+    # ---- from beginning to end
+
+    async def __call__(self) -> None:
+        steps = [step for step in self.schedule.steps if not self.prepare(step)]
+        self.begin()
+        for step in sorted(steps, key=lambda step: step.at):
+            await asyncio.sleep(max(0.0, step.at - self.ledger.now))
+            self.do(step)
+        await self.finish()
+
+    def begin(self) -> None:
+        """Open the dispatcher, and watch it from now on."""
+        self.loop.before_moving = self._at_rest
+        self.main = self.loop.create_task(self.inside(), name="main")
+
+    def _at_rest(self) -> None:
+        engine = self.dispatcher._engine
+        if engine is not None and engine.running:
+            inside.check_at_rest(engine, self.settings, self.ledger)
+
+    async def inside(self) -> None:
+        """Open the dispatcher, and leave it when told to."""
+        begun = self.ledger.now
+        allowed = (self.settings.drain or 0.0) + self.ledger.leapt
+        try:
+            async with self.dispatcher:
+                self.opened.set()
+                await self.leave.wait()
+                begun = self.ledger.now
+                self._closes()
+                if self.leave_by_error:
+                    self.work.cut, allowed = True, 0.0
+                    raise LeftByError
+                self._begin(self._cut_after(self.settings.drain))
+        except LeftByError:
+            pass
+        except DeviceError as error:  # none could be opened
+            self.ledger.check(not self.opened.is_set(), "leaving", repr(error))
+            begun = self.ledger.now
+        except asyncio.CancelledError:
+            begun, allowed = max(begun, self.cancelled_at), 0.0
+            self.ledger.check(self.work.cut, "leaving", "cancelled by nobody")
+        finally:
+            self.opened.set()
+            self.work.closing = True
+        self.ledger.note("left")
+        await asyncio.sleep(0)
+        # what add and remove have not ended yet is theirs to end
+        check_left_behind(self.ledger, self.ledger.stubborn + 2 * self.plugging)
+        if self.settings.drain is not None:
+            self._check_closing(begun, allowed, "leaving")
+
+    async def _cut_after(self, seconds: float | None) -> None:
+        assert self.main is not None
+        await asyncio.wait([self.main], timeout=seconds)
+        self.work.cut = True
+
+    async def finish(self) -> None:
+        """End all faults, see all work end, leave, and look at what is left."""
+        await asyncio.sleep(self.settings.heal_after)
+        self.heal()
+        self._begin(self._add(DevicePlan("last")))  # the others may have been removed
+        await self._all_end()
+        if not self.work.closing:
+            self.do(Calls(count=2))
+            await self._all_end()
+        self.leave.set()
+        assert self.main is not None
+        await asyncio.wait([self.main])
+        if not self.main.cancelled() and (error := self.main.exception()) is not None:
+            raise error
+        await self._all_end()
+        await asyncio.sleep(0)
+        self._check_all()
+
+    def heal(self) -> None:
+        """From now on nothing goes wrong."""
+        self.ledger.note("healed")
+        self.faults.healed.set()
+        for driver in self.drivers.values():
+            driver.heal()
+
+    async def _all_end(self) -> None:
+        while self.tasks:
+            done, left = await asyncio.wait(self.tasks, timeout=FOREVER)
+            if left:
+                names = sorted(task.get_name() for task in left)
+                self.ledger.wrong("liveness", f"{names} never end")
+                raise asyncio.CancelledError
+            self.tasks = [task for task in self.tasks if task not in done]
+            for task in done:
+                if task.cancelled():
+                    self.ledger.wrong("cancelled", task.get_name())
+                elif (error := task.exception()) is not None:
+                    raise error
+
+    def _check_all(self) -> None:
+        ledger, engine = self.ledger, self.dispatcher._engine
+        check_left(ledger, self.loop, self.drivers, self.work.open_sources)
+        check_attempts(ledger, self.settings.attempts)
+        if engine is not None:
+            inside.check_ended(engine, ledger)
+            check_stats(self.dispatcher.stats(), self.kinds, self.work, ledger, self.drivers)
