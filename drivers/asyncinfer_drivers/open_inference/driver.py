@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from asyncinfer_drivers._timing import measured
 from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.codec import Codec, Job
-from asyncinfer_drivers.open_inference.faults import while_opening
+from asyncinfer_drivers.open_inference.faults import Failure, while_opening, while_probing
 from asyncinfer_drivers.open_inference.session import Limits, Session
 from asyncinfer_drivers.open_inference.specs import ModelSpec, model_spec, tensor_specs
 from asyncinfer_drivers.open_inference.transport import Transport
@@ -130,6 +131,15 @@ class OpenInferenceDriver(Driver[Any, Any]):
         self._limits = Limits(connect_timeout, queue_timeout, run_timeout)
         self._session: Session | None = None
 
+    @classmethod
+    def leads(
+        cls, configured: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Callable[[float], list[dict[str, Any]]]]:
+        """What asks the configured servers for health and models: ``asyncinfer devices``."""
+        from asyncinfer_drivers.open_inference.discovery import leads
+
+        return leads(cls, configured)
+
     # ---- its life
 
     async def open(self) -> None:
@@ -156,9 +166,10 @@ class OpenInferenceDriver(Driver[Any, Any]):
     async def _open(self, session: Session) -> None:
         transport = await session.connect(self._transport)
         try:
-            with session.errors(while_opening):
-                metadata = await transport.metadata(self._limits.connect)
-                ready = await transport.ready(self._limits.connect)
+            metadata = await transport.metadata(self._limits.connect)
+            ready = await transport.ready(self._limits.connect)
+        except (Failure, asyncio.CancelledError) as error:
+            raise session.error(error, while_opening)  # noqa: B904  # it has its cause
         except ValueError as error:
             raise ProtocolError(self.name, f"no metadata of a model: {error}") from error
         spec = model_spec(self.name, metadata, *self._expected, self._batched)
@@ -252,10 +263,9 @@ class OpenInferenceDriver(Driver[Any, Any]):
         """Return if the model is ready; raise ``DeviceError`` if it is not, or nobody answers."""
         session, _ = self._opened()
         try:
-            with session.errors(while_opening):
-                ready = await session.transport.ready(self._limits.connect)
-        except ConfigError as error:
-            raise DeviceError(self.name, str(error)) from error
+            ready = await session.transport.ready(self._limits.connect)
+        except (Failure, asyncio.CancelledError) as error:
+            raise session.error(error, while_probing)  # noqa: B904
         if not ready:
             raise DeviceError(self.name, f"model {self._model[0]!r} is not ready")
 

@@ -13,7 +13,7 @@ from asyncinfer.errors import (
     InputError,
 )
 
-__all__ = ("Failure", "Kind", "one_line", "while_opening", "while_running")
+__all__ = ("Failure", "Kind", "one_line", "while_opening", "while_probing", "while_running")
 
 #: characters of a server's text that are shown
 _LONGEST = 300
@@ -51,20 +51,22 @@ class Failure(Exception):
 
 
 def one_line(text: str) -> str:
-    """A server's text for an error message."""
+    """A server's text for an error message; of a traceback its last line."""
+    if text.lstrip().startswith("Traceback"):
+        text = text.rstrip().rpartition("\n")[2]
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def while_opening(name: str, failure: Failure) -> AsyncInferError:
-    """The error to raise when a request of ``open`` or ``probe`` failed."""
+    """The error to raise when a request of ``open`` failed."""
     match failure.kind:
         case Kind.DENIED:
             return ConfigError(f"{name}: {failure}; check token_env, token_file, headers and cert")
         case Kind.UNKNOWN | Kind.INPUT:
             return ConfigError(f"{name}: {failure}; check url and model")
         case _:
-            return _of_device(name, failure)
+            return while_probing(name, failure)
 
 
 def while_running(name: str, failure: Failure) -> AsyncInferError:
@@ -75,9 +77,10 @@ def while_running(name: str, failure: Failure) -> AsyncInferError:
         case Kind.FAILED:  # the model raised: the task's own fault
             return AsyncInferError(f"device {name!r}: {failure}")
         case _:
-            return _of_device(name, failure)
+            return while_probing(name, failure)
 
 
-def _of_device(name: str, failure: Failure) -> DeviceError:
+def while_probing(name: str, failure: Failure) -> DeviceError:
+    """The error to raise where only the device can be to blame."""
     kinds = {Kind.LOST: DeviceLost, Kind.TIMEOUT: DeviceTimeout}
     return kinds.get(failure.kind, DeviceError)(name, str(failure))

@@ -78,13 +78,10 @@ class HttpTransport:
 
     async def ready(self, timeout: float | None) -> bool:
         """Whether the model can be run now."""
-        try:
-            await self._ask("GET", "/ready", timeout)
-        except Failure as failure:
-            if failure.kind in (Kind.LOST, Kind.TIMEOUT, Kind.DENIED):
-                raise
-            return False
-        return True
+        response, answer = await self._exchange("GET", "/ready", timeout)
+        if _KINDS.get(response.status) is Kind.DENIED:
+            raise _failure(response, answer)
+        return response.status == 200
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
         """A request. The tensors' bytes are copied once, behind the JSON."""
@@ -148,6 +145,21 @@ class HttpTransport:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Message:
+        response, answer = await self._exchange(method, path, timeout, body, headers)
+        if response.status != 200:
+            raise _failure(response, answer)
+        length = response.headers.get(_LENGTH, "")
+        return Message(answer, int(length) if length.isdigit() else None)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """A response of whatever status, and its body."""
         session = self._session
         if session is None:
             raise Failure(Kind.LOST, "not open")
@@ -159,18 +171,18 @@ class HttpTransport:
                     method, self._url + path, data=data, headers=headers, allow_redirects=False
                 ) as response,
             ):
-                answer = await response.read()
+                return response, await response.read()
         except TimeoutError as error:
             raise Failure(Kind.TIMEOUT, f"nothing within {timeout:g} s") from error
         except aiohttp.ClientPayloadError as error:
             raise Failure(Kind.LOST, f"its answer is not complete: {error}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Failure(Kind.LOST, str(error) or type(error).__name__) from error
-        if response.status != 200:
-            kind = _KINDS.get(response.status, Kind.FAILED)
-            raise Failure(kind, _said(answer) or f"status {response.status} {response.reason}")
-        length = response.headers.get(_LENGTH, "")
-        return Message(answer, int(length) if length.isdigit() else None)
+
+
+def _failure(response: aiohttp.ClientResponse, answer: bytes) -> Failure:
+    kind = _KINDS.get(response.status, Kind.FAILED)
+    return Failure(kind, _said(answer) or f"status {response.status} {response.reason}")
 
 
 def _parsed(body: bytes) -> Mapping[str, Any]:

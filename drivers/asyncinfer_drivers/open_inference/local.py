@@ -40,7 +40,8 @@ class LocalServerDriver(OpenInferenceDriver):
 
     :param model: a built-in model, a ``.pt2`` file or ``module:factory``. Only the model runs
         there: the steps around it run here, as for any server.
-    :param input_shape: of one input, without the batch, -1 for any size; a built-in model has its own.
+    :param input_shape: of one input, without the batch, -1 for any size; a built-in model has its
+        own.
     :param slowdown: how many times longer than this host the server takes for a call.
     :param threads: that the server computes with.
     :param optimize: as for ``TorchDriver``.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -90,32 +89,34 @@ class Session:
             return await self._worker.run(function, *args, **kwargs)
         return function(*args, **kwargs)
 
-    @contextmanager
-    def errors(self, mapped: Callable[[str, Failure], AsyncInferError]) -> Iterator[None]:
-        """Raise what a request raises as errors of this package."""
-        try:
-            yield
-        except Failure as failure:
-            raise mapped(self._name, _light(failure)) from failure
-        except asyncio.CancelledError as error:
-            if not self._closed or _is_cancelled():
-                raise
-            raise DeviceLost(self._name, "closed during a request") from _light(error)
+    def error(
+        self,
+        error: Failure | asyncio.CancelledError,
+        mapped: Callable[[str, Failure], AsyncInferError],
+    ) -> BaseException:
+        """What to raise for ``error`` of a request."""
+        if isinstance(error, Failure):
+            found: AsyncInferError = mapped(self._name, error)
+        elif self._closed and not _is_cancelled():
+            found = DeviceLost(self._name, "closed during a request")
+        else:
+            return error
+        found.__cause__ = _light(error)
+        return found
 
     async def reply(self, request: Message) -> Message:
         """The server's answer. An overloaded server is asked again, with growing pauses."""
         clock, pause, refused = asyncio.get_running_loop().time, _FIRST_PAUSE, None
         while True:
-            with self.errors(while_running):
-                try:
-                    return await self.transport.infer(request, self._limits.run)
-                except Failure as failure:
-                    refused = clock() if refused is None else refused
-                    late = clock() + pause > refused + self._limits.queue
-                    if late and failure.kind is Kind.BUSY:
-                        failure.text += f" (for {self._limits.queue:g} s)"
-                    if late or failure.kind is not Kind.BUSY:
-                        raise
+            try:
+                return await self.transport.infer(request, self._limits.run)
+            except (Failure, asyncio.CancelledError) as error:
+                if not isinstance(error, Failure) or error.kind is not Kind.BUSY:
+                    raise self.error(error, while_running)  # noqa: B904  # it has its cause
+                refused = clock() if refused is None else refused
+                if clock() + pause > refused + self._limits.queue:
+                    error.text += f" (for {self._limits.queue:g} s)"
+                    raise self.error(error, while_running)  # noqa: B904
             await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -86,15 +86,16 @@ def to_array(item: Any, datatype: str, name: str) -> Array:
     """
     wanted = DATATYPES[datatype]
     try:
-        array = np.asarray(_plain(item))
+        array = np.asarray(_plain(item), object if wanted.kind == "O" else None)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = type(item).__name__
         raise InputError(f"input {name!r}: no array can be made of this {kind}") from error
-    if array.dtype == wanted:
+    if wanted.kind == "O":
+        if all(isinstance(one, str | bytes) for one in array.flat):
+            return array
+    elif array.dtype == wanted:
         return np.ascontiguousarray(array).reshape(array.shape)
-    if wanted.kind == "O" and array.dtype.kind in "SUO":
-        return array.astype(object)
-    if array.dtype.kind in "fiub" and wanted.kind in "fiub":
+    elif array.dtype.kind in "fiub":
         with np.errstate(all="ignore"):
             cast = array.astype(wanted)
         if np.can_cast(array.dtype, wanted, "same_kind") or np.array_equal(cast, array):
