@@ -91,7 +91,8 @@ def test_auto_takes_the_fastest(net):
     choice = found(net, images(1)[0], budget=30.0)
     assert choice.plan
     assert choice.gain > 1
-    assert all("times as fast" in reason for reason in choice.refused.values())
+    timed = {*choice.refused.values()} - {"no time was left"}  # for some, on a busy machine
+    assert all("times as fast" in reason for reason in timed)
 
 
 Pair = namedtuple("Pair", "left right")
