@@ -226,6 +226,7 @@ def _has_errors(outputs: list[Any]) -> bool:
 
 
 def _cancel(burst: Burst) -> None:
+    burst.inputs.clear()  # a driver that ignores it answers, but is not called once more
     runner = burst.runner
     if runner is not None and runner is not asyncio.current_task():
         runner.cancel()

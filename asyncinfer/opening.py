@@ -80,6 +80,7 @@ class Opening:
     def end_calls(self, device: Device) -> None:
         """Cancel what it runs."""
         for burst in device.bursts:
+            burst.inputs.clear()  # whatever becomes of the present call, there is no further one
             if burst.runner is not None:
                 burst.runner.cancel()
                 device.leftovers.add(burst.runner, burst.generation)

@@ -80,7 +80,7 @@ class Watch:
 
     def _due(self, device: Device, now: float) -> float:
         """When to look at it again. It is suspect if it has been silent for too long by now."""
-        if not device.bursts or device.patience > LONGEST_PATIENCE:
+        if not (device.up and device.bursts) or device.patience > LONGEST_PATIENCE:
             return math.inf
         if device.silent_at() <= now:
             self._suspect(device, now)

@@ -126,3 +126,47 @@ def test_a_device_that_is_added_while_the_dispatcher_closes_leaves_no_timer(virt
             assert isinstance(adding.exception(), ClosedError)
 
     virtual(run())
+
+
+class Deaf(SimulatedDriver):
+    """Its third call and all after it take 2 s, cancelled or not."""
+
+    calls = 0
+
+    async def infer(self, batch):
+        self.calls += 1
+        assert self.is_open
+        if self.calls >= 3:
+            async for _ in deaf(1, 2.0):
+                pass
+        return batch
+
+
+def test_a_call_that_ignores_its_cancellation_is_the_last_one_of_its_burst(virtual):
+    async def run():
+        driver = Deaf("a", 0.00001)  # so fast that it reserves tasks
+        async with Dispatcher([driver], timeout=Timeouts(close=1.0)) as d:
+            async with d.stream(range(100)) as stream:
+                await anext(stream)
+                begun = driver.calls
+            await asyncio.sleep(0.5)
+            await d.close()
+        await asyncio.sleep(5.0)
+        assert driver.calls == begun
+
+    virtual(run())
+
+
+def test_nobody_suspects_a_device_that_is_being_closed(virtual):
+    async def run():
+        async with Dispatcher([Deaf("a", 0.00001)]) as d:
+            calls = [asyncio.create_task(d.infer(x)) for x in range(3)]
+            await asyncio.sleep(0.0125)
+            keeper = d._engine.keeper
+            (device,) = keeper.devices
+            device.become(DeviceState.DRAINING, asyncio.get_running_loop().time())
+            keeper._watch._look()  # before the roster has taken that in
+            assert device.state is DeviceState.DRAINING
+            await asyncio.gather(*calls)
+
+    virtual(run())

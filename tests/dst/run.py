@@ -54,6 +54,8 @@ def found(first: int, count: int, jobs: int) -> list[Broken]:
     for more, some in search(first, count, jobs):
         ran += more
         broken += some
+        for seed, promises in some:
+            print(f"seed {seed}: {promises[0]}", file=sys.stderr, flush=True)
         passed = time.monotonic() - begun
         if passed - shown > 5 or ran == count:
             shown = passed

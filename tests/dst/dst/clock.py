@@ -10,7 +10,7 @@ from asyncinfer.testing import VirtualLoop
 __all__ = ("WatchedLoop",)
 
 #: turns of the event loop after which a run is taken to go in circles
-TURNS = 200_000
+TURNS = 80_000
 
 
 class WatchedLoop(VirtualLoop):

@@ -27,7 +27,8 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         fills = any(device.max_wait for device in up)
         check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
         left = [task for task in retries if not task.done]
-        held = retries.pause < math.inf
+        suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
+        held = suspected or retries.pause < math.inf
         check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
     for lane in lanes:
         consumer, intake = lane._consumer, lane.intake

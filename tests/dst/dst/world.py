@@ -81,7 +81,7 @@ class World:
         #: asyncio tasks of consumers and others
         self.tasks: list[asyncio.Task[None]] = []
         self.main: asyncio.Task[None] | None = None
-        self._streams = self._calls = 0
+        self.streams = self.callers = 0
 
     def _dispatcher(self) -> Dispatcher[Any, Any]:
         s = self.settings
@@ -144,12 +144,12 @@ class World:
         self.ledger.note("step", step)
         driver = self.drivers.get(getattr(step, "device", ""))  # type: ignore[arg-type]
         if isinstance(step, Stream):
-            self._begin(self._consume(f"s{self._streams}", step))
-            self._streams += 1
+            self._begin(self._consume(f"s{self.streams}", step))
+            self.streams += 1
         elif isinstance(step, Calls):
             for _ in range(step.count):
-                self._begin(self._call(f"c{self._calls}", step))
-                self._calls += 1
+                self._begin(self._call(f"c{self.callers}", step))
+                self.callers += 1
         elif isinstance(step, Leap):
             self.ledger.leapt += step.seconds
             self.loop.leap(step.seconds)
