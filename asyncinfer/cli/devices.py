@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from asyncinfer import config as configuration
 from asyncinfer.cli.arguments import Config, Json
+from asyncinfer.cli.discovery import look
 from asyncinfer.cli.output import emit, people
 from asyncinfer.config import DeviceConfig
-from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.errors import ConfigError
 from asyncinfer.model import builtin
 from asyncinfer.registry import DRIVERS, driver_names, load_driver, model_names
 
@@ -22,16 +23,26 @@ __all__ = ("devices",)
 NAMES = ("auto", "cpu", "mac_studio", "raspberry_pi", "cortex_m4", "ray", "sim:0.1")
 
 
-def devices(config: Config = None, as_json: Json = False) -> None:
-    """List drivers, models and devices.
+def devices(
+    config: Config = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds each of those asked has to answer.")
+    ] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """List drivers, models and devices: of this host, at its serial ports, and of other hosts.
 
-    The exit status is 1 if a device of the config could not be used.
+    All are asked at once, and none for longer than the timeout. The exit status is 1 if a device
+    of the config could not be used; one that does not answer now is no error.
     """
     own = configuration.load(config).devices if config else ()
     configured = [_device(device) for device in own]
+    drivers = [_driver(name) for name in driver_names()]
+    factories = {d["name"]: load_driver(d["name"]) for d in drivers if not d["error"]}
+    usable = [device for device, facts in zip(own, configured, strict=True) if not facts["error"]]
     facts = {
-        "drivers": [_driver(name) for name in driver_names()],
-        "host": _host(),
+        "drivers": drivers,
+        **look(factories, usable, timeout),
         "models": [_model(name) for name in model_names()],
         "names": [_name(name, own) for name in NAMES],
         "config": configured,
@@ -52,18 +63,6 @@ def _driver(name: str) -> dict[str, Any]:
     except ConfigError as error:
         return {**facts, "error": str(error)}
     return {**facts, "error": None}
-
-
-def _host() -> list[dict[str, Any]]:
-    """What the drivers that can look for devices find on this host."""
-    found: list[dict[str, Any]] = []
-    for name in driver_names():
-        try:
-            discover = getattr(load_driver(name), "discover", None)
-            found.extend({"driver": name, **facts} for facts in (discover() if discover else ()))
-        except AsyncInferError as error:
-            found.append({"driver": name, "name": "-", "error": str(error)})
-    return found
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -96,6 +95,7 @@ def _show(facts: dict[str, Any]) -> None:
     sections = {
         "Drivers": [(d["name"], d["error"] or d["class"]) for d in facts["drivers"]],
         "On this host": [(d["name"], _described(d)) for d in facts["host"]],
+        "Found": [(d["name"], _found(d)) for d in facts["found"]],
         "Built-in models": [(m["name"], m["error"] or m["description"]) for m in facts["models"]],
         "Names for --devices": [(n["name"], n["error"] or _usable(n)) for n in facts["names"]],
         "In the config": [(d["name"], d["error"] or d["driver"]) for d in facts["config"]],
@@ -109,9 +109,21 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _described(facts: dict[str, Any]) -> str:
-    known = ("name", "driver", "description")
-    rest = [f"{key} {value}" for key, value in facts.items() if key not in known and value]
+    known = ("name", "driver", "description", "state", "error")
+    rest = [f"{key} {_text(value)}" for key, value in facts.items() if key not in known and value]
     return ", ".join([facts["description"], *rest] if facts.get("description") else rest)
+
+
+def _text(value: Any) -> str:
+    """A mapping as ``key value`` pairs, anything else as it is."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {one}" for key, one in value.items())
+    return str(value)
+
+
+def _found(facts: dict[str, Any]) -> str:
+    told = facts["error"] or _described(facts)
+    return f"{facts['driver']}, {facts['state']}{': ' + told if told else ''}"
 
 
 def _usable(facts: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -123,6 +123,15 @@ class CortexM4Driver(Driver[Any, Any]):
         self._wanted = False
         self._compute_seconds = 0.0
         self._samples = 0
+
+    @classmethod
+    def leads(
+        cls, configured: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Callable[[float], list[dict[str, Any]]]]:
+        """What asks the ports of this host and the config for boards: ``asyncinfer devices``."""
+        from asyncinfer_drivers.cortex_m.discovery import leads
+
+        return leads(cls, configured)
 
     @property
     def board(self) -> BoardSpec | None:

@@ -135,6 +135,15 @@ class RayDriver(Driver[Any, Any]):
         """
         return [{"name": f"node:{node.id}", "description": str(node)} for node in found()]
 
+    @classmethod
+    def leads(
+        cls, configured: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Callable[[float], list[dict[str, Any]]]]:
+        """What asks clusters, also the config's, for their nodes: ``asyncinfer devices``."""
+        from asyncinfer_drivers.ray_cluster.discovery import leads
+
+        return leads(configured)
+
     async def open(self) -> None:
         """Join the cluster, start the actors, load the model in each.
 
