@@ -49,6 +49,7 @@ class Codec:
         self._steps = steps
         self._transport = transport
         self._wanted = [one.name for one in spec.outputs]
+        self._outputs = {one.name: one for one in spec.outputs}
         self._stackable = spec.batched and len(spec.inputs) == 1
         self._warned = set[str]()
 
@@ -154,7 +155,7 @@ class Codec:
         arrays = dict[str, Array]()
         for tensor in self._transport.decode(reply):
             came = TensorSpec(tensor.name, tensor.datatype, tensor.shape)
-            said = next((one for one in self._spec.outputs if one.name == came.name), came)
+            said = self._outputs.get(came.name, came)
             if self._spec.batched and tensor.shape[:1] != (count,):
                 raise ValueError(f"output {came} for {count} inputs")
             if not came.fits(said):
@@ -164,7 +165,7 @@ class Codec:
             raise ValueError(f"output {missing[0]!r} is missing")
         if not arrays:
             raise ValueError("no outputs")
-        return {name: arrays[name] for name in self._wanted} if self._wanted else arrays
+        return {name: arrays[name] for name in self._wanted or arrays}
 
     def _uncollated(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any] | None:
         if self._steps.uncollate is None or not self._spec.batched or len(arrays) != 1:
@@ -180,15 +181,17 @@ class Codec:
         return results
 
     def _rows(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any]:
-        results = list[Any]()
-        for index in range(count):
-            own = {
-                name: _own(array[index, ...] if self._spec.batched else array, torch)
-                for name, array in arrays.items()
-            }
-            row: Any = own if len(own) > 1 else next(iter(own.values()))
-            results.append(self._finished(row))
-        return results
+        columns = [self._column(array, count, torch) for array in arrays.values()]
+        if len(columns) == 1:
+            return list(map(self._finished, columns[0]))
+        rows = (dict(zip(arrays, values, strict=True)) for values in zip(*columns, strict=True))
+        return list(map(self._finished, rows))
+
+    def _column(self, array: Array, count: int, torch: bool) -> list[Any]:
+        """One output of each task."""
+        if not self._spec.batched:
+            return [_own(array, torch)]
+        return [_own(array[index, ...], torch) for index in range(count)]
 
     def _finished(self, row: Any) -> Any:
         if self._steps.postprocess is None:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import (
     ConfigError,
@@ -226,7 +228,8 @@ class OpenInferenceDriver(Driver[Any, Any]):
 
     async def _run(self, session: Session, codec: Codec, batch: Sequence[Any]) -> list[Any]:
         slow = self._has_steps or _size(batch) > _SMALL
-        jobs, outputs = await session.call(slow, codec.requests, batch)
+        make = codec.requests
+        jobs, outputs = await session.thread(make, batch) if slow else make(batch)
         for job in jobs:
             try:
                 results = await self._results(session, codec, job, slow)
@@ -240,8 +243,9 @@ class OpenInferenceDriver(Driver[Any, Any]):
 
     async def _results(self, session: Session, codec: Codec, job: Job, slow: bool) -> list[Any]:
         reply = await session.reply(job.request)
-        slow = slow or len(reply.body) > _SMALL
-        return await session.call(slow, codec.results, job, reply)
+        if slow or len(reply.body) > _SMALL:
+            return await session.thread(codec.results, job, reply)
+        return codec.results(job, reply)
 
     # ---- its health
 
@@ -278,9 +282,10 @@ class OpenInferenceDriver(Driver[Any, Any]):
 
 def _size(batch: Sequence[Any]) -> float:
     """Bytes of the inputs; infinite if converting them may take long."""
-    try:
-        if any(str(item.device) != "cpu" for item in batch):
+    size = 0
+    for item in batch:
+        here = type(item) is np.ndarray or str(getattr(item, "device", "")) == "cpu"
+        if not here:
             return float("inf")
-        return float(sum(item.nbytes for item in batch))
-    except AttributeError:
-        return float("inf")
+        size += item.nbytes
+    return size

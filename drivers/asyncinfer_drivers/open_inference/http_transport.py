@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -60,7 +59,6 @@ class HttpTransport:
         """Make the pool; it connects with the first request."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             headers=self._headers,
             read_bufsize=_BUFFER,
         )
@@ -165,12 +163,14 @@ class HttpTransport:
             raise Failure(Kind.LOST, "not open")
         data = io.BytesIO(body) if body and len(body) > _PIECE else body
         try:
-            async with (
-                asyncio.timeout(timeout),
-                session.request(
-                    method, self._url + path, data=data, headers=headers, allow_redirects=False
-                ) as response,
-            ):
+            async with session.request(
+                method,
+                self._url + path,
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                timeout=_limit(timeout),
+            ) as response:
                 return response, await response.read()
         except TimeoutError as error:
             raise Failure(Kind.TIMEOUT, f"nothing within {timeout:g} s") from error
@@ -178,6 +178,11 @@ class HttpTransport:
             raise Failure(Kind.LOST, f"its answer is not complete: {error}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Failure(Kind.LOST, str(error) or type(error).__name__) from error
+
+
+@lru_cache(maxsize=16)
+def _limit(seconds: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds)
 
 
 def _failure(response: aiohttp.ClientResponse, answer: bytes) -> Failure:

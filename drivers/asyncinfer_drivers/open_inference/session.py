@@ -81,13 +81,9 @@ class Session:
         finally:
             await self._worker.stop()
 
-    async def call(
-        self, slow: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Call ``function``, in the thread if it is ``slow``."""
-        if slow:
-            return await self._worker.run(function, *args, **kwargs)
-        return function(*args, **kwargs)
+    async def thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``function`` in the thread."""
+        return await self._worker.run(function, *args, **kwargs)
 
     def error(
         self,

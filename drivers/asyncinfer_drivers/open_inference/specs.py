@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from asyncinfer.errors import ConfigError
@@ -52,7 +53,8 @@ class ModelSpec(NamedTuple):
     most: int | None
 
 
-def fits(one: Sequence[int] | None, other: Sequence[int] | None) -> bool:
+@lru_cache(maxsize=256)
+def fits(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
     """Whether two shapes can be the same; -1 is any size, ``None`` any shape."""
     if one is None or other is None or one == other:
         return True

@@ -94,7 +94,7 @@ def to_array(item: Any, datatype: str, name: str) -> Array:
         if all(isinstance(one, str | bytes) for one in array.flat):
             return array
     elif array.dtype == wanted:
-        return np.ascontiguousarray(array).reshape(array.shape)
+        return array if array.flags.c_contiguous else array.copy()
     elif array.dtype.kind in "fiub":
         with np.errstate(all="ignore"):
             cast = array.astype(wanted)
