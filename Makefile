@@ -13,6 +13,7 @@ ARM_TOOLS  := arm-none-eabi-gcc qemu-system-arm clang
 ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang libclang-rt-dev
 ARM_STAMP  := .venv/.arm-stamp
 INFERENCES := 100000
+INTEROP    := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/asyncinfer/interop
 SCHEDULES  := 10000
 
 # A process for each processor, up to four: each may take 2 GB. The files keep their order, in which
@@ -22,7 +23,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers mixed kill9 fuzz fuzz-serve overload lint format docs clean
+.PHONY: help setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -94,6 +95,10 @@ bench-peers: setup  ## install the peers, each in an environment of its own, and
 	.venv/bin/python -m asyncinfer.bench.peers
 	@mkdir -p out/peers
 	.venv/bin/asyncinfer bench --suite peers --report out/peers/report.md
+
+interop: setup  ## install MLServer in an environment of its own, and run the client against it
+	@test -x $(INTEROP)/bin/mlserver || { $(PYTHON) -m venv --clear $(INTEROP) && $(INTEROP)/bin/python $(PIP) mlserver==1.7.1; }
+	.venv/bin/pytest -q tests/drivers/open_inference/test_mlserver.py
 
 mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
 	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)

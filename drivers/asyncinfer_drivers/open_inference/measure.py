@@ -5,7 +5,8 @@
 Both send the same tensors to the same server, in a process of its own on this host that sends them
 back. They take turns, so that whatever else runs here meets both alike; a figure is the median of
 the rounds' ratios: of times for the round trip, of calls a second for throughput. The bare client
-is tritonclient's ``grpc.aio`` or ``http.aio``.
+is tritonclient's ``grpc.aio`` or ``http.aio``. The last figures are seconds: what a
+``LocalServerDriver`` takes to open and close.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tritonclient.grpc.aio
 import tritonclient.http.aio
 
 from asyncinfer_drivers.open_inference import OpenInferenceDriver
+from asyncinfer_drivers.open_inference.local import LocalServerDriver
 
 __all__ = ("main", "measured")
 
@@ -121,7 +123,19 @@ async def measured(protocol: str, url: str, rounds: int, calls: int) -> dict[str
 
 async def _measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
     async with server() as urls:
-        return {which: await measured(which, url, rounds, calls) for which, url in urls.items()}
+        found = {which: await measured(which, url, rounds, calls) for which, url in urls.items()}
+    return found | {"local_server": await opening()}
+
+
+async def opening() -> dict[str, float]:
+    """Seconds that a server of the driver's own takes to open, and to close."""
+    driver, seconds = LocalServerDriver("digits"), dict[str, list[float]](open=[], close=[])
+    for _ in range(3):
+        for what, step in (("open", driver.open), ("close", driver.close)):
+            started = time.perf_counter()
+            await step()
+            seconds[what].append(time.perf_counter() - started)
+    return {f"{what}_seconds": statistics.median(times) for what, times in seconds.items()}
 
 
 def main() -> None:

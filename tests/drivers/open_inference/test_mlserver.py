@@ -1,7 +1,6 @@
 """MLServer, in its own process and environment, is a device like our own server.
 
-``make interop`` installs it. Its HTTP answers binary tensors with status 500: there ``binary`` is
-off.
+``make interop`` installs it. Its HTTP refuses binary tensors: there ``binary`` is off.
 """
 
 import json
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 
 from asyncinfer import Dispatcher
-from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.errors import AsyncInferError, ConfigError, InputError
 from asyncinfer.testing import check_driver
 from asyncinfer_drivers.open_inference import OpenInferenceDriver
 
@@ -133,3 +132,14 @@ async def test_its_words_are_in_the_error(driver_for):
     with pytest.raises(ConfigError, match="thrice"):
         await driver.open()
     await driver.close()
+
+
+async def test_its_http_knows_no_binary_tensors(urls):
+    driver = OpenInferenceDriver(urls["http"], "twice", protocol="http")
+    await driver.open()
+    try:
+        (error,) = await driver.infer([ROWS[0]])
+        assert isinstance(error, InputError)
+        assert "the server refused the input" in str(error)
+    finally:
+        await driver.close()
