@@ -55,6 +55,8 @@ class Plan:
     #: tasks a second of a live source, by Poisson; all are there from the start if 0
     arrivals: float = 0.0
     throttle: Throttle | None = None
+    #: whether overdue tasks are copied to another device
+    hedge: bool = False
     #: names of the devices; made from their service times if empty
     names: Sequence[str] = ()
 
@@ -199,6 +201,7 @@ async def _simulated(plan: Plan, on_event: EventHook | None) -> Observed:
         policy=plan.policy,
         window=plan.window,
         queue_size=plan.queue_size,
+        hedge=plan.hedge,
         on_event=on_event,
     )
 
