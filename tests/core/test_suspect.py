@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -239,3 +241,10 @@ def test_a_heavy_tail_is_learnt(virtual):
         return [event for event in events if event.kind == "device.suspect"]
 
     assert len(virtual(run())) <= 4, "of 40 such calls"
+
+
+def test_the_page_about_devices_has_the_same_table():
+    page = Path(__file__).parents[2].joinpath("docs", "devices.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    table = {re.findall(r"`(\w+)`", row[0])[0]: set(re.findall(r"`(\w+)`", row[2])) for row in rows}
+    assert table == {str(state): set(TRANSITIONS[state]) for state in STATES}
