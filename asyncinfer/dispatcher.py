@@ -132,7 +132,8 @@ class Dispatcher(Generic[InT, OutT]):
     async def close(self) -> None:
         """Cancel what is not finished and close all devices. Idempotent.
 
-        Waiting callers get ``ClosedError``. Every step is bounded by ``Timeouts.close``.
+        Waiting callers get ``ClosedError``. It takes ``Timeouts.close`` at most; a driver whose
+        calls do not end by then is named in the log, in a ``device.wedged`` event and in ``stats``.
         """
         if self._engine is not None:
             await self._engine.close()

@@ -88,7 +88,11 @@ class SupportsCalibrate(Protocol):
 
 @runtime_checkable
 class SupportsProbe(Protocol):
-    """A driver with a health check."""
+    """A driver with a health check.
+
+    It is called while ``infer`` runs, if that is silent for too long, and after repeated losses
+    before the device gets a task.
+    """
 
     async def probe(self) -> None:
         """Return if the device answers, raise ``DeviceError`` if it does not."""

@@ -16,7 +16,7 @@ OUTLIER = 3.0
 #: part of the mean square of the batch sizes that their variance must be, to tell what each costs
 APART = 0.02
 #: the longest of recent calls counts by so much less with every other call
-FADING = 0.99
+FADING = 0.997
 #: and counts for so many times what was expected at most
 LARGEST = 64.0
 #: shortest time it will claim, in seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 
@@ -27,16 +27,6 @@ __all__ = ("Keeper",)
 ALONE = 1.0
 #: a device is not opened again while calls of so many earlier openings are left behind
 LEFT_BEHIND = 2
-
-_EVENTS: dict[DeviceState, EventKind] = {
-    DeviceState.OPENING: "device.opening",
-    DeviceState.READY: "device.ready",
-    DeviceState.SUSPECT: "device.suspect",
-    DeviceState.LOST: "device.lost",
-    DeviceState.BACKING_OFF: "device.backing_off",
-    DeviceState.DRAINING: "device.draining",
-    DeviceState.REMOVED: "device.removed",
-}
 
 
 class Runner(Protocol):
@@ -91,9 +81,9 @@ class Keeper:
         self._up += device.up - (before in UP)
         self._none_up.clear() if self._up else self._none_up.set()
         state = DeviceState.READY if device.state is DeviceState.BUSY else device.state
-        self._recorder.device_event(
-            _EVENTS[state], device.name, error, before=before or "", reason=device.reason
-        )
+        kind = cast("EventKind", f"device.{state}")
+        facts = {"before": before or "", "reason": device.reason}
+        self._recorder.device_event(kind, device.name, error, **facts)
 
     # ---- all of them
 
@@ -157,26 +147,13 @@ class Keeper:
         self.pool.reclaim()
         self.pool.wake()  # devices that rested because of this one
         if drained:
-            await self._finish(device)
+            await self._opening.finish(device)
         if device not in self.pool.roster.members:  # another call of this has removed it meanwhile
             return
         self._leave(device, self._runner.take_back(device))
         self.pool.roster.leave(device)
         await self._close(device, "it is being removed")
         self.devices.remove(device)
-
-    async def _finish(self, device: Device) -> None:
-        """Let it finish what it runs, for as long as it answers and the drain timeout allows."""
-        seconds = self._timeouts.drain
-        until = math.inf if seconds is None else self._clock() + seconds
-        while device.bursts:
-            left = min(until, device.silent_at()) - self._clock()
-            if left <= 0:
-                logger.warning("device %r does not finish: its tasks go elsewhere", device.name)
-                return
-            runners = [burst.runner for burst in device.bursts if burst.runner is not None]
-            first = asyncio.FIRST_COMPLETED
-            await asyncio.wait(runners, timeout=min(left, 1e6), return_when=first)
 
     async def close_all(self) -> None:
         """Close every device for good."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -76,6 +77,19 @@ class Opening:
         opening = self._under_way.get(device)
         if opening is not None:
             opening.cancel()
+
+    async def finish(self, device: Device) -> None:
+        """Let it finish what it runs, for as long as it answers and the drain timeout allows."""
+        seconds = self._timeouts.drain
+        until = math.inf if seconds is None else self._clock() + seconds
+        while device.bursts:
+            left = min(until, device.silent_at()) - self._clock()
+            if left <= 0:
+                logger.warning("device %r does not finish: its tasks go elsewhere", device.name)
+                return
+            runners = [burst.runner for burst in device.bursts if burst.runner is not None]
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait(runners, timeout=min(left, 1e6), return_when=first)
 
     def end_calls(self, device: Device) -> None:
         """Cancel what it runs."""

@@ -25,9 +25,11 @@ class Timeouts:
     #: a task from acceptance to result; past it ``DeadlineExceeded`` (``NoDeviceError`` if no
     #: device was up)
     total: float | None = None
-    #: closing a device, and ending what it runs; past it the rest is abandoned, with a warning
+    #: ending what a device runs and closing it, both together; past it the rest is left behind,
+    #: with a warning
     close: float = 10.0
-    #: leaving ``async with``: accepted tasks may finish for so long, then they are cancelled
+    #: leaving ``async with``: accepted tasks may finish for so long, then they are cancelled;
+    #: ``remove``: so may those of the device, which then move on
     drain: float | None = 60.0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from asyncinfer.cli.output import seconds, table
+from asyncinfer.cli.tools import trouble
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.stats import DispatcherStats
 
@@ -67,5 +68,6 @@ def view(stats: DispatcherStats, total: int | None) -> Group:
         )
         for device in stats.devices
     ]
+    troubles = [f"{device.name}: {text}" for device in stats.devices if (text := trouble(device))]
     columns = ("device", "state", "tasks", "tasks/s", "utilisation", "service time")
-    return Group(Text(head), table(columns, rows))
+    return Group(Text(head), table(columns, rows), *map(Text, troubles))

@@ -22,7 +22,7 @@ from asyncinfer.cli.inputs import Inputs, Named, collect, read_picture
 from asyncinfer.cli.output import emit, note, seconds, table
 from asyncinfer.cli.progress import Progress
 from asyncinfer.cli.rows import Write, opened, row_of
-from asyncinfer.cli.tools import device_facts, run_async
+from asyncinfer.cli.tools import device_facts, run_async, trouble
 from asyncinfer.config import DeviceConfig
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
@@ -238,6 +238,7 @@ class Session:
             },
             "mean_hold": stats.hold_mean,
             "max_reorder": stats.max_reorder,
+            "troubles": {d.name: text for d in stats.devices if (text := trouble(d))},
             "devices": [
                 {**device_facts(device, makespan), **reports.get(device.name, {})}
                 for device in stats.devices
@@ -279,6 +280,8 @@ def _show(facts: Mapping[str, Any]) -> None:
         if device["details"]:
             chosen = ", ".join(f"{name} {value}" for name, value in device["details"].items())
             screen.print(f"{device['name']}: {chosen}", markup=False)
+    for name, told in facts["troubles"].items():
+        screen.print(f"{name}: {told}", markup=False)
     count, failed = facts["tasks"], facts["failed"]
     text = f"{count} tasks in {seconds(facts['seconds'])}: {facts['throughput']:.4g} tasks/s"
     if facts["accuracy"] is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.bench.tools import optional, run_async
+from asyncinfer.cli.output import seconds
+from asyncinfer.lifecycle import DeviceState
 
 if TYPE_CHECKING:
     from asyncinfer.stats import DeviceStats
 
-__all__ = ("device_facts", "optional", "run_async")
+__all__ = ("device_facts", "optional", "run_async", "trouble")
 
 
 def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
@@ -18,6 +21,11 @@ def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
     return {
         "name": device.name,
         "state": str(getattr(device.state, "value", device.state)),
+        "state_seconds": device.state_seconds,
+        "reason": device.reason,
+        "failures": device.failures,
+        "next_attempt": device.next_attempt,
+        "wedged": device.wedged,
         "tasks": device.tasks,
         "batches": device.batches,
         "errors": device.errors,
@@ -26,3 +34,23 @@ def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
         "throughput": device.tasks / elapsed if elapsed else 0.0,
         "details": dict(device.details),
     }
+
+
+#: states in which there is nothing to be said of a device
+_WELL = (DeviceState.READY, DeviceState.BUSY, DeviceState.DRAINING, DeviceState.REMOVED)
+
+
+def trouble(device: DeviceStats) -> str:
+    """What is wrong with a device, in one line; empty if nothing is."""
+    said = []
+    if device.state not in _WELL:
+        said.append(f"{device.state} for {seconds(device.state_seconds)}")
+    if device.failures:
+        said.append(f"{device.failures} failures")
+    if math.isfinite(device.next_attempt):
+        said.append(f"next attempt in {seconds(device.next_attempt)}")
+    if device.wedged:
+        said.append(f"{device.wedged} calls left behind")
+    if device.reason and device.state not in _WELL:
+        said.append(device.reason)
+    return ", ".join(said)

@@ -1,5 +1,7 @@
 """The live table of a run."""
 
+import asyncio
+import re
 import sys
 
 import pytest
@@ -8,6 +10,8 @@ from rich.console import Console
 from asyncinfer import Dispatcher
 from asyncinfer.cli import rows
 from asyncinfer.cli.progress import Progress, view
+from asyncinfer.cli.tools import trouble
+from asyncinfer.errors import DeviceLost
 from asyncinfer.testing import SimulatedDriver, run_virtual
 
 
@@ -26,6 +30,29 @@ def test_the_table_names_each_device():
     assert text.startswith("30 of 60 done, 15 tasks/s, 0 failed\n")
     one = next(line for line in text.splitlines() if line.startswith("one"))
     assert one.split() == ["one", "ready", "20", "10", "100%", "100", "ms"]
+
+
+def test_what_is_wrong_with_a_device_is_told():
+    async def run():
+        gone = SimulatedDriver("gone", 0.1, fail=lambda x: True)
+        async with Dispatcher([gone, SimulatedDriver("two", 0.2)]) as dispatcher:
+            gone.open = never
+            await dispatcher.infer(1)
+            await asyncio.sleep(20)
+            return dispatcher.stats()
+
+    async def never():
+        raise DeviceLost("gone", "unplugged")
+
+    snapshot = run_virtual(run())
+    assert [trouble(device) for device in snapshot.devices][1] == ""
+    told = trouble(snapshot.devices[0])
+    pattern = r"backing_off for [\d.]+ s, 10 failures, next attempt in [\d.]+ s, device"
+    assert re.match(pattern, told), told
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(view(snapshot, None))
+    assert "gone: backing_off for" in captured.get()
 
 
 def test_drawn_on_a_terminal_only(monkeypatch, capsys):

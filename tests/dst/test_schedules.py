@@ -17,7 +17,7 @@ from dst.search import broken_by, explained, first_broken, search
 from dst.shrink import shrunk
 
 #: schedules of every CI run; `make dst SCHEDULES=100000` runs more
-FIXED = 1500
+FIXED = 1000
 #: most schedules until a planted bug is found
 ENOUGH = 150
 #: for those that show seldom: a seed from which on that is so, so that it takes no longer

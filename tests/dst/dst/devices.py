@@ -129,7 +129,8 @@ class FaultyDriver(Driver[Any, Any]):
         self.flaps_until = max(self.flaps_until, self.ledger.now + seconds)
 
     def heal(self) -> None:
-        """Have no faults any more."""
+        """Have no faults any more; what runs at present is ready at once."""
+        self._pulled.set()
         self.gone_until = self.flaps_until = -1.0
         self.factor = 1.0
 

@@ -6,9 +6,11 @@ The one place that knows of its insides.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from asyncinfer.engine import Engine
+from asyncinfer.span import Span
 from dst.ledger import Ledger
 from dst.schedule import Settings
 
@@ -30,6 +32,9 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
         held = suspected or retries.pause < math.inf
         check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
+    here = _unfinished(engine) + engine.recorder.reorder_buffer
+    missing = engine.recorder.unfinished - here
+    check(not missing, "lost", missing, "tasks are nowhere")
     for lane in lanes:
         consumer, intake = lane._consumer, lane.intake
         asleep = consumer is not None and not consumer.done()
@@ -39,6 +44,16 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         check(not (turns and not intake.full()), "stall", "a source is not told of room")
         admits = lane.admitted - lane.delivered < lane.window
         check(not (free and admits and not intake.empty()), "stall", "a task is not admitted")
+
+
+def _unfinished(engine: Engine) -> int:
+    """Tasks that wait somewhere for their outcome; one that runs twice counts once."""
+    places: list[Iterable[Span]] = [engine.pool.retries]
+    for lane in engine.pool.lanes:
+        places += [lane.intake, lane.waiting]
+    places += [burst.spans for device in engine.keeper.devices for burst in device.bursts]
+    spans = {span for place in places for span in place if not span.done}
+    return sum(span.count for span in spans)
 
 
 def check_ended(engine: Engine, ledger: Ledger) -> None:

@@ -284,7 +284,7 @@ class World:
     async def inside(self) -> None:
         """Open the dispatcher, and leave it when told to."""
         begun = self.ledger.now
-        allowed = (self.settings.drain or 0.0) + self.ledger.leapt
+        allowed = self.settings.drain or 0.0
         try:
             async with self.dispatcher:
                 self.opened.set()
