@@ -23,7 +23,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -99,6 +99,9 @@ bench-peers: setup  ## install the peers, each in an environment of its own, and
 interop: setup  ## install MLServer in an environment of its own, and run the client against it
 	@test -x $(INTEROP)/bin/mlserver || { $(PYTHON) -m venv --clear $(INTEROP) && $(INTEROP)/bin/python $(PIP) mlserver==1.7.1; }
 	.venv/bin/pytest -q tests/drivers/open_inference/test_mlserver.py
+
+aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's processor, emulated; not in CI
+	tests/hardware/aarch64.sh build/aarch64 tests/core
 
 mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
 	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)
