@@ -30,7 +30,9 @@ class Recheck:
         self._loop = loop
         self._clock = clock
         self._again = again
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        #: when it rings: uvloop's handles cannot tell where that is within a millisecond
+        self._at = 0.0
         self._passes = 0
         self._passes_then = 0
         #: whether no pass was made from when the timer was set until it rang
@@ -50,10 +52,10 @@ class Recheck:
     def _set(self, delay: float) -> None:
         at = self._loop.time() + delay
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._at <= at:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_later(delay, self._ring)
+        self._timer, self._at = self._loop.call_later(delay, self._ring), at
         self._passes_then = self._passes
 
     def _patience(self) -> float:

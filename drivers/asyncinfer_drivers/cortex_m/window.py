@@ -96,7 +96,9 @@ class Window:
         self._sendings = 0
         self._timeouts = 0
         self._progress_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        #: when it rings: uvloop's handles cannot tell where that is within a millisecond
+        self._at = 0.0
 
     # ---- requests
 
@@ -165,10 +167,10 @@ class Window:
             return
         first = min(request.deadline for request in self._pending.values())
         if self._timer is not None:
-            if self._timer.when() <= first:
+            if self._at <= first:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(first, self._look)
+        self._timer, self._at = self._loop.call_at(first, self._look), first
 
     def _look(self) -> None:
         self._timer = None

@@ -58,6 +58,8 @@ def join(name: str, address: str | None) -> Callable[[], None]:
 
 def existing() -> str | None:
     """The cluster that ``join`` would find without an address, or ``None``."""
+    if _current is not None:
+        return _current.address
     return os.environ.get("RAY_ADDRESS") or _started_here()
 
 
