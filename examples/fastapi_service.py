@@ -92,7 +92,7 @@ async def stats(request: Request) -> dict[str, Any]:
 async def health(request: Request) -> JSONResponse:
     """200 while at least one device is up."""
     states = {device.name: device.state for device in pool(request).stats().devices}
-    up = any(state in ("ready", "busy") for state in states.values())
+    up = any(state in ("ready", "busy", "suspect") for state in states.values())
     return JSONResponse({"up": up, "devices": states}, 200 if up else 503)
 
 

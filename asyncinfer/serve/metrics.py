@@ -20,7 +20,7 @@ __all__ = ("CONTENT_TYPE_LATEST", "Metrics")
 #: seconds between two looks at the event loop's lag
 _TICK = 0.01
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_UP = ("ready", "busy")
+_UP = ("ready", "busy", "suspect")
 
 
 class Metrics:

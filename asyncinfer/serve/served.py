@@ -25,7 +25,7 @@ VERSION = "1"
 
 #: seconds for which a snapshot of the devices is good
 _FRESH = 0.1
-_UP = ("ready", "busy")
+_UP = ("ready", "busy", "suspect")
 
 
 @dataclass

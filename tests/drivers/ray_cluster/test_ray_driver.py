@@ -115,7 +115,7 @@ async def test_cancelling_withdraws_what_has_not_begun_and_outlasts_what_has():
     await driver.open()
     try:
         await driver.infer([0.0])
-        running = asyncio.create_task(driver.infer([0.4]))
+        running = asyncio.create_task(driver.infer([2.0]))
         await asyncio.sleep(0.1)
         waiting = asyncio.create_task(driver.infer([60.0]))
         await asyncio.sleep(0.1)
