@@ -13,14 +13,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from asyncinfer.serve.gate import Gate
-from asyncinfer.serve.served import Served
+from asyncinfer.serve.served import UP, Served
 
 __all__ = ("CONTENT_TYPE_LATEST", "Metrics")
 
 #: seconds between two looks at the event loop's lag
 _TICK = 0.01
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_UP = ("ready", "busy", "suspect")
 
 
 class Metrics:
@@ -112,7 +111,7 @@ class _Now(Collector):
         for served in self._models():
             for device in served.stats.devices:
                 key = (served.name, device.name)
-                up.add_metric(key, int(device.state in _UP))
+                up.add_metric(key, int(device.state in UP))
                 tasks.add_metric(key, device.tasks)
                 calls.add_metric(key, device.batches)
                 errors.add_metric(key, device.errors)
