@@ -86,8 +86,8 @@ class TaskError(AsyncInferError):
     """A task failed for good, alone; the rest of its stream goes on.
 
     ``index`` is its place in its stream (for ``infer``, among all calls), ``attempts`` how often
-    it was run, ``causes`` every error it met, oldest first, and ``devices`` the device of each
-    cause.
+    it was run (a task and its copy count once), ``causes`` every error it met, oldest first, and
+    ``devices`` the device of each cause.
     """
 
     def __init__(

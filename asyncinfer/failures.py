@@ -28,10 +28,10 @@ class Failures:
         task.note(error, run)
         elsewhere = self._runs_elsewhere(task, run.device)
         if elsewhere and isinstance(error, DeviceError):
-            return  # a task and its copy have failed when both have
+            task.spared += 1  # a task and its copy have failed when both have
+            return
         poison = strikes(task) >= POISON
-        tries = self._retries + task.copied
-        if task.attempts > tries or poison or isinstance(error, InputError):
+        if task.attempts > self._retries or poison or isinstance(error, InputError):
             self._end(task, error, run, poison=poison)
             return
         self._recorder.retried += 1

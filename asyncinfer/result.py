@@ -24,7 +24,7 @@ class Result(Generic[OutT]):
     error: TaskError | None
     #: name of the device that ran it last; empty if none did
     device: str
-    #: how many times it was run
+    #: how many times it was run, ``retries + 1`` at most; a task and its copy count once
     attempts: int
     #: accepted from the source
     submitted: float

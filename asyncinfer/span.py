@@ -70,6 +70,7 @@ class Span:
         "lane",
         "outputs",
         "run",
+        "spared",
         "submitted",
     )
 
@@ -92,6 +93,8 @@ class Span:
         self.error: TaskError | None = None
         #: whether a copy of it was started, which is allowed to fail beside it
         self.copied = False
+        #: how many of its causes cost no attempt: the other call of a task and its copy went on
+        self.spared = 0
         #: of a task of ``infer``: where the answer goes, and the caller's context
         self.future: asyncio.Future[Any] | None = None
         self.context: contextvars.Context | None = None
@@ -122,8 +125,8 @@ class Span:
 
     @property
     def attempts(self) -> int:
-        """How often it was run to an end."""
-        return len(self.causes) + (self.done and self.error is None)
+        """How often it was run to an end; it and its copy count once."""
+        return len(self.causes) - self.spared + (self.done and self.error is None)
 
     def settle(self) -> None:
         """Its outcome is known, or nobody asks for it."""

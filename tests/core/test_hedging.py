@@ -265,7 +265,7 @@ def test_a_copy_that_fails_with_its_device_leaves_the_original_alone(virtual):
     b.ends[0] = DeviceLost("b", "unplugged")
     results, stats, _ = virtual(run([a, b], 3, retries=0))
     assert results[0].value == (0, "a")
-    assert results[0].attempts == 2
+    assert results[0].attempts == 1
     assert stats.hedging == HedgeStats(started=1, cancelled=1, seconds=1.0)
     assert stats.retried == 0
 
@@ -284,7 +284,37 @@ def test_both_lost_is_one_attempt(virtual):
     a.ends[0], b.ends[0] = DeviceLost("a", "unplugged"), DeviceLost("b", "unplugged")
     results, stats, _ = virtual(run([a, b, c], 3, retries=1))
     assert results[0].value == (0, "c")
+    assert results[0].attempts == 2
     assert stats.retried == 1
+
+
+def test_of_a_task_that_fails_the_error_has_the_causes_of_both_calls(virtual):
+    a, b = Slow("a", 1.0, {0: 2.5}), Slow("b", 1.0)
+    a.ends[0], b.ends[0] = DeviceLost("a", "unplugged"), DeviceLost("b", "unplugged")
+    results, stats, _ = virtual(run([a, b], 3, retries=0))
+    error = results[0].error
+    assert (error.attempts, error.devices) == (1, ("a", "b"))
+    assert results[0].attempts == 1
+    assert stats.retried == 0
+
+
+def test_a_copy_that_ended_without_a_fault_buys_no_further_attempt(virtual):
+    async def main():
+        drivers = [Slow("a", 1.0, {0: 50.0}), Slow("b", 1.0, {0: 50.0})]
+        async with Dispatcher(drivers, hedge=EAGER, retries=0) as d:
+            call = asyncio.create_task(d.infer(0))
+            await asyncio.sleep(5)
+            assert d.stats().hedging.started == 1
+            for name in "cd":
+                failing = Slow(name, 1.0)
+                failing.ends[0] = ValueError(name)
+                await d.add(failing)
+            await asyncio.gather(*(d.remove(name, drain=False) for name in "ab"))
+            with pytest.raises(TaskError) as caught:
+                await call
+            assert (caught.value.attempts, len(caught.value.causes)) == (1, 1)
+
+    virtual(main())
 
 
 def test_an_error_of_the_task_itself_counts_at_once(virtual):

@@ -50,7 +50,7 @@ class Settings:
 
     @property
     def attempts(self) -> int:
-        """How often a task may be run; a copy may fail besides."""
+        """How often an input may be run; a copy may fail besides."""
         return self.retries + 1 + self.hedged
 
 

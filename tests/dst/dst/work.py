@@ -244,7 +244,7 @@ class Work:
         check(index == x[1], "value", x, "has the value of", index)
         made_by = self.ledger.calls[result.value[2]].device if index >= 0 else result.device
         check(result.device == made_by, "device", x, "is said to be of", result.device)
-        check(1 <= result.attempts <= self.settings.attempts, "attempts", x, result.attempts)
+        check(1 <= result.attempts <= self.settings.retries + 1, "attempts", x, result.attempts)
         in_order = result.submitted <= result.started <= result.finished <= result.delivered
         check(in_order, "times", x, "are not in order")
         total = self.settings.total
@@ -256,15 +256,17 @@ class Work:
         """It is complete, and within the limits."""
         check, settings = self.ledger.check, self.settings
         tried = len(error.causes)
-        check(error.attempts == tried == len(error.devices), "attempts", x, repr(error))
-        check(tried <= settings.attempts, "attempts", x, "has failed", tried, "times")
+        spared = tried - error.attempts  # a copy may fail besides
+        check(0 <= spared <= settings.hedged, "attempts", x, repr(error))
+        check(len(error.devices) == tried, "attempts", x, repr(error))
+        check(error.attempts <= settings.retries + 1, "attempts", x, "has failed", tried, "times")
         for cause, device in zip(error.causes, error.devices, strict=False):
             of = cause.device if isinstance(cause, DeviceError) else device
             check(of == device, "cause", x, "on", device, "has the error of", of)
         limit: float | None = None
         if type(error) is TaskError:
-            final = tried > settings.retries or isinstance(error.causes[-1], InputError)
-            check(final, "attempts", x, "is given up after", tried)
+            final = error.attempts > settings.retries or isinstance(error.causes[-1], InputError)
+            check(final, "attempts", x, "is given up after", error.attempts)
         elif isinstance(error, PoisonTask):
             check(len(set(error.devices)) >= POISON, "poison", x, "has killed", *error.devices)
         elif isinstance(error, QueueTimeout):

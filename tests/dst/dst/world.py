@@ -116,7 +116,7 @@ class World:
             return
         key = (event.kind, event.stream, event.index)
         self.events[key] += 1
-        most = self.settings.attempts - 1 if event.kind == "task.retried" else 1
+        most = self.settings.retries if event.kind == "task.retried" else 1
         ledger.check(self.events[key] <= most, "events", *key, "comes too often")
         if event.kind in ("task.finished", "task.failed"):
             ends = sum(self.events[kind, *key[1:]] for kind in ("task.finished", "task.failed"))
