@@ -61,6 +61,8 @@ class Copies:
         #: when a look at all devices is due, or at once when anything happens
         self._next = 0.0
         self._watching = False
+        #: when the next look may be, since one of many devices takes its time
+        self._earliest = 0.0
 
     def stats(self, now: float) -> HedgeStats:
         """What came of the copies so far."""
@@ -68,8 +70,12 @@ class Copies:
         return HedgeStats(self._started, self._won, self._lost, self._cancelled, seconds)
 
     def pause(self, now: float) -> float:
-        """Seconds until the next look is due."""
+        """Seconds until the next look is due; infinite if that depends on what happens."""
         return max(PAUSE, self._next - now)
+
+    def note(self, device: Device, now: float) -> None:
+        """A call of it begins or has ended: look again before one can be overdue."""
+        self._next = min(self._next, max(now + device.quickest, self._earliest))
 
     def serve(self, now: float) -> None:
         """Settle what has ended; then hand out copies, before other tasks are handed out."""
@@ -91,9 +97,8 @@ class Copies:
     def _look(self, now: float) -> None:
         """Look at all calls, and note when the next look is due."""
         self._watching = False
-        up = self._roster.up
-        known = (device.quickest for device in up if device.quickest < math.inf)
-        pause = max(min(known, default=0.0), PAUSE * max(1.0, len(up) / MANY))
+        self._earliest = now + PAUSE * max(1.0, len(self._roster.up) / MANY)
+        pause = math.inf
         for device in self._roster.members:
             if device.estimator.ratios is None:
                 device.estimator.ratios = deque(maxlen=HISTORY)
@@ -140,8 +145,10 @@ class Copies:
         """
         tasks = [task for task in burst.share_running() if _may_be_copied(task)]
         best, seconds = self._best_for(burst.device, len(tasks), now)
-        if best is None or not tasks:
+        if not tasks:
             return math.inf
+        if best is None:
+            return self._watch()
         if not best.free:
             self._watch()
         if seconds > late + TIE:

@@ -51,6 +51,7 @@ class Pool:
         start: Start,
     ) -> None:
         self.roster = Roster()
+        #: the one served last comes last: no index into it would survive that one leaves
         self.lanes: list[Lane] = []
         #: failed tasks, to be run alone, on a device that has not failed them if there is one
         self.retries = Retries(self.roster)
@@ -64,7 +65,6 @@ class Pool:
         self._clock = clock
         self._loop = loop
         self._start = start
-        self._turn = 0
         self._reserved = 0
         #: whether the last pass left no device free; the next one to become free makes another
         self._full = False
@@ -105,7 +105,7 @@ class Pool:
 
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
-        lane, offset = locate(self.lanes, self._turn, offset)
+        lane, offset = locate(self.lanes, offset)
         return lane.waiting.index(offset)
 
     # ---- pairing
@@ -160,18 +160,22 @@ class Pool:
         free = len(self.roster.free) > 0
         self._full = not free
         self._recheck.passed(rest or (free and self.retries.blocked))
-        if self.retries.pause < math.inf:
-            self._recheck.within(self.retries.pause)
+        pause = self.retries.pause
         if self.copies is not None and self._up and self._recorder.unfinished:
-            self._recheck.within(self.copies.pause(self.now))
+            pause = min(pause, self.copies.pause(self.now))
+        if pause < math.inf:
+            self._recheck.within(pause)
         self.handed_out()
         if self._quiet is not None and not self._recorder.unfinished:
             self._quiet.set()
             self._quiet = None
 
     def _update(self) -> None:
-        self.roster.update()
+        changed = self.roster.update()
         self._up = self.roster.up
+        if self.copies is not None:
+            for device in changed:
+                self.copies.note(device, self.now)
 
     def _serve(self) -> bool:
         """Ask the free devices, the fastest first; tell whether one of them rests."""
@@ -230,11 +234,13 @@ class Pool:
             self.reclaim()
             if skip >= self.waiting:  # what was reserved has ended otherwise meanwhile
                 return []
-        lane, offset = locate(self.lanes, self._turn, skip)
+        lane, offset = locate(self.lanes, skip)
         count = grant.take if device.trusted else 1
         if self._policy.reserves and lane.one_context and device.trusted:
             count = max(count, reservation(device, count, self._share))
-        self._turn = self.lanes.index(lane) + 1
+        if self.lanes[-1] is not lane:
+            self.lanes.remove(lane)
+            self.lanes.append(lane)
         return lane.waiting.take(count, offset)
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
@@ -243,6 +249,8 @@ class Pool:
             self._reserved += burst.reserved
             self.roster.reserving[device] = None
         device.begin(burst, self.now)
+        if self.copies is not None:
+            self.copies.note(device, self.now)
         self._start(burst)
 
     def reclaim(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Collection
 
 from asyncinfer.census import Census, Figures
 from asyncinfer.device import Device, nobody
@@ -56,13 +57,15 @@ class Roster:
     def _note(self, device: Device) -> None:
         self._changed[device] = None
 
-    def update(self) -> None:
-        """Take in what has changed since the last time."""
-        if self._changed:
-            states = [self._refresh(device) for device in self._changed]
-            self._changed.clear()
-            if any(states):
-                self.up = [member for member in self.members if member.up]
+    def update(self) -> Collection[Device]:
+        """Take in what has changed since the last time; return the devices it concerns."""
+        if not self._changed:
+            return ()
+        changed, self._changed = self._changed, {}
+        states = [self._refresh(device) for device in changed]
+        if any(states):
+            self.up = [member for member in self.members if member.up]
+        return changed
 
     def taken(self, asked: int) -> None:
         """The first ``asked`` free devices were asked, and most of them given something."""

@@ -16,10 +16,9 @@ QUANTUM = 0.001
 BURST = 128
 
 
-def locate(lanes: Sequence[Lane], turn: int, offset: int) -> tuple[Lane, int]:
+def locate(lanes: Sequence[Lane], offset: int) -> tuple[Lane, int]:
     """Where the waiting task at ``offset`` is, the lanes taking turns task by task."""
-    turn %= len(lanes)
-    left = [lane for lane in (*lanes[turn:], *lanes[:turn]) if lane.waiting.tasks]
+    left = [lane for lane in lanes if lane.waiting.tasks]
     level = 0
     while len(left) > 1:
         depth = min(lane.waiting.tasks for lane in left) - level
