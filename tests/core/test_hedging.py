@@ -11,6 +11,7 @@ import pytest
 
 from asyncinfer import Dispatcher, Hedge
 from asyncinfer.errors import ConfigError, DeviceLost, InputError, TaskError
+from asyncinfer.pool import Pool
 from asyncinfer.stats import HedgeStats
 from asyncinfer.testing import SimulatedDriver
 
@@ -426,3 +427,62 @@ def test_what_the_argument_may_be(value):
 def test_and_what_not(value):
     with pytest.raises(ConfigError, match="hedge must be None, True, 'auto' or a Hedge"):
         Dispatcher([SimulatedDriver("a", 1.0)], hedge=value)
+
+
+# ---- what it costs while nothing is overdue
+
+
+class Unknown(Slow):
+    """Cannot say how long a call takes."""
+
+    async def calibrate(self):
+        return None
+
+
+@pytest.mark.parametrize("slow", [Unknown, Slow])
+@pytest.mark.parametrize("fast", [None, 0.001])
+def test_time_alone_wakes_nobody(virtual, monkeypatch, slow, fast):
+    """One call goes on for long and is not overdue, and nothing else happens."""
+    passes, pair = [], Pool._pair
+    monkeypatch.setattr(Pool, "_pair", lambda pool: (passes.append(None), pair(pool)))
+
+    async def main():
+        async with Dispatcher([slow("slow", 1e4)], hedge=EAGER) as d:
+            stuck = asyncio.create_task(d.infer(0))
+            await asyncio.sleep(1.0)
+            if fast is not None:
+                await d.add(Slow("fast", fast))
+                assert await d.infer(1) == (1, "fast")
+            passes.clear()
+            await asyncio.sleep(1000.0)
+            assert not stuck.done()
+            assert d.stats().hedging.started == 0
+            stuck.cancel()
+        return len(passes)
+
+    assert virtual(main()) < 20
+
+
+def test_a_call_is_overdue_though_its_device_became_known_while_it_ran(virtual):
+    async def main():
+        a, b = Unknown("a", 1.0, {0: 500.0}, concurrency=2), Slow("b", 1.5)
+        async with Dispatcher([a], hedge=EAGER) as d:
+            stuck = asyncio.create_task(d.infer(0))
+            assert await d.infer(1) == (1, "a")
+            await d.add(b)
+            assert await stuck == (0, "b")
+            assert asyncio.get_running_loop().time() < 6.0
+
+    virtual(main())
+
+
+def test_a_call_overdue_while_alone_is_copied_once_another_device_comes(virtual):
+    async def main():
+        async with Dispatcher([Slow("a", 1.0, {0: 500.0})], hedge=EAGER) as d:
+            stuck = asyncio.create_task(d.infer(0))
+            await asyncio.sleep(30)
+            await d.add(Slow("b", 1.0))
+            assert await stuck == (0, "b")
+            assert asyncio.get_running_loop().time() == 31.0
+
+    virtual(main())
