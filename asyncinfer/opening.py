@@ -37,11 +37,14 @@ class Opening:
         self._loop = loop
         self._timeouts = timeouts
         self._under_way: dict[Device, asyncio.Task[None]] = {}
+        #: closes what was opened after it had been given up
+        self._undoing: dict[Device, asyncio.Task[None]] = {}
 
     async def open(self, device: Device) -> None:
         """Open and calibrate; raises what the driver raises, a timeout as ``DeviceTimeout``."""
         device.become(DeviceState.OPENING, self._clock())
-        opening = self._loop.create_task(_opened(device), name=f"asyncinfer open {device.name}")
+        name = f"asyncinfer open {device.name}"
+        opening = self._loop.create_task(self._opened(device, device.generation), name=name)
         self._under_way[device] = opening
         seconds = self._timeouts.open
         try:
@@ -62,6 +65,29 @@ class Opening:
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error
         self._trust(device)
+
+    async def _opened(self, device: Device, generation: int) -> None:
+        opening = asyncio.current_task()
+        assert opening is not None  # noqa: S101  # asyncio runs nothing else
+        if device in self._undoing:
+            await asyncio.wait([self._undoing[device]])
+        await _call(device, "open")
+        if opening.cancelling():  # which the driver ignored: nobody waits for this any more
+            if not _serves(device, generation):
+                await self._undo(device, opening)
+            return
+        device.opened()
+        await _made_ready(device)
+
+    async def _undo(self, device: Device, opening: asyncio.Task[None]) -> None:
+        """Close what was opened too late, within the close timeout."""
+        self._undoing[device] = opening
+        timer = self._loop.call_later(self._timeouts.close, opening.cancel)
+        try:
+            await _closed(device)
+        finally:
+            timer.cancel()
+            self._undoing.pop(device, None)
 
     def _trust(self, device: Device) -> None:
         now = self._clock()
@@ -125,9 +151,14 @@ class Opening:
             self._recorder.device_event("device.wedged", device.name, reason=text)
 
 
-async def _opened(device: Device) -> None:
-    await _call(device, "open")
-    device.opened()
+def _serves(device: Device, generation: int) -> bool:
+    """Whether a later opening of it than this one is in use, or about to be."""
+    if device.state is DeviceState.OPENING:
+        return device.generation != generation
+    return device.up or (device.state is DeviceState.DRAINING and len(device.bursts) > 0)
+
+
+async def _made_ready(device: Device) -> None:
     driver = device.driver
     if isinstance(driver, SupportsCalibrate):
         line = await driver.calibrate()

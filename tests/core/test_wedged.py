@@ -277,3 +277,82 @@ def test_adding_a_device_whose_opening_is_wedged(virtual):
         await a.release()
 
     virtual(run())
+
+
+class Late(Wedged):
+    """Its opening takes until ``free`` is set, whoever cancels it, and succeeds."""
+
+    def __init__(self, name, **options):
+        super().__init__(name, "open", **options)
+        self.closed_at = []
+
+    async def close(self):
+        self.closed_at.append(now())
+        await asyncio.sleep(0.25)
+        await super().close()
+
+
+def test_what_opens_after_the_dispatcher_was_closed_is_closed(virtual):
+    async def run():
+        late = Late("late")
+        limits = Timeouts(open=2.0, close=1.0)
+        async with Dispatcher([late, SimulatedDriver("b", 0.1)], timeout=limits) as d:
+            assert await d.infer(1) == 1
+        assert now() < 4.0
+        await asyncio.sleep(10)
+        assert not late.is_open
+        late.free.set()
+        await asyncio.sleep(1)
+        assert not late.is_open
+        assert late.closed_at[-1] > 10.0
+        assert d.stats().devices[0].wedged == 0
+
+    virtual(run())
+
+
+def test_what_opens_while_held_off_is_closed_before_it_is_opened_again(virtual):
+    async def run():
+        late = Late("late")
+        limits = Timeouts(open=2.0, close=1.0)
+        async with Dispatcher([late, SimulatedDriver("b", 0.1)], timeout=limits) as d:
+            await asyncio.sleep(1.001)  # it was 1 s in closing
+            assert d.stats().devices[0].state == "backing_off"
+            again = d.stats().devices[0].next_attempt
+            await asyncio.sleep(again - now() - 0.01)
+            late.free.set()
+            await asyncio.sleep(0.005)
+            assert late.is_open
+            assert late.opens == 1
+            await asyncio.sleep(0.1)
+            assert (d.stats().devices[0].state, late.opens) == ("opening", 1), "after closing"
+            await asyncio.sleep(0.5)
+            assert (d.stats().devices[0].state, late.opens) == ("ready", 2)
+            assert late.is_open
+        assert not late.is_open
+
+    virtual(run())
+
+
+def test_what_opens_late_is_left_to_a_later_opening_that_is_in_use(virtual):
+    class Twice(Late):
+        async def open(self):
+            if self.opens:
+                self.opens += 1
+                self.is_open = True
+            else:
+                await super().open()
+
+    async def run():
+        late = Twice("late")
+        limits = Timeouts(open=2.0, close=1.0)
+        async with Dispatcher([late, SimulatedDriver("b", 0.1)], timeout=limits) as d:
+            await asyncio.sleep(2.0)
+            assert d.stats().devices[0].state == "ready"
+            closed = len(late.closed_at)
+            late.free.set()
+            await asyncio.sleep(1)
+            assert len(late.closed_at) == closed
+            assert [y async for y in d.stream(range(10))] == list(range(10))
+            assert d.stats().devices[0].state == "ready"
+
+    virtual(run())

@@ -24,6 +24,7 @@ ENOUGH = 150
 NEAR = {
     "cancelled call loses its neighbours": 100,
     "late answer accepted": 440,
+    "late opening left": 640,
     "reserved tasks forgotten": 570,
 }
 

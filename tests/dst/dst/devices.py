@@ -153,8 +153,9 @@ class FaultyDriver(Driver[Any, Any]):
             await self._open_wrong(fault)
         if self.ledger.now < self.gone_until:
             raise DeviceLost(self.name, "is not there")
-        self.is_open = True
-        self.running = []
+        if not self.is_open:  # else a later opening was quicker than this one
+            self.is_open = True
+            self.running = []
 
     async def _open_wrong(self, fault: OpenFault) -> None:
         if fault.kind == "hang":
@@ -164,6 +165,8 @@ class FaultyDriver(Driver[Any, Any]):
         elif fault.kind == "stubborn":
             if await self.faults.ignore(fault.amount):
                 raise asyncio.CancelledError
+        elif fault.kind == "stubborn late":  # it succeeds, though nobody waits for it
+            await self.faults.ignore(fault.amount)
         elif fault.kind == "os error":
             raise OSError("no such port")
         else:

@@ -38,7 +38,7 @@ CALL_FAULTS = (
     "protocol", "connection", "end of file", "model", "input", "one model", "one input",
     "too few", "too many", "nothing", "cancels itself", "base",
 )  # fmt: skip
-OPEN_FAULTS = ("lost", "lost", "os error", "hang", "slow", "stubborn")
+OPEN_FAULTS = ("lost", "lost", "os error", "hang", "slow", "stubborn", "stubborn late")
 CLOSE_FAULTS = ("hang", "slow", "raises", "stubborn", "wedge")
 BAD_INPUTS = ("model", "input", "one model", "one input", "poison")
 ENDS = ("all", "all", "all", "break", "aclose", "cancel", "drop", "body")

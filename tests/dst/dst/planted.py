@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from asyncinfer import opening
 from asyncinfer.burst import Burst
 from asyncinfer.device import Device
 from asyncinfer.engine import Engine
@@ -232,6 +233,11 @@ def _device_left_open() -> list[Any]:
     return [patch.object(Keeper, "_close", close)]
 
 
+def _late_opening_left() -> list[Any]:
+    """An opening that succeeds once nobody waits for it is taken to be wanted."""
+    return [patch.object(opening, "_serves", lambda device, generation: True)]
+
+
 def _dropped_task_counted() -> list[Any]:
     """A caller that gives up leaves its task counted: draining waits for it."""
 
@@ -267,6 +273,7 @@ PLANTED: dict[str, Callable[[], list[Any]]] = {
         _values_mixed_up,
         _timer_left,
         _device_left_open,
+        _late_opening_left,
         _dropped_task_counted,
         _deadlines_forgotten,
     )

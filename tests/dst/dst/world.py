@@ -333,7 +333,9 @@ class World:
         if not self.main.cancelled() and (error := self.main.exception()) is not None:
             raise error
         await self._all_end()
-        await asyncio.sleep(0)
+        late = any(fault.kind == "stubborn late" for fault in self.faults.opens.values())
+        closing = max(driver.plan.close_seconds for driver in self.drivers.values())
+        await asyncio.sleep(late and closing + 0.001)
         self._check_all()
 
     def heal(self) -> None:
