@@ -12,28 +12,34 @@
     device = "cpu"
     max_batch = 32
 
-Nothing is opened here and no driver is imported until ``DeviceConfig.build``.
+Nothing is opened here and no driver is imported until ``DeviceConfig.build``. A file may name
+code, a module to import or a model's file, only if its reader says so: see ``load``.
 """
 
 from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.hedging import Hedge
 from asyncinfer.model import Model, import_object, resolve
 from asyncinfer.registry import DriverFactory, did_you_mean, driver_names, load_driver
-from asyncinfer.timeouts import Timeouts
+from asyncinfer.tables import check_keys, dispatcher, typed
+from asyncinfer.trust import STEPS, refuse_code, refuse_declared
 
 if TYPE_CHECKING:
     from asyncinfer.driver import Driver
 
 __all__ = ("Config", "DeviceConfig", "load", "parse", "select")
+
+#: bytes of a config file
+MAX_BYTES = 1 << 20
+#: devices in one
+MAX_DEVICES = 10_000
 
 #: how much slower than this host the stand-in for a Raspberry Pi is
 STAND_IN_SLOWDOWN = 8.0
@@ -74,6 +80,8 @@ class DeviceConfig:
     note: str = ""
     #: ``max_wait`` and ``latency_target``, where they are given: see :class:`Driver`
     batching: Mapping[str, float] = field(default_factory=dict)
+    #: whether its options may name code to run: not if they are a file's, unless that was allowed
+    allow_code: bool = True
 
     @property
     def model(self) -> str | None:
@@ -86,7 +94,10 @@ class DeviceConfig:
         factory = load_driver(self.driver)
         known = _parameters(factory)
         if known is not None:
-            _check_keys(self.options, known - {"name"}, f"{self.source}, options")
+            check_keys(self.options, known - {"name"}, f"{self.source}, options")
+        if not self.allow_code:
+            refuse_code(self.driver, self.options, self.source)
+            refuse_declared(factory, self.options, self.source)
         return factory
 
     def build(self, model: Model | None = None) -> Driver[Any, Any]:
@@ -130,30 +141,42 @@ class Config:
     serve: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load(path: str | Path) -> Config:
-    """Read and check a file; ``ConfigError`` names the file, table, key and nearest valid key."""
+def load(path: str | Path, *, allow_code: bool = False) -> Config:
+    """Read and check a file; ``ConfigError`` names the file, table, key and nearest valid key.
+
+    :param allow_code: devices may name functions to import, models' files and the like, all of
+        which can run code when the device is built: say so for files you trust.
+    """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        with Path(path).expanduser().open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"config {path} is larger than {MAX_BYTES:,} bytes")
+        text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError(f"cannot read config {path}: {reason}") from error
-    return parse(text, str(path))
+    return parse(text, str(path), allow_code=allow_code)
 
 
-def parse(text: str, source: str = "config") -> Config:
-    """Check the text of a config file; ``source`` names it in errors."""
+def parse(text: str, source: str = "config", *, allow_code: bool = False) -> Config:
+    """Check the text of a config file; ``source`` names it in errors. Else as ``load``."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of endless numbers, and of deep nesting
         raise ConfigError(f"{source}: not valid TOML: {error}") from error
-    _check_keys(document, {"device", "dispatcher", "serve"}, source)
-    serve = _typed(document, "serve", source, dict, "a table: [serve]") or {}
+    check_keys(document, {"device", "dispatcher", "serve"}, source)
+    serve = typed(document, "serve", source, dict, "a table: [serve]") or {}
     tables = document.get("device", [])
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
         raise ConfigError(f"{source}: each device is a table of its own: write [[device]]")
-    devices = [d for n, t in enumerate(tables, 1) for d in _devices(t, f"{source}: [[device]] {n}")]
+    devices = list[DeviceConfig]()
+    for number, table in enumerate(tables, 1):
+        devices += _devices(table, f"{source}: [[device]] {number}", allow_code=allow_code)
+        if len(devices) > MAX_DEVICES:
+            raise ConfigError(f"{source}: more than {MAX_DEVICES:,} devices")
     _check_unique(devices, source)
-    return Config(tuple(devices), _dispatcher(document.get("dispatcher", {}), source), serve)
+    return Config(tuple(devices), dispatcher(document.get("dispatcher", {}), source), serve)
 
 
 def select(names: Sequence[str], config: Config | None = None) -> list[DeviceConfig]:
@@ -218,27 +241,31 @@ def _numbered(devices: Iterable[DeviceConfig]) -> list[DeviceConfig]:
     return numbered
 
 
-def _devices(table: Mapping[str, Any], source: str) -> list[DeviceConfig]:
+def _devices(table: Mapping[str, Any], source: str, *, allow_code: bool) -> list[DeviceConfig]:
     """The device of one table, or as many as its ``count`` says: ``name-1``, ``name-2``..."""
-    device, count = _device(table, source), table.get("count")
+    device, count = replace(_device(table, source), allow_code=allow_code), table.get("count")
+    if not allow_code:
+        refuse_code(device.driver, device.options, device.source)
     if count is None:
         return [device]
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError(f"{source}: 'count' must be a whole number from 1, not {count!r}")
+    if count > MAX_DEVICES:
+        raise ConfigError(f"{source}: {count:,} devices, more than {MAX_DEVICES:,}")
     return [replace(device, name=f"{device.name}-{n}") for n in range(1, count + 1)]
 
 
 def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
-    _check_keys(table, {"driver", "name", "count", "options", *_BATCHING}, source)
-    driver = _typed(table, "driver", source, str, "a text")
+    check_keys(table, {"driver", "name", "count", "options", *_BATCHING}, source)
+    driver = typed(table, "driver", source, str, "a text")
     if driver is None:
         raise ConfigError(f"{source}: 'driver' is missing; known: {', '.join(driver_names())}")
     if driver not in driver_names():
         raise ConfigError(
             f"{source}: unknown driver {driver!r}; {did_you_mean(driver, driver_names())}"
         )
-    name = _typed(table, "name", source, str, "a text")
-    options = _typed(table, "options", source, dict, "a table: [device.options]") or {}
+    name = typed(table, "name", source, str, "a text")
+    options = typed(table, "options", source, dict, "a table: [device.options]") or {}
     if "name" in options:
         raise ConfigError(f"{source}, options: 'name' belongs beside 'driver', not in the options")
     batching = {key: table[key] for key in _BATCHING if key in table}
@@ -247,58 +274,6 @@ def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
             raise ConfigError(f"{source}: {key!r} must be seconds, 0 or more, not {value!r}")
     where = f"{source} {name or driver!r}"
     return DeviceConfig(driver, name or driver, options, where, batching=batching)
-
-
-def _dispatcher(table: Any, source: str) -> dict[str, Any]:
-    where = f"{source}: [dispatcher]"
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where} must be a table")
-    _check_keys(table, set(_DISPATCHER), where)
-    for key, value in table.items():
-        valid, expected = _DISPATCHER[key]
-        if (isinstance(value, bool) and key != "hedge") or not valid(value):
-            raise ConfigError(f"{where}: {key!r} must be {expected}, not {value!r}")
-    made = {"timeout": _timeouts, "hedge": _hedge}
-    return {key: made[key](value, where) if key in made else value for key, value in table.items()}
-
-
-def _timeouts(value: Any, where: str) -> Timeouts:
-    if not isinstance(value, dict):
-        return Timeouts.of(value)
-    where = f"{where}, timeout"
-    _check_keys(value, {limit.name for limit in fields(Timeouts)}, where)
-    for key, seconds in value.items():
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
-            raise ConfigError(f"{where}: {key!r} must be seconds above 0, not {seconds!r}")
-    return Timeouts(**value)
-
-
-def _hedge(value: Any, where: str) -> Hedge | None:
-    if not isinstance(value, dict):
-        return Hedge.of(value)
-    _check_keys(value, {setting.name for setting in fields(Hedge)}, f"{where}, hedge")
-    try:
-        return Hedge(**value)
-    except ConfigError as error:
-        raise ConfigError(f"{where}, {error}") from error
-
-
-def _at_least(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and value >= least
-
-
-def _is_timeout(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, int | float) and value > 0)
-
-
-_DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "policy": (lambda value: isinstance(value, str), "a text"),
-    "window": (_at_least(1), "a whole number from 1"),
-    "queue_size": (_at_least(1), "a whole number from 1"),
-    "retries": (_at_least(0), "a whole number from 0"),
-    "timeout": (_is_timeout, "seconds above 0, or a table of them"),
-    "hedge": (lambda value: isinstance(value, bool | dict), "true, false or a table"),
-}
 
 
 def _with_model(
@@ -314,7 +289,7 @@ def _with_model(
     ``how``: the driver takes a ``"module"``, the model's ``"name"``, the name it has at a
     ``"server"``, or finds it on its ``"device"``.
     """
-    for key in ("preprocess", "postprocess", "collate", "uncollate"):
+    for key in STEPS:
         if isinstance(options.get(key), str):
             options[key] = import_object(options[key])
     if model is None:
@@ -341,21 +316,10 @@ def _parameters(factory: DriverFactory) -> set[str] | None:
     return {p.name for p in parameters if p.kind is not p.VAR_POSITIONAL}
 
 
-def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    for key in table:
-        if key not in set(known):
-            raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(key, known)}")
-
-
 def _check_unique(devices: Sequence[DeviceConfig], source: str) -> None:
-    names = [device.name for device in devices]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{source}: two devices are called {name!r}; give each a name")
-
-
-def _typed(table: Mapping[str, Any], key: str, where: str, kind: type, expected: str) -> Any:
-    value = table.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise ConfigError(f"{where}: {key!r} must be {expected}, not {value!r}")
-    return value
+    taken: set[str] = set()
+    for device in devices:
+        if device.name in taken:
+            text = f"two devices are called {device.name!r}; give each a name"
+            raise ConfigError(f"{source}: {text}")
+        taken.add(device.name)

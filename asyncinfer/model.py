@@ -28,7 +28,7 @@ __all__ = (
 )
 
 #: suffixes of files that hold a whole model: ``torch.export`` and TorchScript
-MODEL_FILES = (".pt2", ".pt", ".ts", ".pth")
+MODEL_FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
 
 
 class InputSet(Protocol):

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ("Config", "Devices", "Json", "Model", "Policy", "Window", "expand")
+__all__ = ("AllowCode", "Config", "Devices", "Json", "Model", "Policy", "Window", "expand")
 
 #: options that take one value or more: ``--devices cpu cpu sim:1``
 SEVERAL = ("--devices", "--inputs", "--service-times", "--suite")
@@ -19,6 +19,13 @@ Json: TypeAlias = Annotated[
 Config: TypeAlias = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file with [[device]] tables.", show_default=False),
+]
+AllowCode: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="The config may name code to run: modules, files of models. Only if you trust it.",
+    ),
 ]
 Devices: TypeAlias = Annotated[
     list[str] | None,

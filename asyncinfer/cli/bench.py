@@ -20,8 +20,9 @@ from asyncinfer.bench.record import Check, Outcome
 from asyncinfer.bench.report import FORMATS, check_pictures, save_plots, write_report
 from asyncinfer.bench.session import chosen, measure
 from asyncinfer.bench.suite import SUITES, Context
-from asyncinfer.cli.arguments import Config, Json
+from asyncinfer.cli.arguments import AllowCode, Config, Json
 from asyncinfer.cli.output import emit, fail, note, people, seconds, table
+from asyncinfer.cli.tools import read_config
 from asyncinfer.errors import ConfigError
 
 __all__ = ("bench",)
@@ -40,6 +41,7 @@ def bench(
         ),
     ] = None,
     config: Config = None,
+    allow_code: AllowCode = False,
     runs: Annotated[int, typer.Option(min=1, help="Repeats of what is timed.")] = 5,
     seed: Annotated[int, typer.Option(help="Of noise and arrivals.")] = 42,
     short: Annotated[bool, typer.Option("--short", help="A few cases, in seconds.")] = False,
@@ -67,7 +69,7 @@ def bench(
     about real time are shown and not insisted on.
     """
     names = chosen(suite or ["paper"])
-    settings = configuration.load(config) if config else configuration.Config()
+    settings = read_config(config, allow_code=allow_code)
     configuration.select(devices or [], settings)
     _check_files(output, plots, plot_format, report)
     context = Context(devices or (), settings, runs, seed, short)

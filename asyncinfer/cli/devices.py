@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from asyncinfer import config as configuration
-from asyncinfer.cli.arguments import Config, Json
+from asyncinfer.cli.arguments import AllowCode, Config, Json
 from asyncinfer.cli.discovery import look
 from asyncinfer.cli.output import emit, people
+from asyncinfer.cli.tools import read_config
 from asyncinfer.config import DeviceConfig
 from asyncinfer.errors import ConfigError
 from asyncinfer.model import builtin
@@ -25,6 +26,7 @@ NAMES = ("auto", "cpu", "mac_studio", "raspberry_pi", "cortex_m4", "ray", "sim:0
 
 def devices(
     config: Config = None,
+    allow_code: AllowCode = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds each of those asked has to answer.")
     ] = 2.0,
@@ -35,7 +37,7 @@ def devices(
     All are asked at once, and none for longer than the timeout. The exit status is 1 if a device
     of the config could not be used; one that does not answer now is no error.
     """
-    own = configuration.load(config).devices if config else ()
+    own = read_config(config, allow_code=allow_code).devices
     configured = [_device(device) for device in own]
     drivers = [_driver(name) for name in driver_names()]
     factories = {d["name"]: load_driver(d["name"]) for d in drivers if not d["error"]}

@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 
 from asyncinfer import config as configuration
-from asyncinfer.cli.arguments import Config, Devices, Json, Policy, Window
+from asyncinfer.cli.arguments import AllowCode, Config, Devices, Json, Policy, Window
 from asyncinfer.cli.arguments import Model as ModelOption
 from asyncinfer.cli.durable import resumed
 from asyncinfer.cli.inputs import Inputs, Named, collect, read_picture
 from asyncinfer.cli.output import emit, note, seconds, table
 from asyncinfer.cli.progress import Progress
 from asyncinfer.cli.rows import Write, opened, row_of
-from asyncinfer.cli.tools import device_facts, run_async, trouble
+from asyncinfer.cli.tools import device_facts, read_config, run_async, trouble
 from asyncinfer.config import DeviceConfig
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
@@ -52,6 +52,7 @@ def run(
     ] = None,
     devices: Devices = None,
     config: Config = None,
+    allow_code: AllowCode = False,
     policy: Policy = None,
     window: Window = None,
     preprocess: Steps = None,
@@ -75,8 +76,10 @@ def run(
     that cannot be read become rows with an error, and the exit status 1. Ctrl-C ends the run with
     a summary of what was done. With --resume, the same command goes on where it was stopped.
     """
-    settings = configuration.load(config) if config else configuration.Config()
+    settings = read_config(config, allow_code=allow_code)
     chosen = _select(devices or [], settings)
+    if allow_code or any(text and ":" in text for text in (model, preprocess, postprocess)):
+        _import_from_here()
     used = _model(model, chosen, preprocess, postprocess)
     source = collect([*(files or []), *(inputs or [])], used)
     given = {"policy": policy, "window": window}
@@ -135,8 +138,6 @@ def _model(
     name = name or next((device.model for device in chosen if device.model), None)
     if name is None:
         return None
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for module:function
     model = resolve(name)
     if preprocess:
         model = replace(model, preprocess=import_object(preprocess), collate=None)
@@ -145,6 +146,12 @@ def _model(
     if isinstance(model.preprocess, Decoding):
         return model
     return replace(model, preprocess=Decoding(read_picture, model.preprocess))
+
+
+def _import_from_here() -> None:
+    """For ``module:function``; not otherwise, as what lies here may not be the user's own."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def _tell(chosen: Sequence[DeviceConfig]) -> None:

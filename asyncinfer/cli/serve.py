@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from asyncinfer import config as configuration
-from asyncinfer.cli.arguments import Config, Devices, Json, Model
+from asyncinfer.cli.arguments import AllowCode, Config, Devices, Json, Model
 from asyncinfer.cli.output import emit, note
-from asyncinfer.cli.tools import optional, run_async
+from asyncinfer.cli.tools import optional, read_config, run_async
 
 __all__ = ("serve",)
 
 
 def serve(
     config: Config = None,
+    allow_code: AllowCode = False,
     model: Model = None,
     devices: Devices = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -58,7 +59,7 @@ def serve(
     # devices start processes while gRPC runs, which then says so on standard error each time
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     server = optional("asyncinfer.serve.run", "asyncinfer serve")
-    settings = configuration.load(config) if config else configuration.Config()
+    settings = read_config(config, allow_code=allow_code)
     security = server.Security.of(token_file, tls_cert, tls_key)
     security.check_host(host, insecure=insecure)
     limits = server.limits_of(settings)

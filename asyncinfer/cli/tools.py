@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.bench.tools import optional, run_async
 from asyncinfer.cli.output import seconds
+from asyncinfer.config import Config, load
 from asyncinfer.lifecycle import DeviceState
 
 if TYPE_CHECKING:
     from asyncinfer.stats import DeviceStats
 
-__all__ = ("device_facts", "optional", "run_async", "trouble")
+__all__ = ("device_facts", "optional", "read_config", "run_async", "trouble")
+
+
+def read_config(path: Path | None, *, allow_code: bool) -> Config:
+    """What the file of ``--config`` says; an empty config without one."""
+    return load(path, allow_code=allow_code) if path else Config()
 
 
 def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:

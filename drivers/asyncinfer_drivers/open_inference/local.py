@@ -143,6 +143,7 @@ class LocalServerDriver(OpenInferenceDriver):
         command = [sys.executable, "-m", "asyncinfer", "serve", "--host", _HOST]
         command += ["--http-port", "0", "--grpc-port", "0"]
         command += ["--config", str(files / _CONFIG), "--ports-file", str(files / _PORTS)]
+        command += ["--allow-code"]  # what this driver was given may be run
         try:
             process = await asyncio.create_subprocess_exec(
                 *dies_with_us(command),

@@ -12,6 +12,7 @@ from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers.ray_cluster.group import Group, Plan
 from asyncinfer_drivers.ray_cluster.host import Order
 from asyncinfer_drivers.ray_cluster.nodes import found
+from asyncinfer_drivers.ray_cluster.session import is_here
 
 __all__ = ("RayDriver",)
 
@@ -126,6 +127,15 @@ class RayDriver(Driver[Any, Any]):
         #: of its actors, each on its own node
         self.pids: tuple[int, ...] = ()
         self._group: Group | None = None
+
+    @classmethod
+    def code_options(cls, options: Mapping[str, Any]) -> list[str]:
+        """Those options of a config that can run code: see docs/security.md.
+
+        Ray pickles both ways, so that a cluster on another host can run code here.
+        """
+        keys = [] if is_here(options.get("address")) else ["address"]
+        return keys + ["runtime_env"] * bool(options.get("runtime_env"))
 
     @classmethod
     def discover(cls) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import re
@@ -148,6 +149,17 @@ def _mute() -> None:
     from ray._private import ray_logging
 
     ray_logging.stdout_deduplicator.skip_re = re.compile("")
+
+
+def is_here(address: str | None) -> bool:
+    """Whether the address, as a driver takes it, is of a cluster that this host has a part in."""
+    if address in (None, "", "auto", "local"):
+        return True
+    host = str(address).rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _started_here() -> str | None:
