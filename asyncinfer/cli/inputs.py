@@ -24,6 +24,8 @@ __all__ = ("Inputs", "Named", "collect", "read_picture")
 Named: TypeAlias = tuple[str, Any]
 
 _CHUNK = 65536
+#: bytes of one line of standard input: no path is as long
+MAX_LINE = 65536
 #: more would take over half a gigabyte as float32: refused before decoding
 MAX_PIXELS = 50_000_000
 
@@ -83,6 +85,8 @@ def read_picture(path: Path) -> Any:
     """A picture as float32 [3, h, w] from 0 to 1, for models that bring no steps of their own."""
     numpy = optional("numpy", "reading pictures")
     with optional("PIL.Image", "reading pictures").open(path) as image:
+        if image.format == "EPS":
+            raise InputError(f"{path}: EPS is a program, not a picture")
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"{path}: more than {MAX_PIXELS:,} pixels")
         pixels = numpy.asarray(image.convert("RGB"), dtype=numpy.float32) / 255
@@ -121,8 +125,9 @@ def _from_files(paths: Sequence[Path]) -> Part:
 
 def _from_array(path: Path) -> Part:
     """Rows of an array that stays in its file: only those that are run are read."""
-    try:
-        rows = optional("numpy", "reading .npy arrays").load(path, mmap_mode="r")
+    load = optional("numpy.lib.format", "reading .npy arrays").open_memmap
+    try:  # not numpy.load: it opens archives and pickles too
+        rows = load(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: cannot be read as a .npy array: {error}") from error
     if rows.ndim == 0:
@@ -159,6 +164,8 @@ class Lines:
         *lines, self._rest = (self._rest + (chunk or b"\n")).split(b"\n")
         decoded = (os.fsdecode(line.strip()) for line in lines)
         self._lines.extend(line for line in decoded if line)
+        if len(self._rest) > MAX_LINE:
+            raise ConfigError(f"standard input: a line of more than {MAX_LINE:,} bytes is no path")
 
     async def _read(self) -> bytes:
         loop = asyncio.get_running_loop()

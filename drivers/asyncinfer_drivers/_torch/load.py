@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import zipfile
 from collections.abc import Callable
@@ -20,11 +21,16 @@ from asyncinfer_drivers._torch.steps import Steps
 
 __all__ = ("FILES", "Loaded", "load")
 
+logger = logging.getLogger("asyncinfer.torch")
+
 #: suffixes that make a string a file's name; ``.pt2`` is torch.export's, the others TorchScript's
 FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
 
 #: torch.export.load keeps its state in a global variable, and each driver loads in its own thread
 _ONE_AT_A_TIME = threading.Lock()
+
+#: files of which was said that they are programs
+_told = set[Path]()
 
 
 @dataclass
@@ -101,6 +107,7 @@ def _from_file(path: Path, device: torch.device) -> nn.Module:
         raise ConfigError(f"no such model file: {path}")
     if not zipfile.is_zipfile(path):
         raise ConfigError(f"{path} is neither a TorchScript nor a .pt2 file")
+    _tell(path)
     try:
         if path.suffix == ".pt2":
             return _own(_exported(path, device), device)
@@ -113,6 +120,14 @@ def _from_file(path: Path, device: torch.device) -> nn.Module:
         hint = "; weights alone need their module: give 'module:function'"
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{path} is no {kind} file: {first}{hint}") from error
+
+
+def _tell(path: Path) -> None:
+    """Warn, once for each file: torch has no way to read a whole model as mere data."""
+    if path not in _told:
+        _told.add(path)
+        kind = "a torch.export" if path.suffix == ".pt2" else "a TorchScript"
+        logger.warning("%s is %s file, which is a program: load only those you trust", path, kind)
 
 
 def _exported(path: Path, device: torch.device) -> nn.Module:

@@ -31,6 +31,8 @@ BOARDS = {"stm32f405": "netduinoplus2", "mps2_an386": "mps2-an386"}
 
 _QEMU = "qemu-system-arm"
 _REMEDY = "apt-get install qemu-system-arm (Debian, Ubuntu) or brew install qemu"
+#: of its ``-icount``, which can also write files
+_ICOUNT = re.compile(r"(shift=)?(auto|\d{1,2})(,(align|sleep)=(on|off))*")
 _PTY = re.compile(rb"redirected to (\S+)")
 #: seconds QEMU gets to start
 _START = 20.0
@@ -51,8 +53,9 @@ class EmulatedCortexM4:
     :param baudrate: paces the line as a real one of this speed; ``None``: as fast as QEMU reads.
     :param faults: what happens to bytes on the line. With a baud rate or faults, the line can be
         cut and plugged in again.
-    :param icount: counts instructions: ``3`` for one each 2**3 ns, or all that QEMU's ``-icount``
-        takes. Time on the board then is what its instructions take, and the same in each run.
+    :param icount: counts instructions: ``3`` for one each 2**3 ns, or QEMU's
+        ``shift=N,align=on,sleep=off``. Time on the board then is what its instructions take,
+        and the same in each run.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class EmulatedCortexM4:
     ) -> None:
         if board not in BOARDS:
             raise ConfigError(f"no emulator for board {board!r}; known: {', '.join(BOARDS)}")
+        if icount is not None and not _ICOUNT.fullmatch(str(icount)):
+            raise ConfigError(f"icount {icount!r}: write a number, or QEMU's shift=N,align=on")
         self.elf, self.board, self.icount = Path(elf), board, icount
         self.baudrate, self.faults = baudrate, faults
         #: the line in between, while the board runs and if there is one

@@ -22,7 +22,7 @@ from asyncinfer_drivers.cortex_m.constants import (
     ErrorCode,
     FrameType,
 )
-from asyncinfer_drivers.cortex_m.specs import BoardSpec, Reader
+from asyncinfer_drivers.cortex_m.specs import BoardSpec, Reader, readable
 
 __all__ = (
     "DeviceStats",
@@ -259,7 +259,7 @@ class Error(Frame):
     def _read(cls, sequence: int, payload: bytes) -> Error:
         _at_least(payload, _ERROR.size, cls.TYPE)
         code, detail = _ERROR.unpack_from(payload)
-        return cls(sequence, code, detail, payload[_ERROR.size :].decode(errors="replace"))
+        return cls(sequence, code, detail, readable(payload[_ERROR.size :]))
 
     def __str__(self) -> str:
         known = {code.value: code.name for code in ErrorCode}
@@ -282,7 +282,7 @@ class Log(Frame):
     @classmethod
     def _read(cls, sequence: int, payload: bytes) -> Log:
         _at_least(payload, 1, cls.TYPE)
-        return cls(sequence, payload[0], payload[1:].decode(errors="replace"))
+        return cls(sequence, payload[0], readable(payload[1:]))
 
 
 def parse(body: bytes) -> Frame:

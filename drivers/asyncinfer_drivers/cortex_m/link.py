@@ -18,6 +18,9 @@ from asyncinfer_drivers.cortex_m.window import LinkStats, Make, Window
 
 __all__ = ("Link", "LinkStats")
 
+#: bytes of the largest frame that a board may announce
+MAX_BODY = 16 * 1024 * 1024
+
 
 class Link:
     """One connection to one board; opened once, and of no use after it failed or was closed.
@@ -75,6 +78,9 @@ class Link:
             raise DeviceLost(self.name, f"cannot connect: {error}") from error
         output = sum(tensor.size for tensor in board.outputs) * board.max_samples
         largest = OVERHEAD_BYTES + RESULT_HEADER_BYTES + output
+        if largest > MAX_BODY:
+            text = f"its answers may be of {largest:,} bytes, more than {MAX_BODY:,}"
+            raise ProtocolError(self.name, text)
         self._decoder.limit = max(self._decoder.limit, largest)
         return board
 

@@ -14,7 +14,7 @@ from asyncinfer_drivers.cortex_m.constants import (
     Datatype,
 )
 
-__all__ = ("BoardSpec", "Reader", "TensorSpec")
+__all__ = ("BoardSpec", "Reader", "TensorSpec", "readable")
 
 _HEAD = struct.Struct("<BBHIII")
 _SCALE = struct.Struct("<fi")
@@ -33,6 +33,12 @@ _ITEM_BYTES = {
     Datatype.FP32: 4,
     Datatype.FP64: 8,
 }
+
+
+def readable(data: bytes) -> str:
+    """A board's text; what is no text, or would command a terminal, is replaced."""
+    text = data.decode(errors="replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 class Reader:
@@ -55,7 +61,7 @@ class Reader:
 
     def text(self) -> str:
         """The next ``str``: its length, then UTF-8."""
-        return self.take(self.byte()).decode(errors="replace")
+        return readable(self.take(self.byte()))
 
     def end(self) -> None:
         """Nothing may follow."""

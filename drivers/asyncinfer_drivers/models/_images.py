@@ -28,6 +28,8 @@ def read_image(path: Path) -> Image.Image:
     path = Path(path)
     try:
         with image_module.open(path) as image:
+            if image.format == "EPS":  # decoding one would run Ghostscript
+                raise InputError(f"{path}: EPS is a program, not a picture")
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: more than {MAX_PIXELS:,} pixels")
             upright: Image.Image = need("PIL.ImageOps").exif_transpose(image)

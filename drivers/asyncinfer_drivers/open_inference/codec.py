@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,10 @@ from asyncinfer_drivers.open_inference.transport import Transport
 __all__ = ("Codec", "Job")
 
 logger = logging.getLogger("asyncinfer.open_inference")
+
+
+#: numbers in a request of zeros: a server may say that its inputs are of any size
+_MOST_ZEROS = 1 << 24
 
 
 class Job(NamedTuple):
@@ -77,6 +82,8 @@ class Codec:
         shapes = [self._task_shape(one) for one in self._spec.inputs]
         texts = any(one.datatype == "BYTES" for one in self._spec.inputs)
         if texts or any(-1 in shape for shape in shapes):
+            return None
+        if count * sum(map(math.prod, shapes)) > _MOST_ZEROS:
             return None
         arrays = [
             np.zeros(shape, DATATYPES[one.datatype])
@@ -145,7 +152,7 @@ class Codec:
         count = len(job.indexes)
         try:
             arrays = self._received(reply, count)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ProtocolError(self._name, f"the server's answer is wrong: {error}") from error
         results = self._uncollated(arrays, count, job.torch)
         return self._rows(arrays, count, job.torch) if results is None else results

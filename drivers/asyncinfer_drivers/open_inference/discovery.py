@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout
 from asyncinfer_drivers.open_inference.access import Access, Address
-from asyncinfer_drivers.open_inference.faults import one_line
+from asyncinfer_drivers.open_inference.faults import Failure, one_line
+from asyncinfer_drivers.open_inference.transport import Transport
 
 __all__ = ("leads",)
 
@@ -64,44 +64,33 @@ async def _model(make: Make, name: str, options: Mapping[str, Any], timeout: flo
 async def _server(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     access = Access(**{key: options[key] for key in _ACCESS if key in options})
     address = Address.parse(options["url"], options.get("protocol"), access.tls)
-    headers = access.all_headers()
-    given: dict[str, Any] = {"ssl": address.tls}
-    client: Any
+    transport = _transport(name, address, access)
+    transport.connect()
+    try:
+        told = await transport.about(None)  # the caller has a limit
+        models = {one_line(str(key)): one_line(str(told["models"][key])) for key in told["models"]}
+    except Failure as failure:
+        raise DeviceLost(name, f"no health: {failure}") from failure
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DeviceLost(name, f"no health: {one_line(repr(error))}") from error
+    finally:
+        await transport.close()
+    return {
+        "state": "ready" if told["ready"] else "not ready",
+        "server": one_line(f"{told['name']} {told['version']}"),
+        "models": models,
+        "url": options["url"],
+    }
+
+
+def _transport(name: str, address: Address, access: Access) -> Transport:
     try:
         if address.protocol == "grpc":
-            from tritonclient.grpc.aio import InferenceServerClient as GrpcClient
+            from asyncinfer_drivers.open_inference.grpc_transport import GrpcTransport
 
-            given |= {"root_certificates": access.ca, "private_key": access.key}
-            client = GrpcClient(address.target, **given, certificate_chain=access.cert)
-            as_json = {"headers": headers, "as_json": True}
-        else:
-            from tritonclient.http.aio import InferenceServerClient as HttpClient
-
-            given |= {"ssl_context": access.ssl_context()} if address.tls else {}
-            client = HttpClient(f"{address.target}{address.path}", **given)
-            as_json = {"headers": headers}
+            return GrpcTransport(address, access, "", "")
+        from asyncinfer_drivers.open_inference.http_transport import HttpTransport
     except ModuleNotFoundError as error:
         command = "pip install 'asyncinfer[remote]'"
         raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
-    async with client:
-        return await _health(name, client, headers, as_json) | {"url": options["url"]}
-
-
-async def _health(
-    name: str, client: Any, headers: Mapping[str, str], as_json: Mapping[str, Any]
-) -> dict[str, Any]:
-    try:
-        ready = await client.is_server_ready(headers=headers)
-        server = await client.get_server_metadata(**as_json)
-    except Exception as error:  # tritonclient's own, aiohttp's and grpc's
-        raise DeviceLost(name, f"no health: {one_line(str(error))}") from error
-    models: Any = []
-    with suppress(Exception):  # an extension: not every server has it
-        models = await client.get_model_repository_index(**as_json)
-    if isinstance(models, dict):  # gRPC's
-        models = models.get("models", [])
-    return {
-        "state": "ready" if ready else "not ready",
-        "server": f"{server.get('name', '')} {server.get('version', '')}".strip(),
-        "models": {model["name"]: model.get("state", "READY") for model in models},
-    }
+    return HttpTransport(address, access, "", "")

@@ -70,6 +70,7 @@ class OpenInferenceDriver(Driver[Any, Any]):
     ``warmup_input`` is one raw input. With it, ``open`` runs the model once, failing with
     ``ConfigError`` if that fails, and ``calibrate`` measures whole calls; without it ``calibrate``
     sends zeros, if the shapes are fixed. ``binary=False`` sends and asks for JSON only, over HTTP.
+    An answer of more than ``max_reply_bytes`` is a ``DeviceError``, and is not read to its end.
 
     The server's refusals are ``InputError``, its own failures ``AsyncInferError`` (the model
     raised), both with its text; what is lost on the way is ``DeviceLost``. Cancelling ``infer``
@@ -107,8 +108,10 @@ class OpenInferenceDriver(Driver[Any, Any]):
         token_file: str | None = None,
         headers: Mapping[str, str] | None = None,
         binary: bool = True,
+        max_reply_bytes: int = 256 * 1024 * 1024,
     ) -> None:
-        for option, value in (("max_batch", max_batch), ("concurrency", concurrency)):
+        whole = {"max_batch": max_batch, "concurrency": concurrency}
+        for option, value in (whole | {"max_reply_bytes": max_reply_bytes}).items():
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{option} must be a whole number of at least 1, not {value!r}")
         if not model or not isinstance(model, str):
@@ -122,6 +125,7 @@ class OpenInferenceDriver(Driver[Any, Any]):
         self.spec: ModelSpec | None = None
         self._model = model, version
         self._binary = binary
+        self._most = max_reply_bytes
         self._expected = (
             tensor_specs(inputs, f"{self.name}: inputs"),
             tensor_specs(outputs, f"{self.name}: outputs"),
@@ -194,12 +198,12 @@ class OpenInferenceDriver(Driver[Any, Any]):
             if protocol == "grpc":
                 from asyncinfer_drivers.open_inference.grpc_transport import GrpcTransport
 
-                return GrpcTransport(*given)
+                return GrpcTransport(*given, most=self._most)
             from asyncinfer_drivers.open_inference.http_transport import HttpTransport
         except ModuleNotFoundError as error:
             text = f"protocol {protocol!r} needs {error.name}: pip install 'asyncinfer[remote]'"
             raise ConfigError(f"{self.name}: {text}") from error
-        return HttpTransport(*given, binary=self._binary)
+        return HttpTransport(*given, binary=self._binary, most=self._most)
 
     async def _warm_up(self, session: Session, codec: Codec) -> None:
         """Run the warm-up input; ``ConfigError`` if the server or a step does not take it."""

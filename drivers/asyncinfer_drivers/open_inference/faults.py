@@ -34,6 +34,8 @@ class Kind(Enum):
     DENIED = "denied access"
     #: it does not have the model
     UNKNOWN = "does not have that"
+    #: it answers with more than is wanted
+    TOO_LARGE = "answers too much"
     #: it failed at this request
     FAILED = "failed"
 
@@ -54,7 +56,8 @@ def one_line(text: str) -> str:
     """A server's text for an error message; of a traceback its last line."""
     if text.lstrip().startswith("Traceback"):
         text = text.rstrip().rpartition("\n")[2]
-    line = " ".join(text.split())
+    line = " ".join(text[: 8 * _LONGEST].split())
+    line = "".join(one if one.isprintable() else "?" for one in line)  # no terminal's commands
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 

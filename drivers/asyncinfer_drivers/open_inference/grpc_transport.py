@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -37,11 +38,13 @@ _KINDS = {
     grpc.StatusCode.UNIMPLEMENTED: Kind.UNKNOWN,
 }
 
-#: messages of any size; a channel of its own, so that no other one's pauses are inherited; the
+#: bytes of what a server says about itself and its models
+_SMALL = 4 * 1024 * 1024
+
+#: requests of any size; a channel of its own, so that no other one's pauses are inherited; the
 #: way to a device in the same network leads through no proxy
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
@@ -62,8 +65,12 @@ _CONTENTS = {
 class GrpcTransport:
     """One channel to one server; see ``Transport``."""
 
-    def __init__(self, address: Address, access: Access, model: str, version: str) -> None:
+    def __init__(
+        self, address: Address, access: Access, model: str, version: str, *, most: int = _SMALL
+    ) -> None:
         self._target = address.target
+        self._options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
+        self._too_large = f" vs. {most})"
         self._name, self._version = model, version
         #: most requests begin like an earlier one
         self._head = lru_cache(maxsize=64)(self._made_head)
@@ -77,10 +84,10 @@ class GrpcTransport:
     def connect(self) -> None:
         """Make the channel; it connects with the first request."""
         if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
         else:
             self._channel = grpc.aio.secure_channel(
-                self._target, self._credentials, options=_OPTIONS
+                self._target, self._credentials, options=self._options
             )
         self._infer = self._channel.unary_unary(_SERVICE + "ModelInfer")
 
@@ -107,6 +114,24 @@ class GrpcTransport:
         request = pb.ModelReadyRequest(name=self._name, version=self._version)
         reply = await self._ask("ModelReady", request, pb.ModelReadyResponse, timeout)
         return bool(reply.ready)
+
+    async def about(self, timeout: float | None) -> dict[str, Any]:
+        """What the server says about itself, and the models it has if it tells."""
+        ready = await self._ask(
+            "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse, timeout
+        )
+        request = pb.ServerMetadataRequest()
+        server = await self._ask("ServerMetadata", request, pb.ServerMetadataResponse, timeout)
+        models: Any = ()
+        with suppress(Failure):  # an extension: not every server has it
+            request, reply = pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse
+            models = (await self._ask("RepositoryIndex", request, reply, timeout)).models
+        return {
+            "ready": bool(ready.ready),
+            "name": server.name,
+            "version": server.version,
+            "models": {one.name: one.state for one in models},
+        }
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
         """A request. The tensors' bytes are copied once: they are the message's last fields."""
@@ -149,7 +174,13 @@ class GrpcTransport:
 
     async def _ask(self, method: str, request: Any, reply: Any, timeout: float | None) -> Any:
         call: Any = self._channel and self._channel.unary_unary(_SERVICE + method)
-        return reply.FromString(await self._call(call, request.SerializeToString(), timeout))
+        data = await self._call(call, request.SerializeToString(), timeout)
+        if len(data) > _SMALL:
+            raise Failure(Kind.TOO_LARGE, f"{len(data)} bytes for {method}")
+        try:
+            return reply.FromString(data)
+        except DecodeError as error:
+            raise Failure(Kind.FAILED, f"no answer to {method}: {error}") from error
 
     async def _call(self, call: Any, request: bytes, timeout: float | None) -> bytes:
         if call is None:
@@ -157,16 +188,19 @@ class GrpcTransport:
         try:
             reply: bytes = await call(request, timeout=timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise _failure(error) from error
+            raise self._failure(error) from error
         return reply
 
-
-def _failure(error: grpc.aio.AioRpcError) -> Failure:
-    text = error.details() or error.code().name
-    kind = _KINDS.get(error.code(), Kind.FAILED)
-    if kind is Kind.BUSY and "larger than max" in text:  # gRPC's own limit of a message's size
-        kind = Kind.INPUT
-    return Failure(kind, text)
+    def _failure(self, error: grpc.aio.AioRpcError) -> Failure:
+        text = error.details() or error.code().name
+        kind = _KINDS.get(error.code(), Kind.FAILED)
+        if (
+            kind is Kind.BUSY and "larger than max" in text
+        ):  # gRPC's limit: of ours, or the server's
+            if self._too_large not in text:
+                return Failure(Kind.INPUT, text)
+            return Failure(Kind.TOO_LARGE, f"{text}; max_reply_bytes is the most that it may")
+        return Failure(kind, text)
 
 
 def _varint(number: int) -> bytes:

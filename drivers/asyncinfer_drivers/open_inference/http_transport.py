@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -19,10 +20,15 @@ from asyncinfer_drivers.open_inference.tensors import DATATYPES, Given, Head, Me
 __all__ = ("HttpTransport",)
 
 _LENGTH = "Inference-Header-Content-Length"
+_AS_JSON = {"Content-Type": "application/json"}
 #: bytes read from the socket at once
 _BUFFER = 1 << 20
 #: bytes of a body that aiohttp takes in one piece without a warning
 _PIECE = 1 << 20
+#: bytes of what a server says about itself and its models, and of an error's text
+_SMALL = 4 * 1024 * 1024
+#: bytes of JSON in an answer: the objects made of it take far more than the text
+_JSON = 32 * 1024 * 1024
 
 _KINDS = {
     **dict.fromkeys((400, 411, 413, 415, 422), Kind.INPUT),
@@ -42,13 +48,22 @@ class HttpTransport:
     """
 
     def __init__(
-        self, address: Address, access: Access, model: str, version: str, *, binary: bool = True
+        self,
+        address: Address,
+        access: Access,
+        model: str,
+        version: str,
+        *,
+        binary: bool = True,
+        most: int = _SMALL,
     ) -> None:
         scheme = "https" if address.tls else "http"
         at = f"/versions/{quote(version, safe='')}" if version else ""
-        self._base = f"{scheme}://{address.target}"
-        self._url = f"{self._base}{address.path}/v2/models/{quote(model, safe='')}{at}"
-        self._headers = access.all_headers()
+        self._root = f"{scheme}://{address.target}{address.path}/v2"
+        self._url = f"{self._root}/models/{quote(model, safe='')}{at}"
+        # nothing is unpacked: a small answer could become a large one
+        self._headers = {"accept-encoding": "identity"} | access.all_headers()
+        self._most = most
         self._ssl = access.ssl_context() if address.tls else False
         self._binary = binary
         #: most requests begin like an earlier one
@@ -61,6 +76,7 @@ class HttpTransport:
             connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0),
             headers=self._headers,
             read_bufsize=_BUFFER,
+            auto_decompress=False,
         )
 
     async def close(self) -> None:
@@ -71,15 +87,30 @@ class HttpTransport:
 
     async def metadata(self, timeout: float | None) -> Mapping[str, Any]:
         """What the server says about the model."""
-        body, _ = await self._ask("GET", "", timeout)
+        body, _ = await self._ask("GET", self._url, timeout)
         return _parsed(body)
 
     async def ready(self, timeout: float | None) -> bool:
         """Whether the model can be run now."""
-        response, answer = await self._exchange("GET", "/ready", timeout)
+        response, answer = await self._exchange("GET", f"{self._url}/ready", timeout)
         if _KINDS.get(response.status) is Kind.DENIED:
             raise _failure(response, answer)
         return response.status == 200
+
+    async def about(self, timeout: float | None) -> Mapping[str, Any]:
+        """What the server says about itself, and the models it has if it tells."""
+        response, _ = await self._exchange("GET", f"{self._root}/health/ready", timeout)
+        server = _parsed((await self._ask("GET", self._root, timeout)).body)
+        models: Any = ()
+        with suppress(Failure, ValueError):  # an extension: not every server has it
+            index = f"{self._root}/repository/index"
+            models = _loaded((await self._ask("POST", index, timeout, b"{}", _AS_JSON)).body)
+        return {
+            "ready": response.status == 200,
+            "name": server.get("name", ""),
+            "version": server.get("version", ""),
+            "models": {one["name"]: one.get("state", "READY") for one in models},
+        }
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
         """A request. The tensors' bytes are copied once, behind the JSON."""
@@ -114,13 +145,15 @@ class HttpTransport:
         """The reply to a request."""
         body, length = request
         binary = {_LENGTH: str(length), "Content-Type": "application/octet-stream"}
-        headers = {"Content-Type": "application/json"} if length is None else binary
-        return await self._ask("POST", "/infer", timeout, body, headers)
+        headers = _AS_JSON if length is None else binary
+        return await self._ask("POST", f"{self._url}/infer", timeout, body, headers, self._most)
 
     def decode(self, reply: Message) -> list[Received]:
         """The tensors of a reply; ``ValueError`` if it is none."""
         body, length = reply
         head, rest = (body, b"") if length is None else (body[:length], memoryview(body)[length:])
+        if len(head) > _JSON:
+            raise ValueError(f"{len(head)} bytes of JSON, more than {_JSON}")
         tensors, at = list[Received](), 0
         try:
             for one in _parsed(head)["outputs"]:
@@ -131,19 +164,20 @@ class HttpTransport:
                     continue
                 tensors.append(Received(name, datatype, shape, rest[at : at + size]))
                 at += size
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"no inference response: {error!r}") from error
         return tensors
 
     async def _ask(
         self,
         method: str,
-        path: str,
+        url: str,
         timeout: float | None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        most: int = _SMALL,
     ) -> Message:
-        response, answer = await self._exchange(method, path, timeout, body, headers)
+        response, answer = await self._exchange(method, url, timeout, body, headers, most)
         if response.status != 200:
             raise _failure(response, answer)
         length = response.headers.get(_LENGTH, "")
@@ -152,10 +186,11 @@ class HttpTransport:
     async def _exchange(
         self,
         method: str,
-        path: str,
+        url: str,
         timeout: float | None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        most: int = _SMALL,
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         """A response of whatever status, and its body."""
         session = self._session
@@ -165,13 +200,13 @@ class HttpTransport:
         try:
             async with session.request(
                 method,
-                self._url + path,
+                url,
                 data=data,
                 headers=headers,
                 allow_redirects=False,
                 timeout=_limit(timeout),
             ) as response:
-                return response, await response.read()
+                return response, await _read(response, most if response.status == 200 else _SMALL)
         except TimeoutError as error:
             raise Failure(Kind.TIMEOUT, f"nothing within {timeout:g} s") from error
         except aiohttp.ClientPayloadError as error:
@@ -185,6 +220,22 @@ def _limit(seconds: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds)
 
 
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body; ``Failure`` as soon as it is more than ``most`` bytes."""
+    pieces, size = list[bytes](), response.content_length or 0
+    if size <= most:
+        size = 0
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                break
+    if size > most:
+        response.close()
+        raise Failure(Kind.TOO_LARGE, f"{size} bytes or more, the most is {most} (max_reply_bytes)")
+    return b"".join(pieces)
+
+
 def _failure(response: aiohttp.ClientResponse, answer: bytes) -> Failure:
     kind = _KINDS.get(response.status, Kind.FAILED)
     return Failure(kind, _said(answer) or f"status {response.status} {response.reason}")
@@ -192,10 +243,17 @@ def _failure(response: aiohttp.ClientResponse, answer: bytes) -> Failure:
 
 def _parsed(body: bytes) -> Mapping[str, Any]:
     """``ValueError`` if the body is no JSON object."""
-    found = json.loads(body)
+    found = _loaded(body)
     if not isinstance(found, dict):
         raise ValueError("no JSON object")
     return found
+
+
+def _loaded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 def _said(body: bytes) -> str:

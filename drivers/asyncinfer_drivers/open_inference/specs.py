@@ -66,7 +66,7 @@ def tensor_specs(tables: Any, what: str) -> tuple[TensorSpec, ...]:
     """Specs from tables with ``name``, ``datatype`` and ``shape``; ``ConfigError`` if wrong."""
     try:
         return tuple(_spec(table) for table in tables or ())
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{what}: each is a table with name, datatype and shape: {error!r}"
         ) from error
@@ -78,7 +78,10 @@ def _spec(table: Mapping[str, Any]) -> TensorSpec:
     name, datatype, shape = str(table["name"]), table.get("datatype") or "", table.get("shape")
     if datatype and datatype not in DATATYPES:
         raise ValueError(f"datatype {datatype!r} is none of {', '.join(DATATYPES)}")
-    return TensorSpec(name, datatype, None if shape is None else tuple(map(int, shape)))
+    sizes = None if shape is None else tuple(map(int, shape))
+    if sizes and min(sizes) < -1:
+        raise ValueError(f"shape {shape!r}: sizes are 0 or more, or -1 for any")
+    return TensorSpec(name, datatype, sizes)
 
 
 def model_spec(

@@ -33,6 +33,10 @@ class Transport(Protocol):
         """Whether the model can be run now."""
         ...
 
+    async def about(self, timeout: float | None) -> Mapping[str, Any]:
+        """Of the whole server: ``ready``, ``name``, ``version``, and ``models``, if it tells."""
+        ...
+
     async def infer(self, request: Message, timeout: float | None) -> Message:
         """The reply to a request."""
         ...

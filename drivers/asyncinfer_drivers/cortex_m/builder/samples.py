@@ -93,6 +93,7 @@ def _of_model(model: Any) -> Samples:
 
 def _read(path: Path) -> NDArray[np.float32]:
     try:
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+        # not np.load: it reads archives and pickles too, and believes any size
+        return np.array(np.lib.format.open_memmap(path, mode="r"), dtype=np.float32)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no file of calibration inputs: {error}") from error
