@@ -171,7 +171,7 @@ async def test_what_cannot_be_emulated(firmware, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
-def test_no_board_outlives_a_killed_program(firmware):
+def test_no_board_outlives_a_killed_program(firmware, tmp_path):
     code = (
         "import asyncio, os, signal\n"
         "from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4\n"
@@ -182,7 +182,9 @@ def test_no_board_outlives_a_killed_program(firmware):
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    env = os.environ | {"TMPDIR": str(tmp_path)}  # which nobody is left to tidy up
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
     assert ran.returncode == -signal.SIGKILL
     for _ in range(200):
         if not _runs(int(ran.stdout)):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from asyncinfer.errors import ConfigError, DeviceLost
-from asyncinfer_drivers._process import dies_with_us
+from asyncinfer_drivers.cortex_m.program import Program
 from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
 
 __all__ = ("BOARDS", "EmulatedCortexM4", "missing_emulator")
@@ -75,7 +75,7 @@ class EmulatedCortexM4:
         self.baudrate, self.faults = baudrate, faults
         #: the line in between, while the board runs and if there is one
         self.proxy: SerialProxy | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Program | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -86,7 +86,7 @@ class EmulatedCortexM4:
     @property
     def running(self) -> bool:
         """Whether QEMU runs, stopped or not."""
-        return self._process is not None and self._process.returncode is None
+        return self._process is not None and self._process.running
 
     async def __aenter__(self) -> Self:
         try:
@@ -136,9 +136,7 @@ class EmulatedCortexM4:
         """Take the power away: the port hangs up. ``start`` powers on again."""
         process, self._process = self._process, None
         if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
+            await process.kill()
         proxy, self.proxy = self.proxy, None
         if proxy is not None:
             await proxy.close()
@@ -179,16 +177,15 @@ class EmulatedCortexM4:
         self._line().replug()
 
     async def _start_direct(self) -> None:
-        process = await self._run("pty")
-        name = await self._pseudo_terminal(process)
-        self._path("port").symlink_to(name)
+        process = self._run("pty")
+        self._path("port").symlink_to(await self._pseudo_terminal(process))
 
     async def _start_proxied(self) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._path("line")))
             listener.listen(1)
             listener.setblocking(False)
-            process = await self._run(f"unix:{self._path('line')}")
+            process = self._run(f"unix:{self._path('line')}")
             board = await self._accept(listener, process)
         self._path("line").unlink()
         self.proxy = SerialProxy(
@@ -196,7 +193,7 @@ class EmulatedCortexM4:
         )
         self.proxy.replug()
 
-    async def _run(self, serial: str) -> asyncio.subprocess.Process:
+    def _run(self, serial: str) -> Program:
         self._path("monitor").unlink(missing_ok=True)
         arguments = [_QEMU, "-M", BOARDS[self.board], "-nodefaults", "-display", "none"]
         arguments += ["-kernel", str(self.elf), "-serial", serial]
@@ -204,30 +201,18 @@ class EmulatedCortexM4:
         if self.icount is not None:
             shift = f"shift={self.icount}" if isinstance(self.icount, int) else self.icount
             arguments += ["-icount", shift]
-        self._process = await asyncio.create_subprocess_exec(
-            *dies_with_us(arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for this program
-        )
+        self._process = Program(f"emulated {self.board}", arguments)
         return self._process
 
-    async def _pseudo_terminal(self, process: asyncio.subprocess.Process) -> str:
+    async def _pseudo_terminal(self, process: Program) -> str:
         """The name QEMU gives to its end of the line."""
-        assert process.stdout is not None  # noqa: S101  # it is a pipe
-        said = b""
         with suppress(TimeoutError):
             async with asyncio.timeout(_START):
-                while line := await process.stdout.readline():
-                    said += line
-                    if found := _PTY.search(line):
-                        return found[1].decode()
-        raise self._failed(said)
+                if name := await process.find(_PTY):
+                    return name.decode()
+        raise await self._failed(process)
 
-    async def _accept(
-        self, listener: socket.socket, process: asyncio.subprocess.Process
-    ) -> socket.socket:
+    async def _accept(self, listener: socket.socket, process: Program) -> socket.socket:
         """QEMU's connection to ``listener``."""
         loop = asyncio.get_running_loop()
         accepting = asyncio.ensure_future(loop.sock_accept(listener))
@@ -241,13 +226,11 @@ class EmulatedCortexM4:
         finally:
             accepting.cancel()
             ended.cancel()
-        with suppress(ProcessLookupError):
-            process.kill()
-        said, _ = await process.communicate()
-        raise self._failed(said)
+        raise await self._failed(process)
 
-    def _failed(self, said: bytes) -> DeviceLost:
-        text = " ".join(said.decode(errors="replace").split()) or "it said nothing"
+    async def _failed(self, process: Program) -> DeviceLost:
+        await process.kill()
+        text = " ".join(process.said.decode(errors="replace").split()) or "it said nothing"
         return DeviceLost(f"emulated {self.board}", f"{_QEMU} did not start: {text}")
 
     def _path(self, name: str) -> Path:
@@ -255,14 +238,13 @@ class EmulatedCortexM4:
             raise DeviceLost(f"emulated {self.board}", "is not running")
         return Path(self._folder.name, name)
 
-    def _running(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
+    def _running(self) -> Program:
+        if self._process is None or not self._process.running:
             raise DeviceLost(f"emulated {self.board}", "is not running")
         return self._process
 
     def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self._running().send_signal(number)
+        self._running().signal(number)
 
     def _line(self) -> SerialProxy:
         self._running()
