@@ -23,7 +23,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -128,6 +128,10 @@ lint: setup  ## check style, types and the layers of imports
 	.venv/bin/mypy
 	.venv/bin/pyright
 	.venv/bin/lint-imports --no-logo --no-cache
+
+audit: setup  ## look for known vulnerabilities in what is installed, and for unsafe code
+	.venv/bin/ruff check --select S --ignore S311
+	.venv/bin/python .ci/audit.py
 
 format: setup  ## put the code into its standard form
 	.venv/bin/ruff check --fix

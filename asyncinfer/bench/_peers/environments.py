@@ -66,7 +66,7 @@ def _make(name: str, requirements: Sequence[str]) -> None:
         [sys.executable, "-m", "venv", str(folder)],
         [python, *_PIP, *requirements],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own command
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
             raise ConfigError(f"{name} cannot be installed: {last[0]}")

@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ("TOKEN", "Family")
 
 #: environment variable that marks a peer's processes
-TOKEN = "ASYNCINFER_PEER_TOKEN"  # noqa: S105
+TOKEN = "ASYNCINFER_PEER_TOKEN"  # noqa: S105  # a mark, no secret
 
 _PROC = Path("/proc")
 
