@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from asyncinfer.serve.errors import BadRequest, Internal, NotFound, TooMany, as_answer, quoted
+from asyncinfer.serve.errors import (
+    BadRequest,
+    Internal,
+    NotFound,
+    TooMany,
+    Unavailable,
+    as_answer,
+    quoted,
+)
 from asyncinfer.serve.gate import Gate
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.metrics import Metrics
@@ -104,9 +112,14 @@ class Core:
         return not self.gate.closed and all(served.ready for served in self.models.values())
 
     def model(self, name: str, wanted: str = "") -> Served:
-        """The model of that name and version. Raises ``NotFound``."""
+        """The model of that name and version.
+
+        Raises ``NotFound``, and ``Unavailable`` while no model is open yet.
+        """
         served = self.models.get(name)
         if served is None:
+            if self.gate.closed and not self.models:
+                raise Unavailable(self.gate.closed)
             raise NotFound(f"no model {quoted(name)}; there is {', '.join(self.models) or 'none'}")
         if wanted not in ("", VERSION):
             raise NotFound(f"model {name!r} has no version {quoted(wanted)}, only {VERSION}")

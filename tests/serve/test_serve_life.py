@@ -39,6 +39,8 @@ async def test_alive_but_not_ready_until_the_models_are_open():
         assert (await http.get("/v2/health/ready")).status_code == 503
         refused = await http.post(INFER, json=BODY)
         assert (refused.status_code, refused.json()) == (503, {"error": "the server is starting"})
+        for path in ("/v2/models/m", "/v2/models/m/ready"):  # it is not said to be unknown
+            assert (await http.get(path)).status_code == 503
         go_on.set()
         await entering
         assert (await http.get("/v2/health/ready")).status_code == 200
