@@ -124,6 +124,16 @@ async def test_certain_faults(tmp_path):
         assert all((a ^ b).bit_count() == 1 for a, b in zip(got, PATTERN, strict=True))
 
 
+async def test_faults_begin_and_end_while_the_line_is_in_use(tmp_path):
+    async with Line(tmp_path) as line:
+        assert await line.down(PATTERN, len(PATTERN)) == PATTERN
+        line.proxy.disturb(Faults(flip=1))
+        assert await line.down(PATTERN, len(PATTERN)) != PATTERN
+        line.proxy.disturb(Faults())
+        assert await line.down(PATTERN, len(PATTERN)) == PATTERN
+        assert line.proxy.counts["flip"] == len(PATTERN)
+
+
 async def test_a_cut_line_hangs_up_and_can_be_plugged_in_again(tmp_path):
     async with Line(tmp_path) as line:
         await line.down(b"one", 3)

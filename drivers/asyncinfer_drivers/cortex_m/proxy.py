@@ -130,8 +130,7 @@ class SerialProxy:
         self.counts: Counter[str] = Counter()
         #: bytes taken from the driver, and from the board
         self.bytes_down = self.bytes_up = 0
-        noise = faults or Faults()
-        self._down, self._up = (_Noise(noise, salt, self.counts) for salt in (0, 1))
+        self.disturb(faults or Faults())
 
     @property
     def port(self) -> str:
@@ -158,6 +157,10 @@ class SerialProxy:
         self._link.symlink_to(name)
         pumps = self._from_driver(self._master), self._from_board(self._master)
         self._tasks = [asyncio.create_task(pump) for pump in pumps]
+
+    def disturb(self, faults: Faults) -> None:
+        """Put these faults into what passes from now on, instead of those before."""
+        self._down, self._up = (_Noise(faults, salt, self.counts) for salt in (0, 1))
 
     async def cut(self) -> None:
         """Pull the plug: the driver's port hangs up, and is gone until ``replug``."""
