@@ -48,7 +48,7 @@ def resumed(path: Path, names: Iterable[str]) -> Iterator[Resumed]:
         file.truncate(end)
         file.seek(end)
         if end == 0:
-            file.write(encode.head)
+            write_all(file, encode.head)
             _sync_folder(path)
         with _forced_to_disk(file, path):
             yield Resumed(rows, lambda row: write_all(file, encode.row(row)))

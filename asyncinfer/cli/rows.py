@@ -8,12 +8,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncinfer.cli.output import plain, seconds
-from asyncinfer.errors import ConfigError, TaskError
+from asyncinfer.errors import AsyncInferError, ConfigError, TaskError
 from asyncinfer.result import Result
 
 __all__ = ("COLUMNS", "Encoder", "Row", "Write", "encoder", "opened", "row_of", "write_all")
@@ -72,15 +72,19 @@ def opened(path: Path | None, *, quiet: bool) -> Iterator[Write]:
         return
     encode = encoder(path)
     with path.open("wb", buffering=0) as file:
-        file.write(encode.head)
+        write_all(file, encode.head)
         yield lambda row: write_all(file, encode.row(row))
 
 
-def write_all(file: RawIOBase, line: bytes) -> None:
-    """All of it, or ``OSError``: a disk that fills up may take a part first."""
+def write_all(file: FileIO, line: bytes) -> None:
+    """All of it, or ``AsyncInferError``: a disk that fills up may take a part first."""
     rest = memoryview(line)
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError as error:
+        text = f"cannot write: {error.strerror}; with --resume the same command goes on from there"
+        raise AsyncInferError(f"--output {file.name}: {text}") from error
 
 
 def _csv(cells: Sequence[Any]) -> bytes:

@@ -91,7 +91,7 @@ def test_a_full_disk_ends_the_run_with_a_line(cli, tmp_path, numbers):
     (tmp_path / "o.jsonl").symlink_to("/dev/full")
     ran = cli("run", "x.npy", "--devices", "sim:0.001", "--output", str(tmp_path / "o.jsonl"))
     assert ran.status == 1
-    assert "No space left on device" in ran.err
+    assert "o.jsonl: cannot write: No space left on device" in ran.err
 
 
 def test_rows_that_do_not_reach_the_disk_are_told(tmp_path, monkeypatch):
