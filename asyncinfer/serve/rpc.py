@@ -43,30 +43,40 @@ def handlers(core: Core, security: Security) -> tuple[grpc.GenericRpcHandler, Ca
         "ModelStatistics": api.statistics,
         "RepositoryIndex": api.index,
     }
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    for name, answer in (open_to_all | guarded).items():
-        kind = getattr(pb, f"{name}Request")
-        checked = security if name in guarded else Security()
-        unary = functools.partial(_unary, answer, kind, checked)
-        methods[name] = grpc.unary_unary_rpc_method_handler(unary)
-    # a stream of requests on the wire, of which a client sends one: so nothing is read, and takes
+    # streams of requests on the wire, of which a client sends one: so nothing is read, and takes
     # memory, before there is room for it
-    one = functools.partial(_guarded, inference.one, security)
-    methods["ModelInfer"] = grpc.stream_unary_rpc_method_handler(one)
+    ones = {name: functools.partial(_unread, answer) for name, answer in open_to_all.items()}
+    for name, answer in guarded.items():
+        ones[name] = functools.partial(_unary, answer, getattr(pb, f"{name}Request"), core)
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for name, call in (ones | {"ModelInfer": inference.one}).items():
+        one = functools.partial(_guarded, call, Security() if name in open_to_all else security)
+        methods[name] = grpc.stream_unary_rpc_method_handler(one)
     stream = functools.partial(_guarded, inference.stream, security)
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(stream)
     return grpc.method_handlers_generic_handler(_SERVICE, methods), inference.end_streams
 
 
-async def _unary(
-    answer: _Answer, kind: Any, security: Security, data: bytes, context: Context
-) -> bytes:
-    async def call(context: Context) -> bytes:
-        message = await answer(parse(kind, data))
+async def _unread(answer: _Answer, context: Context) -> bytes:
+    """What takes no room has an answer however full the server is."""
+    return bytes((await answer(None)).SerializeToString())
+
+
+async def _unary(answer: _Answer, kind: Any, core: Core, context: Context) -> bytes:
+    with core.gate.hold() as held:
+        message = await answer(parse(kind, await _only(core, held, context)))
         return bytes(message.SerializeToString())
 
-    answered: bytes = await _guarded(call, security, None, context)
-    return answered
+
+async def _only(core: Core, held: Held, context: Context) -> bytes:
+    """The one message of a call, once there is room for the largest."""
+    async with asyncio.timeout(core.limits.receive_timeout):
+        await held.wait(held.limit)
+        data = await _read(context)
+    if data is None:
+        raise BadRequest("the call has no message")
+    held.only(len(data))
+    return data
 
 
 async def _guarded(
@@ -142,13 +152,7 @@ class _Inference:
     async def one(self, context: Context) -> bytes:
         """One request, one answer."""
         with self._core.job("grpc") as job, self._core.gate.hold() as held:
-            async with asyncio.timeout(self._core.limits.receive_timeout):
-                await held.wait(held.limit)
-                data = await _read(context)
-            if data is None:
-                raise BadRequest("the call has no message")
-            held.only(len(data))
-            answer = await self._infer(job, data)
+            answer = await self._infer(job, await _only(self._core, held, context))
             return bytes(answer.SerializeToString())
 
     async def stream(self, context: Context) -> None:

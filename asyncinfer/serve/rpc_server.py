@@ -27,6 +27,8 @@ class RpcServer:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.max_header_bytes),
             ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+            # on, it lets each call send megabytes that nobody has asked for yet
+            ("grpc.http2.bdp_probe", 0),
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a rival
         ]
         # well above the limit on requests, whose refusal is ours: health checks are answered
