@@ -23,7 +23,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint audit format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -75,6 +75,9 @@ $(CORE)/.stamp: pyproject.toml constraints.txt
 
 dst: setup  ## simulate random schedules of faults, checking every promise: make dst SCHEDULES=100000
 	.venv/bin/python tests/dst/run.py --schedules $(SCHEDULES)
+
+hygiene: setup  ## tasks that fail in every way, and nothing left of them: make hygiene TASKS=1000000
+	.venv/bin/python tests/core/hygiene.py --tasks $(or $(TASKS),1000000)
 
 soak-m4: setup  ## infer through a faulty line, resets and cuts: make soak-m4 INFERENCES=100000
 	.venv/bin/python tests/hardware/soak.py --inferences $(INFERENCES)

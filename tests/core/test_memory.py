@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,52 @@ def test_a_million_tasks_need_no_more_than_ten_thousand():
 @pytest.mark.slow
 def test_nor_with_time_limits():
     assert peak(200_000, "limits") <= peak(10_000, "limits") + 10
+
+
+# ---- with failures of every kind
+
+HYGIENE = """
+import sys
+sys.path.insert(0, {folder!r})
+import hygiene
+from asyncinfer.failures import Failures
+from asyncinfer.lane import Lane
+
+kept = []
+
+def keep(owner, name):
+    whole = getattr(owner, name)
+    def function(self, *arguments, **options):
+        kept.append(arguments)
+        return whole(self, *arguments, **options)
+    setattr(owner, name, function)
+
+{planted}
+sys.exit(hygiene.main(["--tasks", "100000"]))
+"""
+
+
+def hygiene(planted=""):
+    """The exit status, and what is told, of a hundred thousand tasks with a bug in the core."""
+    program = HYGIENE.format(folder=str(Path(__file__).parent), planted=planted)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert not done.stderr
+    (line,) = done.stdout.splitlines()
+    return done.returncode, json.loads(line)
+
+
+@pytest.mark.slow
+def test_tasks_that_fail_leave_nothing():
+    status, facts = hygiene()
+    assert (status, facts["well"]) == (0, True), facts
+    assert facts["tasks"] == 100_000
+    assert 0.009 < facts["failed"] / facts["tasks"] < 0.011
+    assert min(facts["lost"], facts["retried"], facts["copies"], *facts["errors"].values()) > 20
+    assert facts["left_tasks"] == facts["left_threads"] == facts["left_files"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", ['keep(Failures, "_end")', 'keep(Lane, "discard")'])
+def test_a_leak_of_any_of_them_is_found(planted):
+    status, facts = hygiene(planted)
+    assert (status, facts["well"]) == (1, False)
