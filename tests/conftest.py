@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import getpass
 import json
 import multiprocessing
 import os
+import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -38,6 +41,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 #: seconds a thread or a child process that is already ending gets to be gone
 GRACE = 2.0
+
+#: where the system shows what is open, and shared memory
+OPEN, SHARED = Path("/proc/self/fd"), Path("/dev/shm")  # noqa: S108  # nothing is put there
+#: what libraries may open once and keep
+HARMLESS = ("/dev/null", "/dev/urandom", "/proc/", "/sys/", sys.prefix)
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -88,20 +96,47 @@ def collects_only_its_own_garbage() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files_of_this_process() -> Iterator[None]:
+    """Give the tests a folder for temporary files that no other process's tests share.
+
+    What libraries keep there from one run to the next stays where it was.
+    """
+    usual = tempfile.gettempdir()
+    with (
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, place in (
+            ("PYTEST_DEBUG_TEMPROOT", usual),
+            ("RAY_TMPDIR", usual),
+            ("TORCHINDUCTOR_CACHE_DIR", f"{usual}/torchinductor_{getpass.getuser()}"),
+        ):
+            patch.setenv(name, os.environ.get(name, place))
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def leaves_no_thread_or_process() -> Iterator[None]:
-    """Fail the test that leaves a thread or a child process behind, once its fixtures are gone."""
-    threads, children = set(threading.enumerate()), _children()
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail the test that leaves something of the operating system's, once its fixtures are gone.
+
+    That is a thread, a process, an open file or port, one that listens, a temporary file of ours,
+    or shared memory.
+    """
+    threads, before = set(threading.enumerate()), _resources()
     yield
     deadline = time.monotonic() + GRACE
-    while left := [*_watched_threads(threads), *_children().difference(children)]:
+    while left := [*_watched_threads(threads), *sorted(_resources() - before)]:
         if time.monotonic() > deadline:
             pytest.fail(f"the test left behind: {left}", pytrace=False)
+        gc.collect()  # the traceback of an error may still hold them
         time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
-def leaves_no_task(request: pytest.FixtureRequest, leaves_no_thread_or_process: None) -> None:
+def leaves_no_task(request: pytest.FixtureRequest, leaves_nothing_behind: None) -> None:
     """Fail the async test that leaves a task pending on its loop."""
     if pytest_asyncio.is_async_test(request.node):
         request.getfixturevalue("watch_tasks")
@@ -123,6 +158,30 @@ def _watched_threads(before: set[threading.Thread]) -> list[threading.Thread]:
         for thread in threading.enumerate()
         if thread not in before and (not thread.daemon or thread.name.startswith("asyncinfer"))
     ]
+
+
+def _resources() -> set[str]:
+    """What this process has of the operating system, and temporary files of this package."""
+    ours = Path(tempfile.gettempdir()).glob("asyncinfer*")
+    return {*_children(), *_open_files(), *map(str, ours), *map(str, SHARED.glob("*"))}
+
+
+def _open_files() -> Iterator[str]:
+    """Files, serial ports and shared memory that are open, and sockets that listen. On Linux."""
+    for file in OPEN.glob("*"):
+        try:
+            target = os.readlink(file)  # noqa: PTH115  # a Path of it costs more
+            if target.startswith("socket:") and _listens(int(file.name)):
+                yield f"listening {target}"
+        except OSError:  # it was closed meanwhile
+            continue
+        if target.startswith("/") and not target.startswith(HARMLESS):
+            yield f"{target} open as {file.name}"
+
+
+def _listens(number: int) -> bool:
+    with socket.socket(fileno=os.dup(number)) as one:
+        return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _children() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,58 @@ def test_end():
     globals()["process"].communicate(b"\\n")
 """
 
+#: what only Linux shows
+UNSEEN_OFFENDERS = """
+import os, shutil, socket, tempfile
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+import pytest
+
+kept = {}
+
+def test_leaves_a_port():
+    kept["port"] = socket.create_server(("127.0.0.1", 0))
+
+def test_leaves_a_path_that_listens():
+    kept["path"] = socket.socket(socket.AF_UNIX)
+    kept["path"].bind(bytes(1) + b"asyncinfer-test-%d" % os.getpid())
+    kept["path"].listen()
+
+def test_leaves_a_file():
+    kept["file"] = Path(__file__).open()
+
+def test_leaves_a_terminal():
+    kept["terminal"] = os.openpty()
+
+def test_leaves_a_folder():
+    kept["folder"] = tempfile.mkdtemp(prefix="asyncinfer-")
+
+def test_leaves_shared_memory():
+    kept["shared"] = SharedMemory(create=True, size=10)
+    kept["shared"].close()
+
+def test_leaves_memory_without_a_name():
+    kept["memory"] = os.memfd_create("asyncinfer")
+
+@pytest.fixture
+def tidy():
+    with tempfile.TemporaryDirectory(prefix="asyncinfer-") as folder:
+        with socket.create_server(("127.0.0.1", 0)), Path(folder, "file").open("w"):
+            yield
+
+def test_fixture_that_cleans_up(tidy):
+    kept["connected"] = socket.socketpair()
+    Path(tempfile.gettempdir(), "of others").mkdir()
+
+def test_end():
+    for one in (kept["port"], kept["path"], kept["file"], *kept["connected"]):
+        one.close()
+    for number in (*kept["terminal"], kept["memory"]):
+        os.close(number)
+    shutil.rmtree(kept["folder"])
+    kept["shared"].unlink()
+"""
+
 
 def run(pytester: pytest.Pytester, source: str) -> pytest.RunResult:
     pytester.makeconftest(CONFTEST.replace("GRACE = 2.0", "GRACE = 0.1"))
@@ -84,6 +137,30 @@ def test_leftovers_fail_the_test_that_left_them(pytester: pytest.Pytester) -> No
             "the test left behind: *asyncinfer-worker*",
             "*ERROR at teardown of test_leaves_a_process *",
             "the test left behind: *input()*",
+        ]
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what is open")
+def test_so_do_those_that_only_linux_shows(pytester: pytest.Pytester) -> None:
+    result = run(pytester, UNSEEN_OFFENDERS)
+    result.assert_outcomes(passed=9, errors=7)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_leaves_a_port *",
+            "the test left behind: *'listening socket:*",
+            "*ERROR at teardown of test_leaves_a_path_that_listens *",
+            "the test left behind: *'listening socket:*",
+            "*ERROR at teardown of test_leaves_a_file *",
+            "the test left behind: *.py open as *",
+            "*ERROR at teardown of test_leaves_a_terminal *",
+            "the test left behind: */dev/pt* open as *",
+            "*ERROR at teardown of test_leaves_a_folder *",
+            "the test left behind: */asyncinfer-*",
+            "*ERROR at teardown of test_leaves_shared_memory *",
+            "the test left behind: */dev/shm/*",
+            "*ERROR at teardown of test_leaves_memory_without_a_name *",
+            "the test left behind: */memfd:asyncinfer*",
         ]
     )
 

@@ -130,7 +130,9 @@ async def main():
 
 asyncio.run(main())
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    env = os.environ | {"TMPDIR": str(tmp_path)}  # which nobody is left to tidy up
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, env=env)
     assert ran.returncode == 7
     deadline = time.monotonic() + 5
     while alive(int(ran.stdout)):
