@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="no checkout: CI is not here")
+
 
 @pytest.fixture(scope="module")
 def audit():
