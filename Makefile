@@ -23,7 +23,7 @@ PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-l
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed kill9 fuzz fuzz-serve overload lint audit format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -108,6 +108,9 @@ aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's proces
 
 mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
 	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)
+
+chaos: setup  ## strike real devices at random, one after another: make chaos MINUTES=10
+	.venv/bin/python tests/hardware/chaos.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),42)
 
 kill9: setup  ## kill a job again and again, and see that its file ends complete: make kill9 KILLS=50
 	.venv/bin/python tests/cli/kill_resume.py --kills $(or $(KILLS),50)

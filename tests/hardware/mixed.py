@@ -15,103 +15,23 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack
 
-import ray
-import torch
-from ray.cluster_utils import Cluster
+from parts import Digits, Nodes, Server, labels
 
 from asyncinfer import Dispatcher
 from asyncinfer.config import DeviceConfig, select
 from asyncinfer.model import builtin, resolve
 from asyncinfer_drivers.ray_cluster import RayDriver
-from asyncinfer_drivers.ray_cluster.session import join
 
 REMOTE, ACTOR, NODE = "raspberry_pi", "ray-1", "ray-2"
 SLOWER = 20
 #: part of the stream after which each is struck, and after which the server is started again
 KILLED, RESTARTED, ACTOR_KILLED, NODE_REMOVED = 0.15, 0.3, 0.45, 0.6
-
-
-class Digits:
-    """The model in a Ray actor, with a pause in each call."""
-
-    def __init__(self):
-        self.model = builtin("digits")
-        self.module = self.model.build().eval()
-
-    def __call__(self, image):
-        time.sleep(0.01)
-        with torch.inference_mode():
-            row = self.module(torch.as_tensor(self.model.preprocess(image)).unsqueeze(0))[0]
-        return self.model.postprocess(row)
-
-
-class Server:
-    """``asyncinfer serve`` as a process of its own, on ports that stay the same."""
-
-    def __init__(self):
-        self.http, self.grpc = _free_ports(2)
-        self.process = None
-
-    def __enter__(self):
-        config = (
-            f'[[device]]\ndriver = "torch"\n[device.options]\nslowdown = {SLOWER}\nthreads = 1\n'
-        )
-        ports = ["--http-port", str(self.http), "--grpc-port", str(self.grpc)]
-        command = [sys.executable, "-m", "asyncinfer", "serve", "--model", "digits", *ports]
-        self.process = subprocess.Popen(
-            [*command, "--config", "/dev/stdin"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self.process.stdin.write(config.encode())
-        self.process.stdin.close()
-        return self
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def __exit__(self, *error):
-        self.kill()
-
-
-def _free_ports(count):
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-class Nodes:
-    """A Ray cluster on this host: a head without work, and two nodes."""
-
-    def __enter__(self):
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        node = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-        health = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000}
-        head = {"num_cpus": 0, "_system_config": health, **node}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self.cluster.add_node(num_cpus=1, **node) for _ in range(2)]
-        self.leave = join("mixed", self.cluster.address)
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        return self
-
-    def __exit__(self, *error):
-        self.leave()
-        self.cluster.shutdown()
 
 
 class Mixed:
@@ -121,7 +41,7 @@ class Mixed:
         self.tasks, self.server, self.nodes = tasks, server, nodes
         self.model = builtin("digits")
         self.images = list(self.model.inputs().items)
-        self.right = self._labels()
+        self.right = labels(self.model, self.images)
         self.found = Counter()
         self.by_device = Counter()
         self.struck, self.recovered = {}, {}
@@ -134,12 +54,6 @@ class Mixed:
                 (NODE_REMOVED, self._remove_node),
             ]
         }
-
-    def _labels(self):
-        module = self.model.build().eval()
-        with torch.inference_mode():
-            rows = [torch.as_tensor(self.model.preprocess(image)) for image in self.images]
-            return [self.model.postprocess(row) for row in module(torch.stack(rows))]
 
     def drivers(self):
         """Five of them."""
@@ -165,7 +79,7 @@ class Mixed:
         self.server.kill()
 
     async def _restart_server(self):
-        self.server.__enter__()
+        self.server.start()
 
     async def _kill_actor(self):
         self._strike(ACTOR)
@@ -174,7 +88,7 @@ class Mixed:
     async def _remove_node(self):
         self._strike(NODE)
         node = self.nodes.nodes[1]
-        await asyncio.to_thread(self.nodes.cluster.remove_node, node, allow_graceful=False)
+        await asyncio.to_thread(self.nodes.remove, node)
 
     def _strike(self, device):
         self.struck[device] = time.perf_counter()
@@ -239,7 +153,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=10_000)
     tasks = parser.parse_args().tasks
-    with Nodes() as nodes, Server() as server:
+    with Nodes() as nodes, Server(SLOWER) as server:
         facts = asyncio.run(Mixed(tasks, server, nodes).run())
     print(json.dumps(facts))
     return 0 if facts["ok"] else 1

@@ -39,7 +39,7 @@ class HomeNetwork:
     """TCP to one address, as over Wi-Fi: seconds of delay each way, bytes a second, stalls."""
 
     def __init__(self, host, port, *, delay=0.004, rate=2_500_000, stalls=0.01, stall=0.2):
-        self._to, self._delay, self._rate = (host, port), delay, rate
+        self._to, self.delay, self._rate = (host, port), delay, rate
         self._stalls, self._stall = stalls, stall
         self._random = random.Random(42)
         self._tasks = set()
@@ -75,7 +75,7 @@ class HomeNetwork:
     async def _carry(self, reader, writer):
         while data := await reader.read(16384):
             late = self._stall if self._random.random() < self._stalls else 0.0
-            await asyncio.sleep(self._delay + len(data) / self._rate + late)
+            await asyncio.sleep(self.delay + len(data) / self._rate + late)
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError
