@@ -88,7 +88,7 @@ def test_a_driver_that_cannot_say_is_not_trusted(monkeypatch):
 
     monkeypatch.setattr(trust, "load_driver", missing)
     with pytest.raises(ConfigError, match="'model' names what can run code"):
-        config.parse(table({"model": "'a:b'"}, "open_inference"))
+        trust.refuse_code("open_inference", {"model": "a:b"}, "here")
 
 
 def test_a_driver_says_what_else_can_run_code(monkeypatch):
