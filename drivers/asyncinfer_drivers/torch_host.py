@@ -50,7 +50,7 @@ class TorchDriver(Driver[Any, Any]):
     ``preprocess``, the model or ``postprocess`` raised, or an ``InputError`` for what is no tensor
     or has a shape or dtype that the model refuses after it has accepted another (the warm-up's,
     or that of an earlier task, or of the batch's majority). If a whole batch raises, its tasks
-    run one by one. Only the device's own faults, such as CUDA errors and a full GPU, are raised,
+    run one by one. Only the device's own faults, such as CUDA errors and full memory, are raised,
     as ``DeviceLost``.
 
     ``device`` is ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or ``"auto"``: the first there is

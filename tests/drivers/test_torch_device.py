@@ -89,12 +89,19 @@ def test_synchronizes_accelerators_only(monkeypatch):
     [
         (torch.cuda.OutOfMemoryError("x"), True),
         (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 B"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("CUDA error: only said so"), False),
     ],
 )
 def test_device_faults(error, fault):
     assert is_device_fault(error) is fault
+
+
+def test_full_memory_is_a_device_fault():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_device_fault(caught.value)
 
 
 # --- cores --------------------------------------------------------------------------------------

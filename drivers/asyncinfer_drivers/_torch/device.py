@@ -23,10 +23,11 @@ __all__ = (
 
 _NAME = re.compile(r"cpu|mps|auto|cuda(:\d+)?")
 
-#: beginnings or parts of messages that older releases raise as a bare RuntimeError
+#: parts of messages that are raised as a bare RuntimeError, many by older releases only
 _FAULTS = re.compile(
     r"CUDA error|CUDA driver error|CUDA out of memory|cuDNN error|CUBLAS_STATUS_"
     r"|HIP error|HIP out of memory|MPS backend out of memory"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
 )
 
 
@@ -85,7 +86,10 @@ def timer(device: torch.device) -> Callable[[], float]:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether ``error`` says that the accelerator failed or is full, rather than the input."""
+    """Whether ``error`` says that the device failed or is full, rather than that the input is bad.
+
+    A task that asks for too much each time costs three devices, and is poison then.
+    """
     types: list[type[BaseException]] = [torch.cuda.OutOfMemoryError]
     if accelerator := getattr(torch, "AcceleratorError", None):  # torch 2.8
         types.append(accelerator)
