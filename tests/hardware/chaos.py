@@ -132,7 +132,8 @@ class Chaos:
     async def _one(self, name):
         """One fault, until its device has answered again."""
         kind, clock = KINDS[name], asyncio.get_running_loop().time
-        episode = Episode(name, kind.device, clock(), kind.noticed, self.tasks.delivered)
+        before = self.lives.finished, self.tasks.delivered
+        episode = Episode(name, kind.device, clock(), kind.noticed, before)
         self.lives.episode = episode
         self.note(f"{name}: {kind.device}")
         episode.over = await kind.strike(self.stage, self.chance)
@@ -147,11 +148,13 @@ class Chaos:
 
     def _judge(self, episode):
         others = sum(rate for name, rate in self.rates.items() if name != episode.device)
-        episode.delivered = self.tasks.delivered - episode.before
+        finished, delivered = episode.before
+        episode.finished = self.lives.finished - finished
+        episode.delivered = self.tasks.delivered - delivered
         episode.healthy = others * (episode.back - episode.struck)
         episode.bound = self.lives.bound(episode)
         self.episodes.append(episode)
-        share = episode.delivered / max(1.0, episode.healthy)
+        share = episode.finished / max(1.0, episode.healthy)
         self.note(
             f"{episode.kind}: over after {episode.over - episode.struck:.2f} s, back "
             f"{episode.seconds:.2f} s later (bound {episode.bound:.2f} s); the stream ran at "

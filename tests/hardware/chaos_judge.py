@@ -58,12 +58,13 @@ class Episode:
     struck: float
     #: documented seconds until it is noticed, where those count
     noticed: float
-    #: results delivered before it
-    before: int
+    #: tasks finished and results delivered before it
+    before: tuple[int, int]
     #: when the device could have been back
     over: float = 0.0
     back: float = 0.0
-    #: results delivered meanwhile, and what the other devices would have delivered
+    #: tasks finished and results delivered meanwhile, and what is expected of the other devices
+    finished: int = 0
     delivered: int = 0
     healthy: float = 0.0
     #: the device's failures that counted when it was held off
@@ -86,12 +87,14 @@ class Lives:
     def __init__(self):
         self.dispatcher = None
         self.episode = None
+        self.finished = 0
         self._since = {}
         self._opening, self._closing = defaultdict(list), defaultdict(list)
 
     def __call__(self, event):
         episode, kind, device = self.episode, event.kind, event.device
         if kind == "task.finished":
+            self.finished += 1
             if episode and device == episode.device:
                 self._answered(episode, event)
             return

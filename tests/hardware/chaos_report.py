@@ -19,7 +19,7 @@ def report(chaos):
         problems.append(chaos.tasks.first_error)
     kinds = Counter(episode.kind for episode in chaos.episodes)
     recovery = {kind: _recovery(chaos.episodes, kind) for kind in kinds}
-    throughput = _throughput(chaos.episodes)
+    throughput = _of_healthy(chaos.episodes, "finished")
     broken = any(tasks[what] for what in ("lost", "doubled", "misordered", "wrong", "failed"))
     late = any(found["of_bound"] > 1 for found in recovery.values())
     return {
@@ -29,8 +29,10 @@ def report(chaos):
         "faults": {**kinds, "interrupted": jobs.interrupted, "disk_full": jobs.disk_full},
         "recovery_seconds": recovery,
         "throughput_of_healthy": throughput,
+        "delivered_of_healthy": _of_healthy(chaos.episodes, "delivered"),
         "throughput_by_kind": {
-            kind: _throughput([one for one in chaos.episodes if one.kind == kind]) for kind in kinds
+            kind: _of_healthy([one for one in chaos.episodes if one.kind == kind], "finished")
+            for kind in kinds
         },
         "troubles": {
             kind: sum(one.troubles for one in chaos.episodes if one.kind == kind) for kind in kinds
@@ -58,6 +60,8 @@ def _recovery(episodes, kind):
     }
 
 
-def _throughput(episodes):
+def _of_healthy(episodes, what):
+    """Tasks that were ``finished`` or ``delivered``, over what the healthy devices can do."""
     healthy = sum(episode.healthy for episode in episodes)
-    return round(sum(episode.delivered for episode in episodes) / healthy, 3) if healthy else 0.0
+    done = sum(getattr(episode, what) for episode in episodes)
+    return round(done / healthy, 3) if healthy else 0.0
