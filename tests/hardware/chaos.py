@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -184,8 +185,13 @@ def main():
             seconds = given.minutes * 60
             return await Chaos(stage, given.kinds, seconds=seconds, seed=given.seed).run()
 
-    with Nodes() if on_ray else contextlib.nullcontext() as nodes:
-        facts = asyncio.run(run(nodes))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    try:
+        with Nodes() if on_ray else contextlib.nullcontext() as nodes:
+            facts = asyncio.run(run(nodes))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print(json.dumps(facts))
     return 0 if facts["ok"] else 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 
 __all__ = ("Jobs",)
 
-TASKS = 600
+TASKS = 400
 #: bytes of the small disk, and of what is on it: room for some rows, not for all
 DISK, FILLED = 128 << 10, 100 << 10
 #: how a process may end that gets Ctrl-C: before it listens, while it runs, or after it
@@ -33,9 +34,10 @@ class Jobs:
         self.over = asyncio.Event()
 
     async def run(self):
-        while not self.over.is_set():
-            await self._in_folder(self._with_interrupts)
-            await self._in_folder(self._with_a_full_disk)
+        for job in itertools.cycle((self._with_interrupts, self._with_a_full_disk)):
+            if self.over.is_set():
+                return
+            await self._in_folder(job)
 
     async def _in_folder(self, job):
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
@@ -45,7 +47,7 @@ class Jobs:
     async def _with_interrupts(self, folder):
         output = folder / "rows.jsonl"
         while True:
-            after = None if self.over.is_set() else self._chance.uniform(0.0, 6.0)
+            after = None if self.over.is_set() else self._chance.uniform(0.0, 4.0)
             status, said = await self._started(folder, output, after)
             if status not in ENDS:
                 self._wrong(f"a run with Ctrl-C ended with {status}: {said}")

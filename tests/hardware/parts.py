@@ -104,9 +104,10 @@ class Nodes:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        os.environ["RAY_TMPDIR"] = self._folder.name
         self._node = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
         health = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000}
-        head = {"num_cpus": 0, "temp_dir": self._folder.name, "_system_config": health}
+        head = {"num_cpus": 0, "_system_config": health}
         self.cluster = Cluster(initialize_head=True, head_node_args=head | self._node)
         self.nodes = []
         for _ in range(2):
@@ -128,4 +129,5 @@ class Nodes:
     def __exit__(self, *error):
         self.leave()
         self.cluster.shutdown()
+        del os.environ["RAY_TMPDIR"]
         self._folder.cleanup()
