@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from asyncinfer_drivers.open_inference.tensors import (
     Given,
     Message,
     from_received,
+    given,
     is_torch,
-    parts,
     to_array,
 )
 from asyncinfer_drivers.open_inference.transport import Transport
@@ -30,6 +31,9 @@ __all__ = ("Codec", "Job")
 
 logger = logging.getLogger("asyncinfer.open_inference")
 
+
+#: of an array, as numpy has it
+_MOST_DIMENSIONS = 64
 
 #: numbers in a request of zeros: a server may say that its inputs are of any size
 _MOST_ZEROS = 1 << 24
@@ -55,7 +59,12 @@ class Codec:
         self._transport = transport
         self._wanted = [one.name for one in spec.outputs]
         self._outputs = {one.name: one for one in spec.outputs}
+        self._shapes = [(one.row if spec.batched else one.shape) or () for one in spec.inputs]
+        #: most outputs are like an earlier one
+        self._check = lru_cache(maxsize=64)(self._checked)
         self._stackable = spec.batched and len(spec.inputs) == 1
+        numbers = all(one.datatype != "BYTES" for one in spec.inputs)
+        self._plain = self._stackable and numbers and not (steps.preprocess or steps.collate)
         self._warned = set[str]()
 
     # ---- requests
@@ -63,7 +72,8 @@ class Codec:
     def requests(self, batch: Sequence[Any]) -> tuple[list[Job], list[Any]]:
         """The requests for a batch, and an output for each task: ``None``, or its error."""
         outputs: list[Any] = [None] * len(batch)
-        if (job := self._collated(batch)) is not None:
+        whole = self._as_they_are if self._plain else self._collated
+        if batch and (job := whole(batch)) is not None:
             return [job], outputs
         groups: dict[Any, list[tuple[int, list[Array]]]] = {}
         for index, item in enumerate(batch):
@@ -73,13 +83,13 @@ class Codec:
             except BaseException as error:
                 outputs[index] = as_exception(error)
             else:
-                alike = tuple(array.shape for array in arrays), torch
+                alike = torch, *[array.shape for array in arrays]
                 groups.setdefault(alike, []).append((index, arrays))
-        return [self._job(group, torch) for (_, torch), group in groups.items()], outputs
+        return [self._job(group, torch) for (torch, *_), group in groups.items()], outputs
 
     def zeros(self, count: int) -> Job | None:
         """A request for ``count`` tasks of zeros; ``None`` if there is no saying what those are."""
-        shapes = [self._task_shape(one) for one in self._spec.inputs]
+        shapes = self._shapes
         texts = any(one.datatype == "BYTES" for one in self._spec.inputs)
         if texts or any(-1 in shape for shape in shapes):
             return None
@@ -91,9 +101,23 @@ class Codec:
         ]
         return self._job([(index, arrays) for index in range(count)], False)
 
+    def _as_they_are(self, batch: Sequence[Any]) -> Job | None:
+        """All inputs in one request, if they are such arrays as the model takes."""
+        one, shape = self._spec.inputs[0], getattr(batch[0], "shape", ())
+        datatype = DATATYPES[one.datatype]
+        for item in batch:
+            if type(item) is not np.ndarray or item.dtype != datatype or item.shape != shape:
+                return None
+            if not item.flags.c_contiguous:
+                return None
+        if not fits(one.row, shape):
+            return None
+        tensor = given(one.name, one.datatype, (len(batch), *shape), batch)
+        return Job(range(len(batch)), self._transport.encode([tensor], self._wanted), False)
+
     def _collated(self, batch: Sequence[Any]) -> Job | None:
         """All inputs in one request, if ``collate`` can do that."""
-        if self._steps.collate is None or not batch or not self._stackable:
+        if self._steps.collate is None or not self._stackable:
             return None
         try:
             made = self._steps.collate(batch)
@@ -104,8 +128,8 @@ class Codec:
         except Exception as error:
             self._note_fallback("collate", error)
             return None
-        given = Given(one.name, one.datatype, array.shape, parts(array))
-        request = self._transport.encode([given], self._wanted)
+        tensor = given(one.name, one.datatype, array.shape, [array])
+        request = self._transport.encode([tensor], self._wanted)
         return Job(range(len(batch)), request, is_torch(made))
 
     def _arrays(self, made: Any) -> tuple[list[Array], bool]:
@@ -123,26 +147,22 @@ class Codec:
         else:
             raise InputError(f"the model has {len(inputs)} inputs: give a mapping by their names")
         arrays = list[Array]()
-        for one, item in zip(inputs, items, strict=True):
-            array, wanted = to_array(item, one.datatype, one.name), self._task_shape(one)
+        for one, wanted, item in zip(inputs, self._shapes, items, strict=True):
+            array = to_array(item, one.datatype, one.name)
             if not fits(wanted, array.shape):
                 text = f"input {one.name!r} has shape {list(array.shape)}"
                 raise InputError(f"{text}, the model takes {list(wanted)}")
             arrays.append(array)
         return arrays, any(map(is_torch, items))
 
-    def _task_shape(self, one: TensorSpec) -> tuple[int, ...]:
-        return (one.row if self._spec.batched else one.shape) or ()
-
     def _job(self, group: Sequence[tuple[int, Sequence[Array]]], torch: bool) -> Job:
         """One request for tasks whose arrays have the same shapes."""
-        given = list[Given]()
+        first = (len(group),) if self._spec.batched else ()
+        tensors = list[Given]()
         for place, one in enumerate(self._spec.inputs):
             column = [arrays[place] for _, arrays in group]
-            first = (len(group),) if self._spec.batched else ()
-            data = [part for array in column for part in parts(array)]
-            given.append(Given(one.name, one.datatype, (*first, *column[0].shape), data))
-        request = self._transport.encode(given, self._wanted)
+            tensors.append(given(one.name, one.datatype, first + column[0].shape, column))
+        request = self._transport.encode(tensors, self._wanted)
         return Job([index for index, _ in group], request, torch)
 
     # ---- replies
@@ -161,18 +181,26 @@ class Codec:
         """The arrays of a reply by their names, those that were wanted."""
         arrays = dict[str, Array]()
         for tensor in self._transport.decode(reply):
-            came = TensorSpec(tensor.name, tensor.datatype, tensor.shape)
-            said = self._outputs.get(came.name, came)
-            if self._spec.batched and tensor.shape[:1] != (count,):
-                raise ValueError(f"output {came} for {count} inputs")
-            if not came.fits(said):
-                raise ValueError(f"output {came} came as {said} was expected")
-            arrays[came.name] = from_received(tensor)
+            self._check(tensor.name, tensor.datatype, tensor.shape, count)
+            arrays[tensor.name] = from_received(tensor)
+        if list(arrays) == self._wanted:
+            return arrays
         if missing := [name for name in self._wanted if name not in arrays]:
             raise ValueError(f"output {missing[0]!r} is missing")
         if not arrays:
             raise ValueError("no outputs")
         return {name: arrays[name] for name in self._wanted or arrays}
+
+    def _checked(self, name: str, datatype: str, shape: tuple[int, ...], count: int) -> None:
+        """Return if an output for that many tasks may come like this."""
+        came = TensorSpec(name, datatype, shape)
+        said = self._outputs.get(name, came)
+        if len(shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"output {name!r} of {len(shape)} dimensions")
+        if self._spec.batched and shape[:1] != (count,):
+            raise ValueError(f"output {came} for {count} inputs")
+        if not came.fits(said):
+            raise ValueError(f"output {came} came as {said} was expected")
 
     def _uncollated(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any] | None:
         if self._steps.uncollate is None or not self._spec.batched or len(arrays) != 1:
@@ -189,24 +217,17 @@ class Codec:
 
     def _rows(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any]:
         columns = [self._column(array, count, torch) for array in arrays.values()]
-        if len(columns) == 1:
-            return list(map(self._finished, columns[0]))
-        rows = (dict(zip(arrays, values, strict=True)) for values in zip(*columns, strict=True))
-        return list(map(self._finished, rows))
+        rows = columns[0]
+        if len(columns) > 1:
+            rows = [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)]
+        step = self._steps.postprocess
+        return rows if step is None else [_finished(step, row) for row in rows]
 
     def _column(self, array: Array, count: int, torch: bool) -> list[Any]:
         """One output of each task."""
         if not self._spec.batched:
             return [_own(array, torch)]
         return [_own(array[index, ...], torch) for index in range(count)]
-
-    def _finished(self, row: Any) -> Any:
-        if self._steps.postprocess is None:
-            return row
-        try:
-            return self._steps.postprocess(row)
-        except BaseException as error:
-            return as_exception(error)
 
     def _note_fallback(self, step: str, error: Exception) -> None:
         """An ``InputError`` is what the steps for one task are there for: no news."""
@@ -216,6 +237,13 @@ class Codec:
                 "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
                 self._name, step, type(error).__name__, error,
             )  # fmt: skip
+
+
+def _finished(step: Callable[[Any], Any], row: Any) -> Any:
+    try:
+        return step(row)
+    except BaseException as error:
+        return as_exception(error)
 
 
 def _own(array: Array, torch: bool) -> Any:

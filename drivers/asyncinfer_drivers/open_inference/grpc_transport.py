@@ -23,6 +23,10 @@ pb: Any = service_pb2  # made at run time: no type checker sees its messages
 _SERVICE = "/inference.GRPCInferenceService/"
 #: field 7 of ModelInferRequest, ``raw_input_contents``: its number, and "bytes of that length"
 _RAW = bytes([7 << 3 | 2])
+#: field 6 of ModelInferResponse, ``raw_output_contents``
+_RAW_OUTPUT = bytes([6 << 3 | 2])
+#: bytes of a reply that are kept to compare the next one with
+_LONGEST_HEAD = 4096
 
 _KINDS = {
     grpc.StatusCode.INVALID_ARGUMENT: Kind.INPUT,
@@ -73,7 +77,9 @@ class GrpcTransport:
         self._too_large = f" vs. {most})"
         self._name, self._version = model, version
         #: most requests begin like an earlier one
-        self._head = lru_cache(maxsize=64)(self._made_head)
+        self._heads = lru_cache(maxsize=64)(self._made_heads)
+        #: of an earlier reply: what stood before the bytes, its length, and what tensor it was
+        self._before: tuple[bytes, int, tuple[str, str, tuple[int, ...]]] = b"", -1, ("", "", ())
         self._metadata = tuple(access.all_headers().items())
         self._credentials: grpc.ChannelCredentials | None = None
         if address.tls:
@@ -135,29 +141,48 @@ class GrpcTransport:
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
         """A request. The tensors' bytes are copied once: they are the message's last fields."""
-        start = self._head(tuple(tensor.head for tensor in tensors), tuple(outputs))
-        whole: list[bytes | memoryview] = [start]
-        for tensor in tensors:
-            whole += [_RAW, _varint(sum(map(len, tensor.parts))), *tensor.parts]
+        heads = self._heads(tuple([tensor.head for tensor in tensors]), tuple(outputs))
+        whole = list[Any]()
+        for head, tensor in zip(heads, tensors, strict=True):
+            whole.append(head)
+            whole += tensor.parts
         return Message(b"".join(whole))
 
-    def _made_head(self, tensors: Sequence[Head], outputs: Sequence[str]) -> bytes:
+    def _made_heads(self, tensors: Sequence[Head], outputs: Sequence[str]) -> list[bytes]:
+        """What stands before the bytes of each tensor: before the first, the message."""
         message = pb.ModelInferRequest(model_name=self._name, model_version=self._version)
         for name, datatype, shape, _ in tensors:
             message.inputs.add(name=name, datatype=datatype, shape=shape)
         for name in outputs:
             message.outputs.add(name=name)
-        start: bytes = message.SerializeToString()
-        return start
+        heads = [_RAW + _varint(size) for *_, size in tensors]
+        heads[0] = message.SerializeToString() + heads[0]
+        return heads
 
     async def infer(self, request: Message, timeout: float | None) -> Message:
         """The reply to a request."""
         return Message(await self._call(self._infer, request.body, timeout))
 
     def decode(self, reply: Message) -> list[Received]:
-        """The tensors of a reply; ``ValueError`` if it is none."""
+        """The tensors of a reply; ``ValueError`` if it is none.
+
+        Most replies differ from the one before only in the bytes of their one tensor, which are
+        their end: those are neither parsed nor copied.
+        """
+        body, (head, length, like) = reply.body, self._before
+        if len(body) == length and body.startswith(head):
+            return [Received(*like, memoryview(body)[len(head) :])]
+        tensors = self._parsed(body)
+        if len(tensors) == 1 and (raw := tensors[0].raw):
+            head = body[: -len(raw)]
+            whole = head.endswith(_RAW_OUTPUT + _varint(len(raw))) and body.endswith(raw)
+            if whole and len(head) <= _LONGEST_HEAD:
+                self._before = head, len(body), tensors[0][:3]
+        return tensors
+
+    def _parsed(self, body: bytes) -> list[Received]:
         try:
-            message = pb.ModelInferResponse.FromString(reply.body)
+            message = pb.ModelInferResponse.FromString(body)
         except DecodeError as error:
             raise ValueError(f"no inference response: {error}") from error
         raw = list(message.raw_output_contents)

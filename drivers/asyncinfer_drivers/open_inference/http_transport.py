@@ -267,9 +267,10 @@ def _said(body: bytes) -> str:
 
 def _numbers(tensor: Given) -> list[Any]:
     """The elements of a tensor, as JSON has them."""
-    if tensor.datatype == "BYTES":
+    datatype = DATATYPES[tensor.head[1]]
+    if datatype.kind == "O":
         return [bytes(part[4:]).decode() for part in tensor.parts]
-    found: list[Any] = np.frombuffer(b"".join(tensor.parts), DATATYPES[tensor.datatype]).tolist()
+    found: list[Any] = np.frombuffer(b"".join(tensor.parts), datatype).tolist()
     return found
 
 

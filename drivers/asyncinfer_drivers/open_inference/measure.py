@@ -3,10 +3,10 @@
     python -m asyncinfer_drivers.open_inference.measure
 
 Both send the same tensors to the same server, in a process of its own on this host that sends them
-back. They take turns, so that whatever else runs here meets both alike; a figure is the median of
-the rounds' ratios: of times for the round trip, of calls a second for throughput. The bare client
-is tritonclient's ``grpc.aio`` or ``http.aio``. The last figures are seconds: what a
-``LocalServerDriver`` takes to open and close.
+back. They take short turns, so that whatever else runs here meets both alike. A figure is the
+median of the rounds' ratios: of times for the round trip, of calls a second for throughput. ``low``
+and ``high`` enclose it with 95 % confidence. The bare client is tritonclient's ``grpc.aio`` or
+``http.aio``. The last figures are seconds: what a ``LocalServerDriver`` takes to open and close.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ("main", "measured")
 LARGE, SMALL = 150_000, 64
 _CLIENTS = {"grpc": tritonclient.grpc.aio, "http": tritonclient.http.aio}
 
-#: what is measured: with so many numbers in a tensor, and so many calls under way
+#: what is measured: numbers in a tensor, calls under way, and calls one after another in a turn
 CASES = (
-    ("round_trip_600kB", LARGE, 1),
-    ("throughput_256B_1", SMALL, 1),
-    ("throughput_256B_8", SMALL, 8),
-    ("throughput_600kB_4", LARGE, 4),
+    ("round_trip_600kB", LARGE, 1, 4),
+    ("throughput_256B_1", SMALL, 1, 20),
+    ("throughput_256B_8", SMALL, 8, 10),
+    ("throughput_600kB_4", LARGE, 4, 4),
 )
 
 Call = Callable[[], Awaitable[Any]]
@@ -79,20 +79,20 @@ def driven(driver: OpenInferenceDriver, array: Any) -> Call:
 
 
 async def alternating(
-    pair: tuple[Call, Call], rounds: int, calls: int, in_flight: int
-) -> list[tuple[float, float]]:
-    """Seconds that each of the two takes for so many calls, round by round."""
-    found = list[tuple[float, float]]()
-    for turn in range(rounds + 1):
-        first = await _seconds(pair[turn % 2], calls, in_flight)
-        other = await _seconds(pair[1 - turn % 2], calls, in_flight)
-        found.append((other, first) if turn % 2 else (first, other))
-    return found
+    pair: tuple[Call, Call], seconds: float, in_flight: int, calls: int
+) -> list[float]:
+    """Time of the second over time of the first, round by round, for that many seconds."""
+    found, end = list[float](), time.perf_counter() + seconds
+    while len(found) < 2 or time.perf_counter() < end:
+        first = len(found) % 2  # whoever was last goes on: each is met cold, or warm, as often
+        times = {turn: await _seconds(pair[turn], in_flight, calls) for turn in (first, 1 - first)}
+        found.append(times[1] / times[0])
+    return found[1:]  # the first warms up
 
 
-async def _seconds(call: Call, calls: int, in_flight: int) -> float:
+async def _seconds(call: Call, in_flight: int, calls: int) -> float:
     async def work() -> None:
-        for _ in range(calls // in_flight):
+        for _ in range(calls):
             await call()
 
     started = time.perf_counter()
@@ -100,31 +100,38 @@ async def _seconds(call: Call, calls: int, in_flight: int) -> float:
     return time.perf_counter() - started
 
 
-async def measured(protocol: str, url: str, rounds: int, calls: int) -> dict[str, float]:
-    """The ratios for one protocol."""
+def median(ratios: list[float]) -> dict[str, float]:
+    """The median, and between which of the sorted values it is with 95 % confidence."""
+    ordered, count = sorted(ratios), len(ratios)
+    off = round(0.98 * count**0.5)  # half of 1.96 standard deviations of a fair coin's throws
+    low, high = max(0, count // 2 - off), min(count - 1, (count - 1) // 2 + off)
+    found = {"median": statistics.median(ordered), "low": ordered[low], "high": ordered[high]}
+    return {which: round(ratio, 3) for which, ratio in found.items()}
+
+
+async def measured(protocol: str, url: str, seconds: float) -> dict[str, dict[str, float]]:
+    """The ratios for one protocol, with so many seconds for each."""
     client = _CLIENTS[protocol].InferenceServerClient(url)
     driver = OpenInferenceDriver(url, "echo", protocol=protocol)
     await driver.open()
     try:
-        facts = dict[str, float]()
-        for what, size, in_flight in CASES:
+        facts = dict[str, dict[str, float]]()
+        for what, size, in_flight, calls in CASES:
             array = np.random.default_rng(42).random((1, size), np.float32)
             pair = bare(protocol, client, array), driven(driver, array)
-            count = max(2 * in_flight, calls // (10 if size == LARGE else 1))
-            seconds = await alternating(pair, rounds, count, in_flight)
-            times = [own / other for other, own in seconds[1:]]  # the first warms up
-            ratio = statistics.median(times)
-            facts[what] = ratio if what.startswith("round_trip") else 1 / ratio
+            times = await alternating(pair, seconds, in_flight, calls)
+            is_time = what.startswith("round_trip")
+            facts[what] = median(times if is_time else [1 / ratio for ratio in times])
         return facts
     finally:
         await driver.close()
         await client.close()
 
 
-async def _measure(rounds: int, calls: int) -> dict[str, dict[str, float]]:
+async def _measure(seconds: float) -> dict[str, dict[str, Any]]:
     async with server() as urls:
-        found = {which: await measured(which, url, rounds, calls) for which, url in urls.items()}
-    return found | {"local_server": await opening()}
+        found = {which: await measured(which, url, seconds) for which, url in urls.items()}
+    return {**found, "local_server_seconds": await opening()}
 
 
 async def opening() -> dict[str, float]:
@@ -135,17 +142,16 @@ async def opening() -> dict[str, float]:
             started = time.perf_counter()
             await step()
             seconds[what].append(time.perf_counter() - started)
-    return {f"{what}_seconds": statistics.median(times) for what, times in seconds.items()}
+    return {what: round(statistics.median(times), 3) for what, times in seconds.items()}
 
 
 def main() -> None:
     """Print the ratios as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=40, help="turns that each takes")
-    parser.add_argument("--calls", type=int, default=200, help="small calls a turn; a tenth large")
+    parser.add_argument("--seconds", type=float, default=15, help="for each of the eight ratios")
     given = parser.parse_args()
-    facts = asyncio.run(_measure(given.rounds, given.calls))
-    print(json.dumps({k: {n: round(v, 3) for n, v in f.items()} for k, f in facts.items()}))
+    facts = asyncio.run(_measure(given.seconds))
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ __all__ = (
     "Message",
     "Received",
     "from_received",
+    "given",
     "is_torch",
-    "parts",
     "to_array",
 )
 
@@ -43,16 +43,10 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 class Given(NamedTuple):
     """A tensor to send."""
 
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    #: its bytes, in as many parts as there were rows
+    #: all but the bytes, and how many they are
+    head: Head
+    #: what has its bytes, in as many parts as there were rows or texts
     parts: Sequence[bytes | memoryview]
-
-    @property
-    def head(self) -> Head:
-        """All but the bytes, and how many they are."""
-        return self.name, self.datatype, self.shape, sum(map(len, self.parts))
 
 
 class Received(NamedTuple):
@@ -82,7 +76,7 @@ def is_torch(item: object) -> bool:
 def to_array(item: Any, datatype: str, name: str) -> Array:
     """``item`` in that datatype; ``InputError`` about input ``name`` if its numbers would change.
 
-    Real numbers may lose digits, as from float64 to float32.
+    Real numbers may lose digits, as from float64 to float32. An array of numbers is contiguous.
     """
     wanted = DATATYPES[datatype]
     try:
@@ -97,7 +91,7 @@ def to_array(item: Any, datatype: str, name: str) -> Array:
         return array if array.flags.c_contiguous else array.copy()
     elif array.dtype.kind in "fiub":
         with np.errstate(all="ignore"):
-            cast = array.astype(wanted)
+            cast = array.astype(wanted, "C")
         if np.can_cast(array.dtype, wanted, "same_kind") or np.array_equal(cast, array):
             return cast
     raise InputError(f"input {name!r} is {array.dtype}, the model takes {datatype}")
@@ -111,12 +105,18 @@ def _plain(item: Any) -> Any:
     return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
 
 
-def parts(array: Array) -> Sequence[bytes | memoryview]:
-    """The bytes of a contiguous array, not copied if it holds numbers."""
-    if array.dtype.kind != "O":
-        return [array.reshape(-1).view(np.uint8).data]
-    texts = [one.encode() if isinstance(one, str) else bytes(one) for one in array.flat]
-    return [len(text).to_bytes(4, "little") + text for text in texts]
+def given(name: str, datatype: str, shape: tuple[int, ...], arrays: Sequence[Array]) -> Given:
+    """The tensor made of contiguous ``arrays``; numbers are not copied."""
+    if arrays[0].dtype.kind != "O":
+        size = arrays[0].nbytes * len(arrays)
+        return Given((name, datatype, shape, size), [array.data for array in arrays])
+    parts = [_text(one) for array in arrays for one in array.flat]
+    return Given((name, datatype, shape, sum(map(len, parts))), parts)
+
+
+def _text(one: str | bytes) -> bytes:
+    data = one.encode() if isinstance(one, str) else bytes(one)
+    return len(data).to_bytes(4, "little") + data
 
 
 def from_received(tensor: Received) -> Array:
