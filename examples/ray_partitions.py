@@ -1,11 +1,14 @@
 """Two dispatchers on two nodes of a Ray cluster share one stream; one node dies on the way.
 
-No queue in the middle holds the work. Whoever wants the results cuts the stream into blocks and
-hands them out; only references travel through here, the blocks through Ray's object store. Each
-node has a dispatcher with devices of its own. The results are merged by the blocks' numbers.
+No queue in the middle holds the work. Each node has a dispatcher with devices of its own, and
+beside it a Ray queue from which only this dispatcher takes its part of the stream. Whoever wants
+the results cuts the stream into blocks and puts them into whichever queue has room; only references
+go through the queues, the blocks through Ray's object store. The results are merged by the blocks'
+numbers.
 
-A block whose dispatcher dies is handed to another. It may so be run twice, in whole or in part, but
-its results are taken once: exactly-once holds for the results, not for the work.
+If a node dies, its queue dies with it. Nothing is lost: whoever put a block there keeps it until
+its results have come, and puts it into another queue. A block may so be run twice, in whole or in
+part, but its results are taken once: exactly-once holds for the results, not for the work.
 
     python examples/ray_partitions.py
 """
@@ -13,18 +16,20 @@ its results are taken once: exactly-once holds for the results, not for the work
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import logging
 import os
 import time
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asyncinfer import Dispatcher
@@ -33,7 +38,7 @@ from asyncinfer_drivers.ray_cluster.session import join
 
 #: tasks in a block: the unit of handing out, and of running again
 BLOCK = 100
-#: blocks a dispatcher has at once: one to work on, and the next
+#: blocks of a dispatcher at once: one it works on, and the next
 AHEAD = 2
 TASKS = 5_000
 
@@ -44,30 +49,36 @@ def square(x: int) -> int:
 
 
 class Partition:
-    """An actor with a dispatcher of its own: here over two simulated devices, one slower."""
+    """An actor with a queue and a dispatcher: here over two simulated devices, one slower."""
 
-    async def start(self) -> None:
-        """Open its devices."""
+    async def start(self) -> Queue:
+        """Open the devices; the queue, on this actor's node, is its own way to more work."""
         fast = SimulatedDriver("fast", 0.001, function=square, max_batch=4)
         slow = SimulatedDriver("slow", 0.010, function=square)
         self.dispatcher = await AsyncExitStack().enter_async_context(Dispatcher([fast, slow]))
+        here = on(ray.get_runtime_context().get_node_id())
+        self.queue = Queue(AHEAD, actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        return self.queue
 
-    async def run(self, block: Sequence[Any]) -> list[Any]:
-        """The block's outputs in order, and the errors of failed tasks in their places."""
-        return [x async for x in self.dispatcher.stream(block, return_exceptions=True)]
+    async def run_next(self) -> tuple[int, list[Any]]:
+        """The next block's number, and its outputs in order; errors of failed tasks among them."""
+        number, block = await self.queue.get_async()
+        items = await block
+        return number, [x async for x in self.dispatcher.stream(items, return_exceptions=True)]
 
 
 class Merge:
-    """Hands blocks to dispatchers, and gives their results back in order."""
+    """Cuts a stream over the queues of dispatchers, and gives the results back in order."""
 
-    def __init__(self, partitions: dict[str, Any]) -> None:
-        #: those alive, by name
+    def __init__(self, partitions: Mapping[str, tuple[Any, Queue]]) -> None:
+        #: those alive, by name: the actor and its queue
         self.partitions = dict(partitions)
         #: blocks each has done, and blocks that were handed out again
         self.done, self.again = Counter[str](), 0
         self._cut = 0
-        self._waiting = deque[tuple[int, Any]]()
-        self._calls = dict[asyncio.Task[Any], tuple[str, int, Any]]()
+        self._waiting = list[tuple[int, Any]]()  # a heap: the first block first
+        self._given: dict[str, dict[int, Any]] = {name: {} for name in partitions}
+        self._calls = dict[asyncio.Task[tuple[int, list[Any]]], str]()
         self._finished = dict[int, list[Any]]()
 
     async def stream(self, blocks: Iterable[Sequence[Any]]) -> AsyncGenerator[Any, None]:
@@ -92,53 +103,60 @@ class Merge:
             raise RuntimeError(f"no dispatcher is left to run block {head}")
 
     def _hand_out(self, numbered: Iterable[tuple[int, Sequence[Any]]], head: int) -> None:
-        busy = Counter(name for name, _, _ in self._calls.values())
         limit = head + 2 * AHEAD * len(self.partitions)  # a slow one holds up no more than this
         for _, name in itertools.product(range(AHEAD), self.partitions):
-            if busy[name] == AHEAD:
+            given = self._given[name]
+            if len(given) == AHEAD:
                 continue
-            block = self._next(numbered, limit)
-            if block is None:
+            if not self._waiting and self._cut < limit:
+                for number, items in itertools.islice(numbered, 1):
+                    self._cut = number + 1
+                    self._waiting.append((number, ray.put(items)))
+            if not self._waiting:
                 return
-            busy[name] += 1
-            call = asyncio.ensure_future(self._run(self.partitions[name], block[1]))
-            self._calls[call] = (name, *block)
+            number, block = heapq.heappop(self._waiting)
+            given[number] = block
+            call = self._run(*self.partitions[name], number, block)
+            self._calls[asyncio.ensure_future(call)] = name
 
-    def _next(
-        self, numbered: Iterable[tuple[int, Sequence[Any]]], limit: int
-    ) -> tuple[int, Any] | None:
-        if not self._waiting and self._cut < limit:
-            for number, items in itertools.islice(numbered, 1):
-                self._cut = number + 1
-                self._waiting.append((number, ray.put(items)))
-        return self._waiting.popleft() if self._waiting else None
+    async def _run(
+        self, actor: Any, queue: Queue, number: int, block: Any
+    ) -> tuple[int, list[Any]]:
+        """Put the block into the queue; the number and outputs of whichever was the next there."""
+        await queue.put_async((number, block))
+        result: tuple[int, list[Any]] = await actor.run_next.remote()
+        return result
 
-    async def _run(self, partition: Any, block: Any) -> list[Any]:
-        outputs: list[Any] = await partition.run.remote(block)
-        return outputs
-
-    def _take(self, call: asyncio.Task[Any]) -> None:
-        name, number, block = self._calls.pop(call)
+    def _take(self, call: asyncio.Task[tuple[int, list[Any]]]) -> None:
+        name = self._calls.pop(call)
+        given = self._given.get(name, {})
         try:
-            self._finished[number] = call.result()
-            self.done[name] += 1
-        except RayError as error:  # the actor or its node is gone: the block goes to another
-            print(f"  block {number} comes back from {name}: {type(error).__name__}")
+            number, outputs = call.result()
+        except RayError as error:  # the actor or its node is gone: its blocks go to others
             self.partitions.pop(name, None)
-            self.again += 1
-            self._waiting.appendleft((number, block))
-            self._waiting = deque(sorted(self._waiting, key=lambda waiting: waiting[0]))
+            for number in self._given.pop(name, {}):
+                print(f"  block {number} comes back from {name}: {type(error).__name__}")
+                heapq.heappush(self._waiting, (number, given[number]))
+                self.again += 1
+        else:
+            if given.pop(number, None) is not None:  # else it was handed out again
+                self._finished[number] = outputs
+                self.done[name] += 1
+
+
+def on(node: str) -> NodeAffinitySchedulingStrategy:
+    """Nowhere but on that node."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 async def main(cluster: Cluster, nodes: Sequence[Any]) -> None:
     """Run the stream, kill the second node halfway, count."""
     kind: Any = ray.remote(Partition)
-    partitions = {}
-    for number, node in enumerate(nodes, 1):
-        strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        partitions[f"node-{number}"] = kind.options(scheduling_strategy=strategy).remote()
-    await asyncio.gather(*(partition.start.remote() for partition in partitions.values()))
-    merge, count, killing = Merge(partitions), 0, None
+    actors = [kind.options(scheduling_strategy=on(node.node_id)).remote() for node in nodes]
+    queues = await asyncio.gather(*(actor.start.remote() for actor in actors))
+    names = [f"node-{number}" for number in range(1, 1 + len(nodes))]
+    merge = Merge(dict(zip(names, zip(actors, queues, strict=True), strict=True)))
+    count, killing = 0, None
     blocks = (range(first, first + BLOCK) for first in range(0, TASKS, BLOCK))
     started = time.perf_counter()
     async with aclosing(merge.stream(blocks)) as results:

@@ -11,7 +11,7 @@ name = "x"
 
 [device.options]
 model = "tiny"
-preprocess = "own_steps:before"
+preprocess = "gated_steps:before"
 """
 
 STEPS = """
@@ -25,8 +25,8 @@ def here(tmp_path, monkeypatch):
     """The working directory, with a module that says when it is imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.delitem(sys.modules, "own_steps", raising=False)
-    (tmp_path / "own_steps.py").write_text(STEPS)
+    monkeypatch.delitem(sys.modules, "gated_steps", raising=False)
+    (tmp_path / "gated_steps.py").write_text(STEPS)
     (tmp_path / "c.toml").write_text(CONFIG)
     return tmp_path
 
@@ -50,7 +50,7 @@ def test_modules_here_are_found_only_if_one_is_named(cli, tiny, here):
     assert cli("run", "--model", "tiny", "--devices", "cpu", "--json").status == 0
     assert str(here) not in sys.path
     ran = cli(
-        "run", "--model", "tiny", "--devices", "cpu", "--preprocess", "own_steps:before", "--json"
+        "run", "--model", "tiny", "--devices", "cpu", "--preprocess", "gated_steps:before", "--json"
     )
     assert ran.status == 0
     assert (here / "imported").exists()
