@@ -109,6 +109,8 @@ class FaultyDriver(Driver[Any, Any]):
         self.chance = Random(plan.name)
         self.opens = self.closes = self.infers = 0
         self.is_open = False
+        #: it was opened though nobody waited for that any more: to be closed again
+        self.late = False
         #: calls that run in the present opening
         self.running: list[Call] = []
         self.factor = 1.0
@@ -166,7 +168,7 @@ class FaultyDriver(Driver[Any, Any]):
             if await self.faults.ignore(fault.amount):
                 raise asyncio.CancelledError
         elif fault.kind == "stubborn late":  # it succeeds, though nobody waits for it
-            await self.faults.ignore(fault.amount)
+            self.late = await self.faults.ignore(fault.amount)
         elif fault.kind == "os error":
             raise OSError("no such port")
         else:
@@ -179,10 +181,15 @@ class FaultyDriver(Driver[Any, Any]):
         fault = self.faults.closes.get((self.name, self.closes)) if self._well else None
         self.closes += 1
         self.is_open = False
-        if self.plan.close_seconds:
-            await asyncio.sleep(self.plan.close_seconds)
-        if fault is not None:
-            await self._close_wrong(fault)
+        late, self.late = self.late, False
+        self.ledger.stubborn += late  # it was left behind, and now ends by itself
+        try:
+            if self.plan.close_seconds:
+                await asyncio.sleep(self.plan.close_seconds)
+            if fault is not None:
+                await self._close_wrong(fault)
+        finally:
+            self.ledger.stubborn -= late
 
     async def _close_wrong(self, fault: CloseFault) -> None:
         if fault.kind == "hang":
