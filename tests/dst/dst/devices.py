@@ -61,8 +61,8 @@ class Faults:
     async def ignore(self, seconds: float, call: Call | None = None) -> bool:
         """Sleep, whoever cancels it; at most until all faults end. Tell whether somebody did."""
         loop, ledger = asyncio.get_running_loop(), self.ledger
-        cancelled = False
-        ledger.stubborn += 1
+        cancelled, task = False, asyncio.current_task()
+        ledger.stubborn.add(task)
         try:
             end = loop.time() + seconds
             while loop.time() < end and not self.healed.is_set():
@@ -74,7 +74,7 @@ class Faults:
                     if call is not None:
                         call.cancelled = True
         finally:
-            ledger.stubborn -= 1
+            ledger.stubborn.discard(task)
         return cancelled
 
 
@@ -109,8 +109,6 @@ class FaultyDriver(Driver[Any, Any]):
         self.chance = Random(plan.name)
         self.opens = self.closes = self.infers = 0
         self.is_open = False
-        #: it was opened though nobody waited for that any more: to be closed again
-        self.late = False
         #: calls that run in the present opening
         self.running: list[Call] = []
         self.factor = 1.0
@@ -168,7 +166,8 @@ class FaultyDriver(Driver[Any, Any]):
             if await self.faults.ignore(fault.amount):
                 raise asyncio.CancelledError
         elif fault.kind == "stubborn late":  # it succeeds, though nobody waits for it
-            self.late = await self.faults.ignore(fault.amount)
+            if await self.faults.ignore(fault.amount):  # and is then closed by the same task
+                self.ledger.stubborn.add(asyncio.current_task())
         elif fault.kind == "os error":
             raise OSError("no such port")
         else:
@@ -181,15 +180,10 @@ class FaultyDriver(Driver[Any, Any]):
         fault = self.faults.closes.get((self.name, self.closes)) if self._well else None
         self.closes += 1
         self.is_open = False
-        late, self.late = self.late, False
-        self.ledger.stubborn += late  # it was left behind, and now ends by itself
-        try:
-            if self.plan.close_seconds:
-                await asyncio.sleep(self.plan.close_seconds)
-            if fault is not None:
-                await self._close_wrong(fault)
-        finally:
-            self.ledger.stubborn -= late
+        if self.plan.close_seconds:
+            await asyncio.sleep(self.plan.close_seconds)
+        if fault is not None:
+            await self._close_wrong(fault)
 
     async def _close_wrong(self, fault: CloseFault) -> None:
         if fault.kind == "hang":

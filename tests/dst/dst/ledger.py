@@ -50,8 +50,8 @@ class Ledger:
     delivered: Counter[str] = field(default_factory=Counter)
     #: a task may be started only if its index is below that of the next to be delivered plus this
     window: float = math.inf
-    #: driver methods and sources that ignore their cancellation at present
-    stubborn: int = 0
+    #: asyncio tasks whose driver or source ignores its cancellation at present
+    stubborn: set[asyncio.Task[Any] | None] = field(default_factory=set)
     #: seconds by which the clock has leapt
     leapt: float = 0.0
     #: times at which each device was lost

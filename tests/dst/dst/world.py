@@ -309,7 +309,7 @@ class World:
         self.ledger.note("left")
         await asyncio.sleep(0)
         # what add and remove have not ended yet is theirs to end
-        check_left_behind(self.ledger, self.ledger.stubborn + 2 * self.plugging)
+        check_left_behind(self.ledger, 2 * self.plugging)
         if self.settings.drain is not None:
             self._check_closing(begun, allowed, "leaving")
 
