@@ -66,6 +66,8 @@ class Device:
         self.next_attempt = math.nan
         #: when a call last brought results
         self.answered_at = -math.inf
+        #: seconds in which calls were overdue that were given up since
+        self._given_up = 0.0
         #: by what factor the silence has grown too long for it to be looked into again
         self.patience = 1.0
         self.breaker = Breaker(f"42/{self.name}")
@@ -92,7 +94,9 @@ class Device:
         """Change state. The only place that does; ``IllegalTransition`` if the table has it not."""
         before = self._state if self.generation else None
         check(self.name, before, state)
-        self.generation += state is DeviceState.OPENING
+        if state is DeviceState.OPENING:
+            self.generation += 1
+            self._given_up = 0.0
         self._state, self.since, self.reason = state, now, reason or str(error or "")
         self.up = state in UP
         self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
@@ -137,6 +141,9 @@ class Device:
             return
         self.bursts.remove(burst)
         self._touched = now
+        silent = now - max(burst.since, self.answered_at)
+        if burst.running and silent > self.expect(burst.running):
+            self._given_up += silent
         if not self.bursts:
             self._busy_seconds += now - self._busy_since
         self.changed(self)
@@ -144,17 +151,21 @@ class Device:
     def answered(self, now: float) -> None:
         """A call brought results."""
         self.answered_at = now
+        self._given_up = 0.0
         self.patience = 1.0
         if self._state is DeviceState.SUSPECT:
             self.become(DeviceState.READY, now, "it answered")
 
     def silent_at(self) -> float:
-        """When its present calls will have been silent for far too long; infinite if unknown."""
+        """When it will have been silent for far too long; infinite if that is unknown.
+
+        Overdue calls that were given up count: a copy may always have been faster.
+        """
         if not self.bursts:
             return math.inf
         longest = max(self.expect(burst.running) for burst in self.bursts)
         since = max(self.answered_at, min(burst.since for burst in self.bursts))
-        return since + self.patience * self.bearable(longest)
+        return since - self._given_up + self.patience * self.bearable(longest)
 
     def bearable(self, expected: float) -> float:
         """Seconds of silence that are nothing unusual; infinite while its speed is unknown."""

@@ -164,13 +164,22 @@ def test_a_model_that_raises_fails_its_tasks_alone(cli, tiny):
     assert "division" in ran.rows[3]["error"]
 
 
+def heed_ctrl_c():
+    """What starts the tests in the background may have it ignored, which is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_ends_with_what_was_done(tmp_path):
     files = [tmp_path / f"{i}.txt" for i in range(400)]
     for file in files:
         file.touch()
     command = [sys.executable, "-m", "asyncinfer", "run", "--devices", "sim:0.05", "--", *files]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     ) as running:
         first = json.loads(running.stdout.readline())
         running.send_signal(signal.SIGINT)
@@ -192,6 +201,7 @@ def test_ctrl_c_while_waiting_for_standard_input():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     ) as running:
         running.stdin.write("one\n")
         running.stdin.flush()

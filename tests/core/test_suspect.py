@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncinfer import Dispatcher, Timeouts
+from asyncinfer import Dispatcher, Hedge, Timeouts
 from asyncinfer.device import Device
 from asyncinfer.errors import DeviceLost
 from asyncinfer.lifecycle import TRANSITIONS, DeviceState, IllegalTransition
@@ -203,6 +203,30 @@ def test_a_probe_that_says_nothing_changes_nothing(virtual, health, caplog):
             assert now() > 60, "nothing else would be known of the call"
             assert d.stats().devices[0].errors == 0
             assert a.opens == 1
+
+    virtual(run())
+
+
+def test_copies_do_not_hide_that_a_device_is_silent(virtual):
+    """Each of its calls is given up once a copy has the result, before it is silent for long."""
+
+    class Frozen(Hangs):
+        async def infer(self, batch):
+            if self.calls >= self.nth:
+                await asyncio.Event().wait()
+            return await super().infer(batch)
+
+    async def run():
+        a = Frozen("a", 0.1, nth=20, seconds=0.0, health=ConnectionError("gone"))
+        b = SimulatedDriver("b", 0.1)
+        async with Dispatcher([a, b], hedge=Hedge(budget=1.0)) as d:
+            async for result in d.results(iter(int, 1)):
+                last = result.index
+                if a.probes or now() > 60:
+                    break
+            assert last > 30
+            assert now() < 10
+            assert (a.probes, d.stats().hedging.won > 1) == (1, True)
 
     virtual(run())
 

@@ -239,6 +239,38 @@ def test_a_batch_size_is_compared_when_it_first_comes(caplog):
     assert calls == [1, 1, 3, 3, 4]
 
 
+@pytest.mark.parametrize("wrong_row", [0, 8, 15])
+def test_of_a_large_batch_three_rows_are_compared(wrong_row):
+    sizes = []
+
+    def model(x):
+        sizes.append(len(x))
+        return {"y": x * 2, "n": [x.sum(1)]}
+
+    def fast(x):
+        y = x * 2
+        if len(x) == 16:
+            y[wrong_row] += 1
+        return {"y": y, "n": [x.sum(1)]}
+
+    run = guarded(model, fast, torch.zeros(2))
+    items = torch.arange(64.0).reshape(32, 2)
+    for size in (32, 32, 5):
+        assert torch.equal(run(items[:size])["y"], items[:size] * 2)
+    assert sizes == [3, 3]
+    assert run.fast
+    assert torch.equal(run(items[:16])["y"], items[:16] * 2)
+    assert sizes == [3, 3, 3, 16]
+    assert not run.fast
+
+
+def test_a_model_that_looks_at_the_whole_batch_is_compared_as_a_whole():
+    run = guarded(lambda x: x - x.mean(0), lambda x: x - x.mean(0), torch.zeros(2))
+    items = torch.arange(20.0).reshape(10, 2)
+    assert torch.equal(run(items), items - items.mean(0))
+    assert run.fast
+
+
 def test_other_shapes_and_dtypes_go_to_the_model():
     run = guarded(lambda x: x + 1, lambda x: pytest.fail("not checked"), torch.zeros(2))
     assert run(torch.zeros(1, 3)).tolist() == [[1, 1, 1]]
