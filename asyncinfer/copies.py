@@ -8,7 +8,6 @@ from typing import Protocol
 
 from asyncinfer.burst import Burst, give_back
 from asyncinfer.device import Device
-from asyncinfer.driver import ServiceTime
 from asyncinfer.hedging import Hedge
 from asyncinfer.recorder import Recorder
 from asyncinfer.roster import Roster
@@ -195,7 +194,7 @@ class Copies:
             copy.settled = True
             self._count(copy)
             if copy.won and original in original.device.bursts:
-                _learn(original.device, original.running, now - original.since)
+                original.device.gave_up(original.running, now - original.since)
             for call in (original, burst):
                 if call in call.device.bursts and call.abandoned:
                     self._runner.abandon(call)
@@ -232,19 +231,6 @@ class _Copy:
 def _acts(device: Device) -> bool:
     """Whether its driver says that running a task has effects besides its result."""
     return bool(getattr(device.driver, "side_effects", False))
-
-
-def _learn(device: Device, tasks: int, seconds: float) -> None:
-    """A call was given up: it would have taken ``seconds`` at least.
-
-    The second in a row doubles what is expected, as a second time-out does for TCP (RFC 6298).
-    """
-    cost, each = device.estimator.line
-    if device.estimator.given_up:
-        device.calibrate(ServiceTime(2 * cost, 2 * each))
-    else:
-        device.learn(tasks, seconds)
-    device.estimator.given_up = True
 
 
 def _may_copy(device: Device) -> bool:

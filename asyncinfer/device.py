@@ -66,8 +66,9 @@ class Device:
         self.next_attempt = math.nan
         #: when a call last brought results
         self.answered_at = -math.inf
-        #: seconds in which calls were overdue that were given up since
+        #: seconds that calls took since which were given up, and what was bearable before them
         self._given_up = 0.0
+        self._bearable = math.inf
         #: by what factor the silence has grown too long for it to be looked into again
         self.patience = 1.0
         self.breaker = Breaker(f"42/{self.name}")
@@ -141,9 +142,6 @@ class Device:
             return
         self.bursts.remove(burst)
         self._touched = now
-        silent = now - max(burst.since, self.answered_at)
-        if burst.running and silent > self.expect(burst.running):
-            self._given_up += silent
         if not self.bursts:
             self._busy_seconds += now - self._busy_since
         self.changed(self)
@@ -156,16 +154,32 @@ class Device:
         if self._state is DeviceState.SUSPECT:
             self.become(DeviceState.READY, now, "it answered")
 
-    def silent_at(self) -> float:
-        """When it will have been silent for far too long; infinite if that is unknown.
+    def gave_up(self, tasks: int, seconds: float) -> None:
+        """A call was given up, as a copy was faster. It would have taken ``seconds`` at least.
 
-        Overdue calls that were given up count: a copy may always have been faster.
+        The second in a row doubles what is expected, as a second time-out does for TCP (RFC 6298).
+        What silence is bearable stays as it was before the first.
         """
+        if not self._given_up:
+            self._bearable = self.bearable(self.expect(tasks))
+        self._given_up += seconds
+        cost, each = self.estimator.line
+        if self.estimator.given_up:
+            self.calibrate(ServiceTime(2 * cost, 2 * each))
+        else:
+            self.learn(tasks, seconds)
+        self.estimator.given_up = True
+
+    def silent_at(self) -> float:
+        """When it will have been silent for far too long; infinite if that is unknown."""
         if not self.bursts:
             return math.inf
         longest = max(self.expect(burst.running) for burst in self.bursts)
         since = max(self.answered_at, min(burst.since for burst in self.bursts))
-        return since - self._given_up + self.patience * self.bearable(longest)
+        at = since + self.patience * self.bearable(longest)
+        if self._given_up:
+            at = min(at, since - self._given_up + self.patience * self._bearable)
+        return at
 
     def bearable(self, expected: float) -> float:
         """Seconds of silence that are nothing unusual; infinite while its speed is unknown."""
