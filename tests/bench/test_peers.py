@@ -347,10 +347,21 @@ def test_rounds_stop_when_the_time_is_used_up(folder: Path, behave) -> None:
     assert "rounds 2 to 9" in session.skipped[0]
 
 
-def measured(peer: str, throughput: float, load: str = "closed") -> Measured:
+def measured(peer: str, throughput: float, load: str = "closed", turn: int = 1) -> Measured:
     count = int(throughput)
     result = loads.Load(1.0, count, [0.001] * count)
-    return Measured(peer, "digits", load, 1, result, 1.0)
+    return Measured(peer, "digits", load, turn, result, 1.0)
+
+
+def test_the_check_compares_what_ran_in_the_same_round() -> None:
+    speeds = {1: (300, 290), 2: (200, 190), 3: (100, 99), 4: (100, 310)}
+    ones = [measured(OURS.name, ours, turn=turn) for turn, (ours, _) in speeds.items()]
+    ones += [measured("mosec", theirs, turn=turn) for turn, (_, theirs) in speeds.items()]
+    (check,) = report.checks(ones, [OURS, *PEERS])
+    assert check.met, "the medians of all rounds are 150 and 240"
+    assert "1.02 times, the median of rounds" in check.measured
+    (behind,) = report.checks([one for one in ones if one.round in (1, 4)], [OURS, *PEERS])
+    assert not behind.met
 
 
 def test_the_check_counts_in_process_and_says_the_figure_behind_http() -> None:
