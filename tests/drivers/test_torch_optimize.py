@@ -271,6 +271,32 @@ def test_a_model_that_looks_at_the_whole_batch_is_compared_as_a_whole():
     assert run.fast
 
 
+@pytest.mark.parametrize("size", [2, 10])
+def test_an_input_that_the_model_refuses_is_not_the_forms_fault(size):
+    def refuse(x):
+        if (x < 0).any():
+            raise ValueError("negative")
+        return x + 1
+
+    run = guarded(refuse, refuse, torch.zeros(2))
+    with pytest.raises(ValueError, match="negative"):
+        run(-torch.ones(size, 2))
+    assert run.fast
+    assert torch.equal(run(torch.ones(size, 2)), torch.full((size, 2), 2.0))
+    assert run.fast
+
+
+def test_a_model_that_refuses_three_rows_is_compared_as_a_whole():
+    def even(x):
+        if len(x) % 2:
+            raise ValueError("odd")
+        return x + 1
+
+    run = guarded(even, lambda x: x + 1, torch.zeros(2))
+    assert torch.equal(run(torch.ones(8, 2)), torch.full((8, 2), 2.0))
+    assert run.fast
+
+
 def test_other_shapes_and_dtypes_go_to_the_model():
     run = guarded(lambda x: x + 1, lambda x: pytest.fail("not checked"), torch.zeros(2))
     assert run(torch.zeros(1, 3)).tolist() == [[1, 1, 1]]

@@ -59,20 +59,20 @@ class Guarded:
     def _check(self, inputs: torch.Tensor, fast: Forward) -> Any:
         """The answer to the first batch of this size, and whether the fast form gives it."""
         same = inputs.clone()  # a model may write to its input
+        got: Any = None
+        reason: str | Exception = ""
         try:
             got = fast(same)
-            if len(inputs) > _ROWS and self._rows_agree(inputs, got):
-                self._checked.add(len(inputs))
-                return got
         except Exception as error:
-            self._drop(error)
-            return self._module(inputs)
-        wanted = self._module(inputs)
-        wrong = difference(wanted, got)
-        if wrong:
-            self._drop(wrong)
+            reason = error
+        if reason or not self._rows_agree(inputs, got):
+            wanted = self._module(inputs)  # where it raises, the input is to blame: the form stays
+            reason = reason or _unlike(wanted, got)
+            if reason:
+                self._drop(reason)
+            got = wanted
         self._checked.add(len(inputs))
-        return wanted
+        return got
 
     def _rows_agree(self, inputs: torch.Tensor, got: Any) -> bool:
         """Whether the model has the same answer for some rows by themselves: all would take long.
@@ -80,9 +80,14 @@ class Guarded:
         If not, that need not be the fast form's fault: a model may look at the whole batch.
         """
         count = len(inputs)
+        if count <= _ROWS:
+            return False
         at = torch.tensor([0, count // 2, count - 1], device=inputs.device)
-        wanted = self._module(inputs[at])
-        return not difference(wanted, pytree.tree_map(lambda leaf: _some(leaf, at, count), got))
+        try:
+            wanted = self._module(inputs[at])
+        except Exception:
+            return False  # the whole batch will show whose fault that is
+        return not _unlike(wanted, pytree.tree_map(lambda leaf: _some(leaf, at, count), got))
 
     def _drop(self, reason: str | Exception) -> None:
         if isinstance(reason, Exception) and is_device_fault(reason):
@@ -91,6 +96,14 @@ class Guarded:
         logger.warning(
             "%s: the optimised model is dropped, the model itself goes on: %s", self._name, reason
         )
+
+
+def _unlike(wanted: Any, got: Any) -> str | Exception:
+    """How the two differ, or why they cannot be compared; ``""`` if they are the same."""
+    try:
+        return difference(wanted, got)
+    except Exception as error:
+        return error
 
 
 def _some(leaf: Any, at: torch.Tensor, count: int) -> Any:
