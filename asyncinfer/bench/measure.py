@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from asyncinfer.stats import percentile
 
-__all__ = ("LoopLag", "Spread", "interleaved", "median_spread", "peak_rss")
+__all__ = ("LoopLag", "Spread", "interleaved", "median_spread", "peak_rss", "times_by_round")
 
 #: seconds between two ticks of ``LoopLag``
 _TICK = 0.001
@@ -56,6 +56,15 @@ def median_spread(values: Iterable[float]) -> Spread:
     if not finite:
         return Spread(math.nan, math.nan, math.nan)
     return Spread(statistics.median(finite), min(finite), max(finite))
+
+
+def times_by_round(speeds: Mapping[int, float], base: Mapping[int, float]) -> float:
+    """How many times as fast as ``base``: the median over the rounds of both, each by itself.
+
+    What slows the host down for a while then meets both. ``nan`` if they share no round.
+    """
+    found = (speed / base[number] for number, speed in speeds.items() if base.get(number))
+    return median_spread(found).median
 
 
 class LoopLag:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from asyncinfer.bench.measure import Spread, median_spread, peak_rss
+from asyncinfer.bench.measure import Spread, median_spread, peak_rss, times_by_round
 from asyncinfer.bench.record import Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate
@@ -136,16 +136,12 @@ def throughput(runs: Iterable[Run], case: str, policy: str) -> Spread:
 
 
 def ratio(runs: Sequence[Run], case: str, policy: str, base: str) -> float:
-    """How many times as fast as ``base`` it is: the median over the rounds, each by itself.
-
-    What slows the host down for a while then meets both.
-    """
-    rounds: dict[int, dict[str, float]] = {}
+    """How many times as fast as ``base`` it is, by ``times_by_round``."""
+    speeds: dict[str, dict[int, float]] = {policy: {}, base: {}}
     for run in runs:
-        if run.case == case:
-            rounds.setdefault(run.run, {})[run.policy] = run.throughput
-    found = [r[policy] / r[base] for r in rounds.values() if policy in r and base in r]
-    return median_spread(found).median
+        if run.case == case and run.policy in speeds:
+            speeds[run.policy][run.run] = run.throughput
+    return times_by_round(speeds[policy], speeds[base])
 
 
 def compared(title: str, runs: Sequence[Run], base: str, note: str = "") -> Table:

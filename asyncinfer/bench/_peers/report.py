@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncinfer.bench._peers.peer import OURS, OURS_HTTP, Peer
 from asyncinfer.bench._peers.plan import IN_FLIGHT, Measured
-from asyncinfer.bench.measure import Spread, median_spread
+from asyncinfer.bench.measure import Spread, median_spread, times_by_round
 from asyncinfer.bench.record import Check, Plot, Run, Table
 from asyncinfer.bench.text import rate, seconds, size
 from asyncinfer.stats import percentile
@@ -123,11 +123,8 @@ def _rate(ones: Iterable[Measured]) -> Spread:
 
 
 def _times(ones: Iterable[Measured], others: Iterable[Measured]) -> float:
-    """Median over the rounds of how many times as fast the first are: the host's speed drifts."""
-    base = {one.round: one.result.throughput for one in others}
-    pairs = [(one.result.throughput, base.get(one.round, 0.0)) for one in ones]
-    ratios = [ours / theirs for ours, theirs in pairs if theirs]
-    return statistics.median(ratios) if ratios else math.nan
+    ours, theirs = ({o.round: o.result.throughput for o in group} for group in (ones, others))
+    return times_by_round(ours, theirs)
 
 
 def _cpu(ones: Iterable[Measured]) -> str:
