@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from asyncinfer.bench.measure import median_spread
-from asyncinfer.bench.overhead_trials import in_turns, loops_here
+from asyncinfer.bench.overhead_trials import in_turns, loops_here, ratio
 from asyncinfer.bench.real_devices import Opened, close_all, open_all, torch_device
 from asyncinfer.bench.real_load import Load, closed_loop, open_loop
 from asyncinfer.bench.record import Check, Outcome, Plot, Run, Table
@@ -39,7 +39,9 @@ _MOST = 64
 #: parts of what the largest fixed batch does in a closed loop
 _LOADS = (0.2, 0.5, 0.8)
 #: seconds a run, rounds at most, and raw samples kept of each run
-_SECONDS, _ROUNDS, _SAMPLES = 1.0, 3, 2000
+_SECONDS, _ROUNDS, _SAMPLES = 2.0, 3, 2000
+#: seconds after which no round is begun
+_LIMIT = 90.0
 
 #: what adaptive batches must do: of the best fixed size's rate, and in its latency
 OF_BEST, OF_LATENCY = 0.95, 1.1
@@ -107,7 +109,7 @@ def _loaded(
     cases = {
         f"{load}/{way.name}": functools.partial(one, way, load) for load in loads for way in ways
     }
-    measured = in_turns(cases, min(context.runs, _ROUNDS), warm_up=0, limit=40)
+    measured = in_turns(cases, min(context.runs, _ROUNDS), warm_up=0, limit=_LIMIT)
     return [
         replace(run, run=number, seed=context.seed)
         for runs in measured.values()
@@ -196,8 +198,8 @@ def checks(runs: Sequence[Run]) -> list[Check]:
     if ADAPTIVE not in policies:
         return []
     fixed = [policy for policy in policies if policy != ADAPTIVE]
-    best = max(_over(runs, CLOSED, policy, "throughput") for policy in fixed)
-    part = _over(runs, CLOSED, ADAPTIVE, "throughput") / best
+    best = max(fixed, key=lambda policy: _over(runs, CLOSED, policy, "throughput"))
+    part = ratio(runs, f"batching: {CLOSED}", ADAPTIVE, best)
     claim = f"adaptive batches >= {OF_BEST} of the best fixed size's rate, closed loop"
     found = [Check(claim, f"{part:.2f}", part >= OF_BEST)]
     idle = next((load for load in loads if load != CLOSED), None)

@@ -38,6 +38,13 @@ _OTHERS = {"small_net": "asyncinfer_drivers._torch.small_net:build"}
 #: seconds of an image in the best loop below which what we add to each is not to be seen as small
 _TINY = 50e-6
 
+#: seconds a run, and of the short form
+_SECONDS, _SHORT_SECONDS = 1.5, 0.3
+#: full batches of each worker in a run at least: the last one of some worker runs alone
+_CALLS = 25
+#: seconds after which no round is begun
+_LIMIT = 75.0
+
 #: full batches of each worker that the loops go through at least
 _BATCHES = 4
 #: full batches of each worker that are in the window of ours, and as many behind it
@@ -47,7 +54,8 @@ _NOTE = (
     "Naive: one image at a time in eager mode. Best: batches, the fastest form of the model, "
     "threads and malloc thresholds, as found by trying them. Ours: Dispatcher.stream over torch "
     "drivers with those settings. All with pre- and postprocessing, in turns; medians over the "
-    "rounds. Lag: a timer of 1 ms on the event loop; bare loops run in a thread beside it."
+    f"rounds. A run has at least {_CALLS} batches of each thread. Lag: a timer of 1 ms on the "
+    "event loop; bare loops run in a thread beside it."
 )
 
 #: why no check demands it of a model
@@ -66,7 +74,8 @@ class _Match:
     #: ``asyncinfer_drivers._torch.bare``, and its ``Settings``
     bare: Any
     settings: Any
-    #: seconds a run
+    #: seconds a run, of the naive loop and of the others
+    naive: float
     took: float
 
 
@@ -95,8 +104,16 @@ def _compare(model: str, bare: Any, context: Context, runner: asyncio.Runner) ->
     settings = bare.Settings(optimize="none") if context.short else bare.tune(what, inputs)
     most = _BATCHES * settings.batch * settings.workers
     inputs = [*inputs] * -(-most // len(inputs))
-    match = _Match(model, inputs[:most], bare, settings, 0.3 if context.short else 1.5)
-    return _rounds(match, context, runner)
+    inputs = inputs[:most]
+    least = _SHORT_SECONDS if context.short else _SECONDS
+    found = bare.best_loop(what, inputs, settings).images_per_second
+    took = least if context.short else long_enough(least, settings.batch, settings.workers, found)
+    return _rounds(_Match(model, inputs, bare, settings, least, took), context, runner)
+
+
+def long_enough(least: float, batch: int, workers: int, images_per_second: float) -> float:
+    """Seconds of a run, not below ``least``, in which the end of it is but a small part."""
+    return max(least, _CALLS * batch * workers / images_per_second)
 
 
 @asynccontextmanager
@@ -128,8 +145,8 @@ async def _drivers(match: _Match) -> AsyncIterator[Sequence[Opened]]:
 
 def _rounds(match: _Match, context: Context, runner: asyncio.Runner) -> list[Run]:
     work: dict[str, Callable[[], Coroutine[Any, Any, _Found]]] = {
-        NAIVE: lambda: _loop(match.bare.naive_loop, match, match.inputs[:8]),
-        BEST: lambda: _loop(match.bare.best_loop, match, match.inputs, match.settings),
+        NAIVE: lambda: _loop(match.bare.naive_loop, match, match.naive, match.inputs[:8]),
+        BEST: lambda: _loop(match.bare.best_loop, match, match.took, match.inputs, match.settings),
         OURS: lambda: _stream(match),
     }
     numbers = {name: iter(range(10**9)) for name in work}
@@ -140,7 +157,7 @@ def _rounds(match: _Match, context: Context, runner: asyncio.Runner) -> list[Run
         return replace(run, run=next(numbers[name]), seed=context.seed)  # the warm-up is 0
 
     cases = {name: functools.partial(one, name) for name in work}
-    measured = in_turns(cases, 1 if context.short else context.runs, limit=40)
+    measured = in_turns(cases, 1 if context.short else context.runs, limit=_LIMIT)
     return [run for runs in measured.values() for run in runs]
 
 
@@ -149,12 +166,12 @@ def _model(name: str) -> Model:
     return resolve(_OTHERS[name]) if name in _OTHERS else with_own_steps(name)
 
 
-async def _loop(loop: Callable[..., Any], match: _Match, *arguments: Any) -> _Found:
+async def _loop(loop: Callable[..., Any], match: _Match, took: float, *arguments: Any) -> _Found:
     """The ticks while it ran, without those while it got ready."""
     with LoopLag() as lag:
         model = _OTHERS.get(match.model, match.model)
-        found = await asyncio.to_thread(loop, model, *arguments, seconds=match.took)
-    return float(found.images_per_second), list(_latest(lag.samples, match.took))
+        found = await asyncio.to_thread(loop, model, *arguments, seconds=took)
+    return float(found.images_per_second), list(_latest(lag.samples, took))
 
 
 def _latest(samples: Sequence[float], took: float) -> Iterator[float]:

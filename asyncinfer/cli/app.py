@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail("interrupted")
         return 130
     except Exception as error:
+        if _came_of_an_interrupt(error):
+            fail("interrupted")
+            return 130
         if debug:
             raise
         return _explain(error, arguments)
@@ -79,6 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     status = get_command(app).main(arguments, prog_name="asyncinfer", standalone_mode=False)
     return status if isinstance(status, int) else 0
+
+
+def _came_of_an_interrupt(error: BaseException) -> bool:
+    """Ctrl-C while a loop starts or ends can leave one that cannot be closed, which raises."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        if isinstance(before, KeyboardInterrupt):
+            return True
+        error = before
+    return False
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> int:

@@ -203,6 +203,11 @@ def test_nothing_is_demanded_that_the_model_does_not_allow():
     assert len(heavy) == 2
 
 
+def test_a_run_is_long_enough_for_its_end_not_to_count():
+    assert real_torch.long_enough(1.5, 32, 2, 4000.0) == 1.5
+    assert real_torch.long_enough(1.5, 16, 2, 100.0) == 8.0
+
+
 def test_without_the_loops(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
@@ -257,6 +262,17 @@ def test_adaptive_batches_are_checked_where_there_are_any():
         _batch("open loop, 20%", real_batching.ADAPTIVE, 20.0, 0.012),
     ]
     assert [check.met for check in real_batching.checks(fixed + ours)] == [True, False]
+
+
+def test_adaptive_batches_are_compared_with_the_best_size_round_by_round():
+    def rounds(policy, *rates):
+        runs = (_batch("closed loop", policy, rate, 1.0) for rate in rates)
+        return [replace(run, run=number) for number, run in enumerate(runs, 1)]
+
+    fixed = rounds("batch 8", 60.0, 60.0, 60.0) + rounds("batch 32", 100.0, 70.0, 130.0)
+    ours = rounds(real_batching.ADAPTIVE, 96.0, 68.0, 110.0)
+    (check,) = real_batching.checks(fixed + ours)
+    assert (check.measured, check.met) == ("0.96", True)
 
 
 def test_the_latency_plot():

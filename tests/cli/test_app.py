@@ -1,7 +1,9 @@
 """The program itself: help, errors on one line, exit statuses."""
 
+import asyncio
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -83,6 +85,32 @@ def test_unforeseen_errors(cli, monkeypatch, error, status, message):
     ran = cli("devices")
     assert ran.status == status
     assert message in ran.error
+
+
+class Interrupted(asyncio.SelectorEventLoop):
+    """Ctrl-C came where uvloop is neither running nor stopped, and can no more be closed."""
+
+    def run_until_complete(self, future):
+        future.close()
+        self._thread_id = threading.get_ident()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("option", [(), ("--debug",)])
+def test_ctrl_c_that_leaves_a_loop_which_cannot_be_closed(cli, monkeypatch, option):
+    loop = Interrupted()
+
+    def run(arguments):
+        try:
+            loop.run_until_complete(asyncio.sleep(0))
+        finally:
+            loop.close()
+
+    monkeypatch.setattr(app, "_run", run)
+    ran = cli("devices", *option)
+    assert (ran.status, ran.error) == (130, "asyncinfer: error: interrupted")
+    loop._thread_id = None
+    loop.close()
 
 
 def test_debug_shows_the_traceback(cli):
