@@ -91,8 +91,8 @@ class Gate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was given room and cannot use it
-                self.give_back(count)
+            unused = turn.done() and not turn.cancelled()  # it was given room and cannot use it
+            self.give_back(count if unused else 0)  # those behind it may find room as it is
             raise
 
     def give_back(self, count: int) -> None:
