@@ -27,12 +27,20 @@ def main(argument: str) -> None:
     print(json.dumps(run_virtual(_stream(**json.loads(argument)))))
 
 
-async def _stream(devices: int, tasks: int, limit: float, seed: int, policy: str) -> dict[str, Any]:
-    """``tasks`` tasks, or as many as are read within ``limit`` seconds of CPU time."""
+async def _stream(
+    devices: int, tasks: int, limit: float, seed: int, policy: str, batch: int, call: float
+) -> dict[str, Any]:
+    """``tasks`` tasks, or as many as are read within ``limit`` seconds of CPU time.
+
+    Devices take up to ``batch`` of them a call, which costs ``call`` seconds on top.
+    """
     chance = random.Random(seed)
     times = [chance.uniform(FASTEST, SLOWEST) for _ in range(devices)]
-    window = max(1024, theory.window_needed(times))
-    drivers = [SimulatedDriver(f"{n}", t) for n, t in enumerate(times)]
+    full = [t + call / batch for t in times]  # seconds per task in full batches
+    window = max(1024, batch * theory.window_needed(full))
+    drivers = [
+        SimulatedDriver(f"{n}", t, max_batch=batch, batch_cost=call) for n, t in enumerate(times)
+    ]
     expected = 0
     async with Dispatcher(drivers, policy=policy, window=window) as dispatcher:
         gc.collect()
@@ -44,15 +52,16 @@ async def _stream(devices: int, tasks: int, limit: float, seed: int, policy: str
             first, last = min(first, result.started), max(last, result.finished)
             expected += 1
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        reorder = dispatcher.stats().max_reorder
+        stats = dispatcher.stats()
     return {
         "tasks": expected,
         "window": window,
         "wall": wall,
         "cpu": cpu,
         "makespan": last - first,
-        "optimum": theory.optimum_makespan(times, expected),
-        "max_reorder": reorder,
+        "optimum": theory.optimum_makespan(full, expected),
+        "max_reorder": stats.max_reorder,
+        "calls": sum(device.batches for device in stats.devices),
         "peak_rss": peak_rss(),
     }
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from asyncinfer.bench import changes, checks, sweeps
 from asyncinfer.bench.lab import Lab
+from asyncinfer.bench.machine import machine
 from asyncinfer.bench.record import Outcome
 from asyncinfer.bench.suite import Context
 
 __all__ = ("run",)
 
+#: processes at most: Windows waits for no more than 61, and more would not find enough to do
+MOST = 32
+
 
 def run(context: Context) -> Outcome:
-    """All sweeps, and our claims about them."""
-    lab = Lab("ablation", context)
+    """All sweeps, and our claims about them, on all processors: nothing here goes by real time."""
+    workers = min(MOST, machine()["usable_cores"] or 1)
+    with Lab("ablation", context, workers) as lab:
+        _measure(lab)
+        return lab.finished()
+
+
+def _measure(lab: Lab) -> None:
     for sweep in (
         sweeps.number,
         sweeps.windows,
@@ -32,4 +42,3 @@ def run(context: Context) -> Outcome:
         drift,
         added,
     ]
-    return lab.outcome

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeAlias
 
 from asyncinfer import theory
 from asyncinfer.bench.checks import worst
@@ -24,44 +26,86 @@ DECISIVE = 0.1
 #: policies that can be simulated with many tasks
 _QUICK = ("eft", "greedy", "serial")
 
+#: by window and policy
+_Cases: TypeAlias = Mapping[tuple[int, str], Case]
+
+
+@dataclass(frozen=True)
+class _Drift:
+    """One device throttles, under several policies."""
+
+    name: str
+    plan: Plan
+    throttle: Throttle
+    cases: Mapping[str, Case]
+    hedged: Case
+
+    @cached_property
+    def makespans(self) -> Mapping[str, float]:
+        return {policy: case.observed.makespan for policy, case in self.cases.items()}
+
+    @cached_property
+    def best(self) -> float:
+        """The optimum that knows of the throttling."""
+        return throttled_optimum(self.plan.service_times, self.plan.tasks, self.throttle)
+
+    @property
+    def decided(self) -> bool:
+        """Whether one call of the throttled device decides the whole job."""
+        call = self.throttle.factor * self.plan.service_times[self.throttle.position]
+        return call > DECISIVE * self.best
+
+    @property
+    def unhedged(self) -> float:
+        """Our loss against the best policy in hindsight."""
+        return self.makespans["eft"] / min(self.makespans.values())
+
+    @property
+    def loss(self) -> float:
+        """The same, hedged where one call decides."""
+        makespan = self.hedged.observed.makespan if self.decided else self.makespans["eft"]
+        return makespan / min(self.makespans.values())
+
+    @property
+    def row(self) -> list[str]:
+        """Its line of the table."""
+        spans = self.makespans
+        cells = [f"{spans[p] / self.best:.4f}" if p in spans else "-" for p in POLICIES]
+        cells.append(f"{self.hedged.observed.makespan / self.best:.4f}")
+        return [self.name, *cells, seconds(self.cases["eft"].observed.hold_mean)]
+
 
 def drift(lab: Lab) -> Check:
     """One device throttles half way; nothing tells the dispatcher."""
-    rows: list[list[str]] = []
-    losses: dict[str, float] = {}
-    decided: list[str] = []
+    drifts = list(_drifts(lab))
+    columns = ["case", *(f"{p}: x optimum" for p in POLICIES), "eft, hedged", "eft: hold"]
+    note = f"Service time x {THROTTLED:g} half way, window 1024; against an optimum that knows it."
+    lab.table("drift", columns, [each.row for each in drifts], note)
+    decided = [f"{each.name} (unhedged {each.unhedged:.4f})" for each in drifts if each.decided]
+    claim = "makespan <= 1.03 of the best policy in hindsight under drift"
+    why = (
+        f"with hedge=True where one call takes over {DECISIVE:.0%} of the job: {', '.join(decided)}"
+    )
+    losses = {each.name: each.loss for each in drifts}
+    return worst(claim, losses, 1.03, why=why if decided else "")
+
+
+def _drifts(lab: Lab) -> Iterator[_Drift]:
+    """Ask for all of them."""
     far = "5 ms, 100 ms, 1 s"
     plans = [(kind, Plan(times, TASKS)) for kind, times in DEVICES.items()]
     long = (far, Plan(DEVICES[far], 10 * TASKS))
     for kind, plan in lab.pick([*plans, long], plans[:1]):
+        policies = _QUICK if lab.context.short or plan is long[1] else POLICIES
         order = sorted(range(len(plan.service_times)), key=lambda i: plan.service_times[i])
         picks = {"fastest": order[0], "middle": order[len(order) // 2], "slowest": order[-1]}
         for which, position in picks.items():
             throttle = Throttle(position, THROTTLED, plan.optimum / 2)
             name = f"drift, {kind}, {plan.tasks} tasks: the {which}"
-            cases = {
-                policy: lab.run(name, replace(plan, policy=policy, throttle=throttle))
-                for policy in (_QUICK if lab.context.short or plan is long[1] else POLICIES)
-            }
-            makespans = {policy: case.observed.makespan for policy, case in cases.items()}
-            best = throttled_optimum(plan.service_times, plan.tasks, throttle)
-            hedged = lab.run(f"{name}, hedged", replace(plan, throttle=throttle, hedge=True))
-            makespan = makespans["eft"]
-            if THROTTLED * plan.service_times[position] > DECISIVE * best:
-                decided.append(f"{name} (unhedged {makespan / min(makespans.values()):.4f})")
-                makespan = hedged.observed.makespan
-            losses[name] = makespan / min(makespans.values())
-            cells = [f"{makespans[p] / best:.4f}" if p in cases else "-" for p in POLICIES]
-            cells.append(f"{hedged.observed.makespan / best:.4f}")
-            rows.append([name, *cells, seconds(cases["eft"].observed.hold_mean)])
-    columns = ["case", *(f"{p}: x optimum" for p in POLICIES), "eft, hedged", "eft: hold"]
-    note = f"Service time x {THROTTLED:g} half way, window 1024; against an optimum that knows it."
-    lab.table("drift", columns, rows, note)
-    claim = "makespan <= 1.03 of the best policy in hindsight under drift"
-    why = (
-        f"with hedge=True where one call takes over {DECISIVE:.0%} of the job: {', '.join(decided)}"
-    )
-    return worst(claim, losses, 1.03, why=why if decided else "")
+            slowed = replace(plan, throttle=throttle)
+            cases = {policy: lab.run(name, replace(slowed, policy=policy)) for policy in policies}
+            hedged = lab.run(f"{name}, hedged", replace(slowed, hedge=True))
+            yield _Drift(name, slowed, throttle, cases, hedged)
 
 
 def throttled_optimum(times: Sequence[float], tasks: int, throttle: Throttle) -> float:
@@ -85,27 +129,36 @@ def throttled_optimum(times: Sequence[float], tasks: int, throttle: Throttle) ->
 def live(lab: Lab) -> None:
     """Tasks arrive one by one, at random, at a part of the total rate."""
     loads = lab.pick((0.5, 0.8, 0.95, 1.0, 1.2), (0.8,))
-    rows: list[list[str]] = []
-    for kind, times in lab.pick(DEVICES.items(), list(DEVICES.items())[1:2]):
-        rate = theory.total_rate(times)
-        for load in loads:
-            plan = Plan(times, 2 * TASKS, arrivals=load * rate, seed=lab.context.seed)
-            name = f"live, {kind}: {load:.0%} of R"
-            cases = {p: lab.run(name, replace(plan, policy=p), load=load) for p in POLICIES[:2]}
-            unordered = theory.response_time(times, plan.arrivals)
-            rows.append([name, *(part for p in cases for part in _latency(cases[p]))])
-            rows[-1].append(seconds(unordered))
-            if load == 0.8 and kind == "5 ms, 100 ms, 1 s":
-                title = "Latency at 80 % of R: 5 ms, 100 ms, 1 s"
-                note = f"Poisson arrivals, {2 * TASKS} tasks, from the intended start."
-                samples = {p: [1000 * x for x in cases[p].observed.latencies] for p in cases}
-                lab.plot("latency", title, distributions(samples, "latency (ms)"), note)
+    asked = {
+        (kind, load): _arriving(lab, f"live, {kind}: {load:.0%} of R", times, load)
+        for kind, times in lab.pick(DEVICES.items(), list(DEVICES.items())[1:2])
+        for load in loads
+    }
+    shown = asked["5 ms, 100 ms, 1 s", 0.8]
+    samples = {p: [1000 * x for x in case.observed.latencies] for p, case in shown.items()}
+    note = f"Poisson arrivals, {2 * TASKS} tasks, from the intended start."
+    title = "Latency at 80 % of R: 5 ms, 100 ms, 1 s"
+    lab.plot("latency", title, distributions(samples, "latency (ms)"), note)
     columns = ["case", *(f"{p}: {q}" for p in POLICIES[:2] for q in ("mean", "p50", "p99", "hold"))]
     note = (
         f"Poisson arrivals, {2 * TASKS} tasks, window 1024. Latency from the intended start: time "
         "a source is kept waiting counts. Theory: first come, first served, devices taken as alike."
     )
+    rows = [_live_row(cases) for cases in asked.values()]
     lab.table("live sources", [*columns, "theory: mean"], rows, note)
+
+
+def _arriving(lab: Lab, name: str, times: Sequence[float], load: float) -> dict[str, Case]:
+    arrivals = load * theory.total_rate(times)
+    plan = Plan(times, 2 * TASKS, arrivals=arrivals, seed=lab.context.seed)
+    return {p: lab.run(name, replace(plan, policy=p), load=load) for p in POLICIES[:2]}
+
+
+def _live_row(cases: Mapping[str, Case]) -> list[str]:
+    first = cases["eft"]
+    unordered = theory.response_time(first.plan.service_times, first.plan.arrivals)
+    parts = [part for case in cases.values() for part in _latency(case)]
+    return [first.name, *parts, seconds(unordered)]
 
 
 def _latency(case: Case) -> list[str]:
@@ -124,25 +177,47 @@ def added_device(lab: Lab) -> Check:
         "10, 20, 40, 80 ms": DEVICES["10, 20, 40, 80 ms"],
         "paper's 8 / 100": tuple(t / 100 for t in DEVICES["paper's 8"]),
     }
-    gains: dict[str, float] = {}
-    for kind, times in lab.pick(bases.items(), list(bases.items())[:1]):
+    kinds = lab.pick(bases.items(), list(bases.items())[:1])
+    asked = {kind: _adding(lab, kind, times, slower, widths) for kind, times in kinds}
+    ours: dict[str, float] = {}
+    for kind, (alone, added) in asked.items():
         rows: list[list[str]] = []
-        alone = {
-            (w, p): lab.run(f"adding to {kind}: none", Plan(times, 2 * TASKS, w, policy=p))
-            for w in widths
-            for p in POLICIES[:2]
-        }
-        for factor in slower:
-            rows.append([f"{factor} x"])
-            for w, policy in alone:
-                plan = Plan((*times, factor * min(times)), 2 * TASKS, w, policy=policy)
-                case = lab.run(f"adding to {kind}: {factor} x slower", plan, added=factor)
-                gain = case.observed.throughput / alone[w, policy].observed.throughput
-                rows[-1].append(f"{gain:.4f}")
-                if policy == "eft":
-                    gains[f"{kind}, {factor} x slower, window {w}"] = gain
+        for factor, cases in added.items():
+            gains = _gains(cases, alone)
+            rows.append([f"{factor} x", *(f"{gain:.4f}" for gain in gains.values())])
+            for w in widths:
+                ours[f"{kind}, {factor} x slower, window {w}"] = gains[w, "eft"]
         columns = ["added", *(f"{policy}, W {w}" for w, policy in alone)]
         note = f"Throughput with the device / without it, ordered stream of {2 * TASKS} tasks."
         lab.table(f"adding a device to {kind}", columns, rows, note)
     claim = "adding a device never lowers ordered throughput by more than 1 %"
-    return worst(claim, gains, 0.99, least=True)
+    return worst(claim, ours, 0.99, least=True)
+
+
+def _adding(
+    lab: Lab, kind: str, times: Sequence[float], slower: Sequence[int], widths: Sequence[int]
+) -> tuple[_Cases, dict[int, _Cases]]:
+    """Without another device, and with one by how many times slower it is."""
+    alone = _in_windows(lab, f"adding to {kind}: none", times, widths)
+    added: dict[int, _Cases] = {}
+    for factor in slower:
+        name, more = f"adding to {kind}: {factor} x slower", (*times, factor * min(times))
+        added[factor] = _in_windows(lab, name, more, widths, added=factor)
+    return alone, added
+
+
+def _in_windows(
+    lab: Lab, name: str, times: Sequence[float], widths: Sequence[int], **figures: Any
+) -> _Cases:
+    return {
+        (w, p): lab.run(name, Plan(times, 2 * TASKS, w, policy=p), **figures)
+        for w in widths
+        for p in POLICIES[:2]
+    }
+
+
+def _gains(cases: _Cases, alone: _Cases) -> dict[tuple[int, str], float]:
+    return {
+        key: case.observed.throughput / alone[key].observed.throughput
+        for key, case in cases.items()
+    }

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
-from asyncinfer.bench.record import Outcome, Plot, Table
+from asyncinfer.bench.record import Outcome, Plot, Run, Table
 from asyncinfer.bench.simulation import Observed, Plan, simulate
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import seconds
@@ -22,17 +28,33 @@ DEVICES: Mapping[str, Sequence[float]] = {
 }
 #: ours first
 POLICIES = ("eft", "greedy", "static", "sync", "serial")
+#: this many cases are asked for until the first of them has to be done: enough to keep every
+#: worker busy beside a long one, and few enough for the lines of progress to tell how far it is
+AHEAD = 64
+
+#: what a case showed, and its row in the CSV
+Result: TypeAlias = tuple[Observed, Run]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One simulated run and what it was."""
+    """One simulated run: it may still be under way, in another process."""
 
     name: str
     plan: Plan
-    observed: Observed
-    #: whether it ran on the virtual clock
+    result: Future[Result]
+    #: whether it runs on the virtual clock
     virtual: bool = True
+
+    @property
+    def observed(self) -> Observed:
+        """What it showed; waits for it, and raises what it raised."""
+        return self.result.result()[0]
+
+    @property
+    def row(self) -> Run:
+        """Its row in the CSV; waits for it, and raises what it raised."""
+        return self.result.result()[1]
 
     @property
     def ratio(self) -> float:
@@ -51,15 +73,35 @@ Results: TypeAlias = dict[str, dict[str, Case]]
 
 @dataclass
 class Lab:
-    """Runs plans for one suite."""
+    """Runs plans for one suite.
+
+    If there is more than one of ``workers``, runs on the virtual clock are spread over as many
+    processes. Those are started when needed, and gone when the ``with`` block of the lab ends.
+    """
 
     suite: str
     context: Context
+    workers: int = 1
+    #: its rows come with ``finished``
     outcome: Outcome = field(init=False)
     cases: list[Case] = field(default_factory=list)
+    _pool: ProcessPoolExecutor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.outcome = Outcome(self.suite)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def finished(self) -> Outcome:
+        """The outcome, with the row of every case in the order in which they were asked for."""
+        self.outcome.runs = [case.row for case in self.cases]
+        return self.outcome
 
     def pick(self, full: Iterable[Any], short: Iterable[Any]) -> list[Any]:
         """What to vary: ``short`` if that was asked for."""
@@ -75,14 +117,21 @@ class Lab:
         on_event: EventHook | None = None,
         **figures: Any,
     ) -> Case:
-        """Simulate one plan and keep its row."""
+        """Simulate one plan: ask for all that can be run side by side, then look at the first."""
+        if len(self.cases) >= AHEAD:
+            self.cases[-AHEAD].result.result()
         self.context.progress(f"{name}: {plan.policy}")
-        case = Case(name, plan, simulate(plan, virtual=virtual, on_event=on_event), virtual)
-        clock = "virtual" if virtual else "real"
-        row = case.observed.run(self.suite, name, plan, run=run, clock=clock, **figures)
-        self.outcome.runs.append(row)
+        work = partial(_result, self.suite, name, plan, run, virtual, on_event, figures)
+        pooled = self.workers > 1 and virtual and on_event is None
+        case = Case(name, plan, self._submit(work) if pooled else _done(work()), virtual)
         self.cases.append(case)
         return case
+
+    def _submit(self, work: Callable[[], Result]) -> Future[Result]:
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, spawn, _begin_worker)
+        return self._pool.submit(work)
 
     def sweep(
         self,
@@ -123,6 +172,39 @@ class Lab:
         """Add a plot to the outcome."""
         simulated = "Simulated devices on a virtual clock."
         self.outcome.plots.append(Plot(name, title, draw, f"{note} {simulated}".strip()))
+
+
+def _result(
+    suite: str,
+    name: str,
+    plan: Plan,
+    run: int,
+    virtual: bool,
+    on_event: EventHook | None,
+    figures: Mapping[str, Any],
+) -> Result:
+    observed = simulate(plan, virtual=virtual, on_event=on_event)
+    clock = "virtual" if virtual else "real"
+    return observed, observed.run(suite, name, plan, run=run, clock=clock, **figures)
+
+
+def _done(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
+
+
+def _begin_worker() -> None:
+    """Let Ctrl-C end a worker at once and in silence, and let none outlive a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _cells(case: Case) -> tuple[str, str, str]:

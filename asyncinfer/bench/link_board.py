@@ -27,10 +27,11 @@ def firmware() -> str:
 
 
 def protocol(elf: str, baudrate: int, inferences: int) -> Run:
-    """Requests with as many in flight as the board takes, over a line of that speed."""
+    """As many requests in flight as the board takes, beside the same frames without the link."""
     facts = _facts("link", elf, baudrate=baudrate, inferences=inferences)
     found = facts["inferences"] / facts["seconds"]
     figures = line_figures(found, facts["bytes_per_request"], facts["baudrate"])
+    figures |= {key: facts[key] for key in ("bare_efficiency", "turns", "in_flight", "resent")}
     return Run(
         suite="link",
         case=f"cortex_m4: {facts['baudrate']} baud, {facts['in_flight']} in flight",
@@ -39,7 +40,7 @@ def protocol(elf: str, baudrate: int, inferences: int) -> Run:
         tasks=facts["inferences"],
         makespan=facts["seconds"],
         throughput=found,
-        figures={**figures, "in_flight": facts["in_flight"], "resent": facts["resent"]},
+        figures=figures,
     )
 
 

@@ -44,7 +44,7 @@ def run(context: Context) -> Outcome:
         checks.noise_check(lab.cases),
         *claims(eight[1000], eight_noisy, far, named),
     ]
-    return lab.outcome
+    return lab.finished()
 
 
 def _compared(lab: Lab, kind: str, plan: Plan, note: str = "") -> dict[str, Case]:

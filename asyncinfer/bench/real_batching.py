@@ -11,9 +11,10 @@ import functools
 import importlib
 import math
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from asyncinfer.bench.measure import median_spread
 from asyncinfer.bench.overhead_trials import in_turns, loops_here, ratio
@@ -36,23 +37,28 @@ _FIXED = (1, 8, 32)
 _CLIENTS = 64
 #: what an adaptive batch may grow to: beyond what is of use
 _MOST = 64
-#: parts of what the largest fixed batch does in a closed loop
+#: parts of the best rate in a closed loop
 _LOADS = (0.2, 0.5, 0.8)
-#: seconds a run, rounds at most, and raw samples kept of each run
-_SECONDS, _ROUNDS, _SAMPLES = 2.0, 3, 2000
-#: seconds after which no round is begun
-_LIMIT = 90.0
+#: seconds a run of the closed loop and of an open one
+_SECONDS, _OPEN_SECONDS = 1.0, 2.0
+#: rounds at most, and seconds after which none is begun
+_ROUNDS, _OPEN_ROUNDS = 15, 2
+_LIMIT, _OPEN_LIMIT = 50.0, 40.0
+#: raw samples kept of each run
+_SAMPLES = 2000
 
 #: what adaptive batches must do: of the best fixed size's rate, and in its latency
 OF_BEST, OF_LATENCY = 0.95, 1.1
 
+_Loading: TypeAlias = Callable[[Dispatcher[Any, Any]], Coroutine[Any, Any, Load]]
+
 _NOTE = (
     "A small MobileNet of random weights on one torch device of this host, single calls of infer. "
-    "Closed loop: 64 clients, each waits for its answer. Open loop: Poisson arrivals at a part of "
-    "what batches of 32 do in the closed loop; latency counts from the time a call was to be "
-    "made. Fixed sizes are upper limits: a free device takes what is there. Adaptive: up to "
-    f"{_MOST}, as far as that pays by what calls have taken; none waits to be filled. Medians over "
-    "the runs."
+    "Closed loop: 64 clients, each waits for its answer, in many short turns. Open loop: Poisson "
+    "arrivals at a part of the best rate of the closed loop; latency counts from the time a call "
+    "was to be made. Fixed sizes are upper limits: a free device takes what is there. Adaptive: up "
+    f"to {_MOST}, as far as that pays by what calls have taken; none waits to be filled. Medians "
+    "over the runs."
 )
 
 
@@ -92,24 +98,47 @@ def _measured(
 def _loaded(
     ways: Sequence[Opened], inputs: Sequence[Any], context: Context, runner: asyncio.Runner
 ) -> list[Run]:
-    largest = next(way for way in reversed(ways) if way.name != ADAPTIVE)
-    capacity = runner.run(_under(largest, functools.partial(_closed, inputs, _SECONDS))).rate
-    loads: dict[str, Callable[[Dispatcher[Any, Any]], Awaitable[Load]]] = {
-        CLOSED: functools.partial(_closed, inputs, _SECONDS)
-    }
-    for part in _LOADS:
-        loads[f"open loop, {part:.0%}"] = functools.partial(
-            open_loop, items=inputs, rate=part * capacity, seconds=_SECONDS, seed=context.seed
-        )
+    stack = AsyncExitStack()
+    try:
+        dispatchers = {way.name: runner.run(_entered(way, stack)) for way in ways}
+        closed = functools.partial(closed_loop, items=inputs, clients=_CLIENTS, seconds=_SECONDS)
+        runs = _in_turns(dispatchers, {CLOSED: closed}, (_ROUNDS, _LIMIT), context, runner)
+        most = max(_over(runs, CLOSED, name, "throughput") for name in dispatchers)
+        loads: dict[str, _Loading] = {
+            f"open loop, {part:.0%}": functools.partial(
+                open_loop,
+                items=inputs,
+                rate=part * most,
+                seconds=_OPEN_SECONDS,
+                seed=context.seed,
+            )
+            for part in _LOADS
+        }
+        rounds = min(context.runs, _OPEN_ROUNDS), _OPEN_LIMIT
+        return runs + _in_turns(dispatchers, loads, rounds, context, runner)
+    finally:
+        runner.run(stack.aclose())
 
-    def one(way: Opened, name: str) -> Run:
-        context.progress(f"batching: {name}, {way.name}")
-        return _run(way, name, runner.run(_under(way, loads[name])))
+
+async def _entered(way: Opened, stack: AsyncExitStack) -> Dispatcher[Any, Any]:
+    return await stack.enter_async_context(Dispatcher([way]))
+
+
+def _in_turns(
+    dispatchers: Mapping[str, Dispatcher[Any, Any]],
+    loads: Mapping[str, _Loading],
+    rounds: tuple[int, float],
+    context: Context,
+    runner: asyncio.Runner,
+) -> list[Run]:
+    def one(way: str, load: str) -> Run:
+        context.progress(f"batching: {load}, {way}")
+        return _run(way, load, runner.run(loads[load](dispatchers[way])))
 
     cases = {
-        f"{load}/{way.name}": functools.partial(one, way, load) for load in loads for way in ways
+        f"{load}/{way}": functools.partial(one, way, load) for load in loads for way in dispatchers
     }
-    measured = in_turns(cases, min(context.runs, _ROUNDS), warm_up=0, limit=_LIMIT)
+    measured = in_turns(cases, rounds[0], limit=rounds[1])
     return [
         replace(run, run=number, seed=context.seed)
         for runs in measured.values()
@@ -117,21 +146,12 @@ def _loaded(
     ]
 
 
-async def _closed(inputs: Sequence[Any], took: float, dispatcher: Dispatcher[Any, Any]) -> Load:
-    return await closed_loop(dispatcher, inputs, clients=_CLIENTS, seconds=took)
-
-
-async def _under(way: Opened, load: Callable[[Dispatcher[Any, Any]], Awaitable[Load]]) -> Load:
-    async with Dispatcher([way]) as dispatcher:
-        return await load(dispatcher)
-
-
-def _run(way: Opened, name: str, load: Load) -> Run:
+def _run(way: str, name: str, load: Load) -> Run:
     samples = load.latencies[:: max(1, len(load.latencies) // _SAMPLES)]
     return Run(
         suite="real",
         case=f"batching: {name}",
-        policy=way.name,
+        policy=way,
         devices=("torch",),
         tasks=len(load.latencies),
         makespan=load.seconds,

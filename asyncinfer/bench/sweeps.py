@@ -103,26 +103,35 @@ def noise(lab: Lab) -> None:
     """How much service times vary from task to task."""
     levels = lab.pick((0.0, 0.1, 0.2, 0.3, 0.4, 0.5), (0.3,))
     seeds = range(lab.context.seed, lab.context.seed + lab.pick((5,), (1,))[0])
-    rows = []
-    for kind, times in _sets(lab):
-        for window in lab.pick((1024, 100), (1024,)):
-            base = Plan(times, TASKS, window)
-            rows += [
-                _noise_row(lab, f"noise, {kind}", replace(base, noise=s), seeds) for s in levels
-            ]
+    windows = lab.pick((1024, 100), (1024,))
+    repeats = [
+        _repeated(lab, f"noise, {kind}", Plan(times, TASKS, window, level), seeds)
+        for kind, times in _sets(lab)
+        for window in windows
+        for level in levels
+    ]
+    rows = [_noise_row(cases) for cases in repeats]
     columns = ["case", "noise", "window", "eft: x optimum, median (worst)", "hold"]
     columns += ["greedy: x optimum, median (worst)", "hold"]
     note = f"Sigma of a log-normal factor of mean 1; {TASKS} tasks, {len(seeds)} seeds; optimum of"
     lab.table("noise", columns, rows, f"{note} the mean times; hold as part of the slowest T.")
 
 
-def _noise_row(lab: Lab, name: str, plan: Plan, seeds: Sequence[int]) -> list[str]:
-    row = [name, f"{plan.noise:g}", f"{plan.window:g}"]
-    for policy in POLICIES[:2]:
-        cases = [
+def _repeated(lab: Lab, name: str, plan: Plan, seeds: Sequence[int]) -> list[list[Case]]:
+    """One run a seed, for each policy."""
+    return [
+        [
             lab.run(name, replace(plan, policy=policy, seed=seed), run=run)
             for run, seed in enumerate(seeds, 1)
         ]
+        for policy in POLICIES[:2]
+    ]
+
+
+def _noise_row(repeats: Sequence[Sequence[Case]]) -> list[str]:
+    first = repeats[0][0]
+    row = [first.name, f"{first.plan.noise:g}", f"{first.plan.window:g}"]
+    for cases in repeats:
         ratios = [case.ratio for case in cases]
         holds = [case.hold for case in cases]
         row += [
@@ -144,19 +153,19 @@ def mixed(lab: Lab) -> None:
     """Sets of devices drawn at random, so that nothing is tuned to the others."""
     chance = random.Random(lab.context.seed)
     count = lab.pick((40,), (3,))[0]
-    rows = []
-    for number in range(1, count + 1):
-        times = [0.01 * 10 ** chance.uniform(0, 2) for _ in range(chance.randint(2, 12))]
-        plans = [Plan(times, TASKS, window) for window in (1024, 100)]
-        name = f"random set {number}"
-        cases = {
-            (policy, plan.window): lab.run(name, replace(plan, policy=policy))
-            for plan in plans
+    sets = [
+        [0.01 * 10 ** chance.uniform(0, 2) for _ in range(chance.randint(2, 12))]
+        for _ in range(count)
+    ]
+    asked = [
+        [
+            lab.run(f"random set {number}", Plan(times, TASKS, window, policy=policy))
+            for window in (1024, 100)
             for policy in POLICIES[:2]
-        }
-        cells = [f"{case.ratio:.4f} · {case.hold:.1%}" for case in cases.values()]
-        best = f"{plans[1].windowed_optimum / plans[1].optimum:.4f}"
-        rows.append([f"{number}: {len(times)} devices", str(plans[0].window_needed), *cells, best])
+        ]
+        for number, times in enumerate(sets, 1)
+    ]
+    rows = [_mixed_row(number, cases) for number, cases in enumerate(asked, 1)]
     policies = (f"{p}, W {w:g}" for w in (1024, 100) for p in POLICIES[:2])
     columns = ["set", "window needed", *policies, "in order, W 100"]
     note = (
@@ -164,6 +173,14 @@ def mixed(lab: Lab) -> None:
         "of the slowest service time. Last: what theory.windowed_makespan expects at best."
     )
     lab.table("random sets", columns, rows, note)
+
+
+def _mixed_row(number: int, cases: Sequence[Case]) -> list[str]:
+    """``cases``: the last is of the narrow window."""
+    plan = cases[-1].plan
+    cells = [f"{case.ratio:.4f} · {case.hold:.1%}" for case in cases]
+    best = f"{plan.windowed_optimum / plan.optimum:.4f}"
+    return [f"{number}: {len(plan.service_times)} devices", str(plan.window_needed), *cells, best]
 
 
 def _series(results: Results, value: Callable[[Case], float]) -> dict[str, list[float]]:

@@ -46,9 +46,11 @@ def test_bytes_of_a_request():
     assert link_lines.request_bytes(64) > 64
 
 
-def _line(share, *, baud=115_200, in_flight=4, policy="wire protocol"):
+def _line(share, *, bare=1.0, baud=115_200, in_flight=4, policy="wire protocol"):
     figures = {
         "line_share": share,
+        "bare_efficiency": bare,
+        "turns": [share / min(1, bare)] * 3,
         "baudrate": baud,
         "in_flight": in_flight,
         "bytes_per_second": share * baud / 10,
@@ -65,11 +67,33 @@ def _trip(times):
 def test_checks_say_whether_claims_hold():
     runs = [_line(0.99), _line(0.94), _line(0.96), _trip(1.25)]
     share, trip = link.checks(runs)
-    assert (share.met, share.measured) == (True, "96.0%")
+    assert share.met
+    assert share.measured == "96.0% of what the line allows; 96.0% of the line"
     assert (trip.met, trip.measured) == (False, "1.25 x")
     assert trip.why
     assert not link.checks([_line(0.9)])[0].met
     assert link.checks([_trip(1.2)])[0].met
+
+
+def test_a_board_slower_than_the_line_is_the_limit():
+    (share,) = link.checks([_line(0.52, bare=0.53)] * 3)
+    assert share.met
+    assert share.measured == "98.1% of what the board allows; 52.0% of the line"
+
+
+@pytest.mark.parametrize(("bare", "limit"), [(1.0, "line"), (0.8, "board")])
+def test_a_link_that_waits_for_each_answer_is_found_out(bare, limit):
+    (share,) = link.checks([_line(0.57, bare=bare)] * 3)
+    assert not share.met
+    assert f"of what the {limit} allows; 57.0% of the line" in share.measured
+    assert share.why
+
+
+def test_turns_count_alike_in_whichever_round():
+    """A round in which the host was busy is outvoted, turn by turn."""
+    slow, fast = _line(0.3, bare=0.6), _line(0.99)
+    assert link.checks([slow, fast, fast])[0].met
+    assert not link.checks([fast, slow, slow])[0].met
 
 
 def test_only_the_stated_line_counts():

@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from asyncinfer.bench import real, real_batching, real_devices, real_memory, real_stage, real_torch
+from asyncinfer.bench import (
+    real,
+    real_batching,
+    real_devices,
+    real_memory,
+    real_stage,
+    real_torch,
+    real_torch_turns,
+)
 from asyncinfer.bench.real_devices import Opened, close_all, devices_for, open_all
 from asyncinfer.bench.real_load import closed_loop, open_loop
 from asyncinfer.bench.real_pass import Case, Work, one_pass
@@ -203,9 +211,40 @@ def test_nothing_is_demanded_that_the_model_does_not_allow():
     assert len(heavy) == 2
 
 
-def test_a_run_is_long_enough_for_its_end_not_to_count():
-    assert real_torch.long_enough(1.5, 32, 2, 4000.0) == 1.5
-    assert real_torch.long_enough(1.5, 16, 2, 100.0) == 8.0
+def test_a_turn_is_long_enough_for_some_calls():
+    assert real_torch_turns.long_enough(1.0, 32, 2, 4000.0) == 1.0
+    assert real_torch_turns.long_enough(1.0, 32, 2, 100.0) == 5.12
+
+
+def test_the_beginning_and_the_end_of_a_turn_do_not_count():
+    marks = [(13.0, 8), (11.0, 8), (10.0, 8), (12.5, 4), (15.0, 8)]
+    assert real_torch_turns.steady(marks, 14.0) == 20 / 3.0
+    assert real_torch_turns.steady(marks, 15.0) == 28 / 5.0
+    assert math.isnan(real_torch_turns.steady(marks[:1], 14.0))
+    assert math.isnan(real_torch_turns.steady([], 14.0))
+
+
+async def test_a_turn_of_ours_ends_with_all_devices_free():
+    devices = [SimulatedDriver("a", 0.001, max_batch=4), SimulatedDriver("b", 0.02)]
+    async with Dispatcher(devices, window=64) as dispatcher:
+        for _ in range(2):
+            found = await real_torch_turns._stream(dispatcher, [1, 2, 3], 0.1)
+            assert found.rate > 0
+            assert found.late
+            assert not any(device.in_flight for device in dispatcher.stats().devices)
+
+
+def test_a_bare_loop_tells_when_its_batches_were_done():
+    pytest.importorskip("torch")
+    from asyncinfer_drivers._torch import bare
+
+    settings = bare.Settings(batch=16, optimize="none", workers=2, malloc="as it is")
+    loop = bare.prepared_loop("digits", bare.inputs_of("digits", 64), settings)
+    for _ in range(2):
+        marks = loop.run(0.1).marks
+        assert {images for _, images in marks} == {16}
+        assert len(marks) > 2
+        assert real_torch_turns.steady(marks, math.inf) > 0
 
 
 def test_without_the_loops(monkeypatch):

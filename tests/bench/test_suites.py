@@ -79,6 +79,10 @@ def test_scale(tmp_path, monkeypatch):
     outcome = scale.run(Context(short=True))
     complete(outcome, tmp_path)
     assert [run.tasks for run in outcome.runs] == [200, 200, 100, 300]
+    calls = [run.figures["calls"] for run in outcome.runs]
+    assert calls[:2] == [200, 200]
+    assert calls[-1] < 300 / 4, "memory is compared with tasks in batches"
+    assert "tasks a call" in outcome.tables[1].note
     assert outcome.checks[1].met
     assert "cost per task at 20 devices" in outcome.checks[0].claim
 

@@ -1,7 +1,11 @@
 """Batch size, malloc and the bare loops: what is decided, never how long anything takes."""
 
 import ctypes
+import itertools
 import platform
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -123,6 +127,21 @@ class Libc:
 
     def __init__(self, takes=1 << 40):
         self.takes, self.told = takes, []
+        self.pieces, self.threads, self._numbers = {}, set(), itertools.count(1)
+
+    def malloc(self, size):
+        self.threads.add(threading.current_thread())
+        piece = next(self._numbers)
+        self.pieces[piece] = size
+        return piece
+
+    def realloc(self, piece, size):
+        assert size < self.pieces[piece]
+        self.pieces[piece] = size
+        return piece
+
+    def free(self, piece):
+        del self.pieces[piece]
 
     def mallopt(self, what, value):
         if value <= self.takes:
@@ -163,6 +182,60 @@ async def test_a_driver_that_fails_to_open_restores_it(libc):
     with pytest.raises(ConfigError):
         await driver.open()
     assert libc.told[-1] == "trim"
+    assert libc.pieces == {}
+
+
+async def test_the_thread_of_each_driver_keeps_some_bytes_of_its_heaps(libc):
+    one, two = TorchDriver("digits", name="one"), TorchDriver("digits", name="two")
+    await one.open()
+    kept = len(libc.pieces)
+    assert kept > 1
+    assert set(libc.pieces.values()) == {4096}
+    await two.open()
+    assert len(libc.pieces) == 2 * kept
+    assert len(libc.threads) == 2
+    assert threading.main_thread() not in libc.threads
+    await one.close()
+    assert len(libc.pieces) == kept
+    await two.close()
+    assert libc.pieces == {}
+
+
+FAULTS = """
+import ctypes, resource, sys, threading
+from asyncinfer_drivers._torch import malloc
+
+def call(libc):
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    tensors = [libc.malloc(20 << 20) for _ in range(5)]
+    for tensor in tensors:
+        ctypes.memset(tensor, 1, 20 << 20)
+    for tensor in tensors:
+        libc.free(tensor)
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+def work():
+    malloc.hold()
+    kept = malloc.keep_heaps() if sys.argv[1] == "kept" else []
+    print([call(malloc._glibc()) for _ in range(4)][-1])
+    malloc.free(kept)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the faults of a thread")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.skipif(sys.maxsize < 2**32, reason="heaps are smaller there")
+def test_a_thread_that_keeps_its_heaps_has_no_page_faults():
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how]))
+        for how in ("kept", "not kept")
+    }
+    assert faults["kept"] < 100
+    assert faults["not kept"] > 10 * faults["kept"]
 
 
 def test_an_old_release_gets_what_it_takes(monkeypatch):

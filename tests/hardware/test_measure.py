@@ -11,6 +11,8 @@ pytestmark = pytest.mark.slow
 async def test_each_gives_a_ratio(firmware):
     facts = await measure.link(firmware.elf, inferences=20)
     assert 0 < facts["link_efficiency"] <= 1.1
+    assert len(facts["turns"]) == 20 // 8
+    assert facts["of_limit"] > 0
     facts = await measure.overhead(firmware.elf, pings=5)
     assert facts["overhead"] > 0
     facts = await measure.compute(firmware.elf, icount="shift=5", inferences=5)

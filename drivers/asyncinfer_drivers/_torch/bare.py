@@ -66,6 +66,8 @@ class Rate(NamedTuple):
     images_per_cpu_second: float
     #: of the first pass over the inputs, in their order
     outputs: list[Any]
+    #: of ``best_loop``: when a batch was done in its time, and how many images that were
+    marks: Sequence[tuple[float, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -261,10 +263,13 @@ class BestLoop:
         self._batches = [inputs[at : at + size] for at in range(0, len(inputs), size)]
         self._outputs: list[list[Any]] = [[] for _ in self._batches]
         self._started = self._cpu = self._end = 0.0
+        self._marks: list[tuple[float, int]] = []
+        #: calls of each worker before those that count
+        self._warm_up = 3
 
     def run(self, seconds: float) -> Rate:
         """All batches, and again until ``seconds``."""
-        self._numbers = itertools.count()
+        self._numbers, self._marks = itertools.count(), []
         held = self._settings.malloc == "raised" and malloc.hold()
         workers, threads = self._settings.workers, self._settings.threads
         try:
@@ -276,7 +281,10 @@ class BestLoop:
         finally:
             if held:
                 malloc.release()
-        return Rate(images / elapsed, images / cpu, list(itertools.chain(*self._outputs)))
+        self._warm_up = 1
+        outputs = list(itertools.chain(*self._outputs))
+        marks = [mark for mark in self._marks if mark[0] <= self._end]
+        return Rate(images / elapsed, images / cpu, outputs, marks)
 
     def _start(self, seconds: float) -> None:
         self._started, self._cpu = time.perf_counter(), time.process_time()
@@ -285,8 +293,15 @@ class BestLoop:
     @torch.inference_mode()
     def _work(self, barrier: threading.Barrier) -> int:
         """In a worker: the number of images it did."""
+        heaps = malloc.keep_heaps() if self._settings.malloc == "raised" else []
         try:
-            for _ in range(3):
+            return self._work_on(barrier)
+        finally:
+            malloc.free(heaps)
+
+    def _work_on(self, barrier: threading.Barrier) -> int:
+        try:
+            for _ in range(self._warm_up):
                 self._job.many(self._batches[0], self._forward)
         except BaseException:
             barrier.abort()
@@ -296,6 +311,7 @@ class BestLoop:
         while (number := next(self._numbers)) < count or time.perf_counter() < self._end:
             done = self._job.many(self._batches[number % count], self._forward)
             images += len(done)
+            self._marks.append((time.perf_counter(), len(done)))
             if number < count:
                 self._outputs[number] = done
         return images

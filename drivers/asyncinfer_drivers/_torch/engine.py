@@ -78,6 +78,7 @@ class Engine:
         self._pause = pause
         self._wanted = wanted
         self._malloc_held = False
+        self._heaps: list[int] = []
         self.runner: Runner | None = None
         #: one raw input, or ``None``
         self.warmup: Any = None
@@ -108,6 +109,8 @@ class Engine:
         self.runner = None
         if self._malloc_held:
             self._malloc_held = False
+            malloc.free(self._heaps)
+            self._heaps = []
             malloc.release()
         if cuda:
             torch.cuda.empty_cache()
@@ -116,6 +119,8 @@ class Engine:
         spec = self._spec
         device = torch.device(choose(spec.device, *available()))
         self._malloc_held = spec.malloc and device.type == "cpu" and malloc.hold()
+        if self._malloc_held:
+            self._heaps = malloc.keep_heaps()
         loaded = load(spec.model, device)
         runner = Runner(
             name=spec.name,

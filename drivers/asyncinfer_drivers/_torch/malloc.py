@@ -4,6 +4,9 @@ With its defaults glibc gives the memory of large tensors back to the system whe
 and every page of the next ones is faulted in anew: often the larger part of the time of a batch.
 Raised, freed memory stays with the process and is used again.
 
+That is not enough in threads. They get their memory in heaps of 64 MiB, and a heap in which nothing
+is used is unmapped whatever the thresholds say. So ``keep_heaps`` leaves a few bytes in some heaps.
+
 Nothing is done where the C library is another, or where the environment says how malloc should
 be (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``).
 """
@@ -15,9 +18,10 @@ import logging
 import os
 import platform
 import threading
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ("hold", "release")
+__all__ = ("free", "hold", "keep_heaps", "release")
 
 logger = logging.getLogger("asyncinfer.torch")
 
@@ -25,6 +29,9 @@ logger = logging.getLogger("asyncinfer.torch")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: bytes: larger than any tensor of one batch; what older releases take at most; the default
 _RAISED, _RAISED_OLD, _DEFAULT = 1 << 30, 32 << 20, 128 << 10
+
+#: bytes of the pieces of which two fill a heap, how many of them, and what is kept of each
+_PIECE, _PIECES, _KEPT = 63 << 19, 8, 4096
 
 #: environment variables by which users set the same
 _SETTINGS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
@@ -61,6 +68,27 @@ def release() -> None:
                 libc.malloc_trim(0)
 
 
+def keep_heaps() -> list[int]:
+    """Give the calling thread heaps that stay mapped; what to ``free`` when it needs none any more.
+
+    They take address space, and memory as far as it is used. Without this, a thread whose tensors
+    need more than one heap may spend most of its time on page faults.
+    """
+    libc = _glibc()
+    if libc is None:
+        return []
+    pieces = [piece for piece in (libc.malloc(_PIECE) for _ in range(_PIECES)) if piece]
+    return [libc.realloc(piece, _KEPT) or piece for piece in pieces]  # which shrinks where they are
+
+
+def free(kept: Iterable[int]) -> None:
+    """Free what ``keep_heaps`` left, in any thread."""
+    libc = _glibc()
+    if libc is not None:
+        for piece in kept:
+            libc.free(piece)
+
+
 def _set(value: int, fallback: int) -> bool:
     libc = _glibc()
     if libc is None:
@@ -75,4 +103,8 @@ def _glibc() -> Any:
     """The C library, if it is glibc and the environment does not set it."""
     if platform.libc_ver()[0] != "glibc" or _SETTINGS.intersection(os.environ):
         return None
-    return ctypes.CDLL(None)
+    libc = ctypes.CDLL(None)  # a new object, whose functions are nobody else's
+    libc.malloc.restype = libc.realloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc

@@ -3,6 +3,9 @@
 python -m asyncinfer_drivers.cortex_m.measure link      # of a paced line's byte rate
 python -m asyncinfer_drivers.cortex_m.measure compute   # of the time, with a slow model
 python -m asyncinfer_drivers.cortex_m.measure overhead  # of a round trip, against a bare echo
+
+The link and the bare bytes take short turns over one open port, and each turn is compared with
+its neighbour: what slows the host, and QEMU with it, meets both alike.
 """
 
 from __future__ import annotations
@@ -14,15 +17,18 @@ import statistics
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from asyncinfer.errors import DeviceLost
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import PING_BYTES
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
 from asyncinfer_drivers.cortex_m.link import Link
 from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect, connector
+from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect, Receiver, connector
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,28 +36,46 @@ if TYPE_CHECKING:
 __all__ = ("compute", "link", "main", "overhead")
 
 Facts: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 
 #: what a port is opened with: QEMU does not heed it
 _SERIAL = (115_200, False, False)
-#: rounds of each kind when two are measured side by side
-_ROUNDS = 7
+#: round trips, and inferences, in one turn: few, as a busy host slows QEMU for tenths of seconds
+_TRIPS, _INFERENCES = 10, 8
+#: seconds until a turn of bare bytes is given up: nobody sends them again
+_PATIENCE = 60.0
 
 
 async def link(elf: str, *, baudrate: int = 115_200, inferences: int = 600) -> Facts:
-    """The share of a line's bytes that requests fill, with several in flight."""
-    async with EmulatedCortexM4(elf, baudrate=baudrate) as board, _linked(board) as linked:
-        seconds, _ = await _infer(linked, inferences)
-        assert linked.board is not None  # noqa: S101  # it is open
-        data = bytes(range(1, 256)) * 256
-        request = frames.Infer(1, 1, data[: linked.board.inputs[0].size])
-        size = len(frames.encode(request))
+    """The share of a line's bytes that requests fill, with several in flight.
+
+    ``of_limit`` is the share of what the line carries or the board takes in, whichever is less;
+    what the board takes in is shown by the same frames without the link, in the turn beside.
+    """
+    turns = max(1, inferences // _INFERENCES)
+    count = min(inferences, _INFERENCES)
+    async with EmulatedCortexM4(elf, baudrate=baudrate) as board, _tapped(board) as (linked, tap):
+        await _infer(linked, count)  # behind what is left over of the boot
+        spec = linked.board
+        assert spec is not None  # noqa: S101  # it is open
+        wire = frames.encode(frames.Infer(1, 1, _sample(linked)))
+        bare = _Bare(tap, wire, spec.frames_in_flight)
+        pairs = await _by_turns(
+            lambda: _streamed(bare, count), lambda: _answered(linked, count), turns
+        )
+        least = count * len(wire) * BITS_PER_BYTE / baudrate  # what a turn takes the line
+        shares = [max(free, least) / driven for free, driven in pairs]
+        free, seconds = (sum(times) for times in zip(*pairs, strict=True))
         return {
-            "link_efficiency": inferences * size * BITS_PER_BYTE / baudrate / seconds,
+            "link_efficiency": turns * least / seconds,
+            "bare_efficiency": turns * least / free,
+            "of_limit": statistics.median(shares),
+            "turns": shares,
             "baudrate": baudrate,
-            "inferences": inferences,
-            "bytes_per_request": size,
+            "inferences": turns * count,
+            "bytes_per_request": len(wire),
             "resent": linked.stats.resent,
-            "in_flight": linked.board.frames_in_flight,
+            "in_flight": spec.frames_in_flight,
             "seconds": seconds,
         }
 
@@ -72,33 +96,48 @@ async def compute(elf: str, *, icount: str = "shift=5,align=on", inferences: int
         }
 
 
-async def overhead(elf: str, *, pings: int = 200) -> Facts:
+async def overhead(elf: str, *, pings: int = 600) -> Facts:
     """A PING through the link against the same bytes without it, in turns over one port."""
-    bare, linked = list[float](), list[float]()
-    async with EmulatedCortexM4(elf) as board:
-        connect = connector("bare", board.port, _SERIAL)
-        async with _linked(board):
-            pass  # it has booted
-        for _ in range(_ROUNDS):
-            bare += await _bare(connect, pings)
-            async with _linked(board) as link:
-                linked += [await _timed(lambda: _ping(link)) for _ in range(pings)]
-    echo, driven = statistics.median(bare), statistics.median(linked)
+    turns, count = max(1, pings // _TRIPS), min(pings, _TRIPS)
+    async with EmulatedCortexM4(elf) as board, _tapped(board) as (linked, tap):
+        await _ping(linked)  # behind what is left over of the boot
+        bare = _Bare(tap, frames.encode(_PING), 1)
+        pairs = await _by_turns(
+            lambda: _trips(lambda: bare.answers(1), count),
+            lambda: _trips(lambda: _ping(linked), count),
+            turns,
+        )
+    median = statistics.median
     return {
-        "overhead": driven / echo,
-        "bare_echo_seconds": echo,
-        "link_seconds": driven,
+        "overhead": median(median(driven) / median(echo) for echo, driven in pairs),
+        "bare_echo_seconds": median(trip for echo, _ in pairs for trip in echo),
+        "link_seconds": median(trip for _, driven in pairs for trip in driven),
         "bytes": len(frames.encode(_PING)),
-        "pings": len(bare),
+        "pings": turns * count,
     }
+
+
+async def _by_turns(
+    bare: Callable[[], Awaitable[T]], linked: Callable[[], Awaitable[T]], turns: int
+) -> list[tuple[T, T]]:
+    """What both gave, turn by turn; every other time the link begins."""
+    pairs = list[tuple[T, T]]()
+    for turn in range(turns):
+        if turn % 2:
+            driven = await linked()
+            pairs.append((await bare(), driven))
+        else:
+            pairs.append((await bare(), await linked()))
+    return pairs
 
 
 _PING = frames.Ping(1, bytes(range(1, PING_BYTES + 1)))
 
 
 @asynccontextmanager
-async def _linked(board: EmulatedCortexM4) -> AsyncIterator[Link]:
-    link = Link("board", connector("board", board.port, _SERIAL), Timing())
+async def _linked(board: EmulatedCortexM4, connect: Connect | None = None) -> AsyncIterator[Link]:
+    connect = connect or connector("board", board.port, _SERIAL)
+    link = Link("board", connect, Timing())
     try:
         await link.open()
         yield link
@@ -106,65 +145,136 @@ async def _linked(board: EmulatedCortexM4) -> AsyncIterator[Link]:
         await link.close()
 
 
-async def _infer(link: Link, inferences: int) -> tuple[float, int]:
-    """Seconds and the board's ticks for so many inferences, of one sample each."""
+@asynccontextmanager
+async def _tapped(board: EmulatedCortexM4) -> AsyncIterator[tuple[Link, _Tap]]:
+    """An open link, and its port."""
+    tap = _Tap(connector("board", board.port, _SERIAL))
+    async with _linked(board, tap.connect) as link:
+        yield link, tap
+
+
+def _sample(link: Link) -> bytes:
+    """One input, without zero bytes."""
     assert link.board is not None  # noqa: S101  # it is open
-    data = bytes(range(1, 256)) * (link.board.inputs[0].size // 255 + 1)
-    data = data[: link.board.inputs[0].size]
-    start = asyncio.get_running_loop().time()
-    requests = [
+    size = link.board.inputs[0].size
+    return (bytes(range(1, 256)) * (size // 255 + 1))[:size]
+
+
+def _requests(link: Link, inferences: int) -> list[asyncio.Future[Any]]:
+    """So many inferences of one sample each, as soon as there is credit."""
+    data = _sample(link)
+    return [
         link.start(lambda sequence: frames.Infer(sequence, 1, data), 1) for _ in range(inferences)
     ]
-    results = await asyncio.gather(*requests)
-    seconds = asyncio.get_running_loop().time() - start
+
+
+async def _infer(link: Link, inferences: int) -> tuple[float, int]:
+    """Seconds and the board's ticks for so many inferences."""
+    start = perf_counter()
+    results = await asyncio.gather(*_requests(link, inferences))
+    seconds = perf_counter() - start
     return seconds, sum(result.ticks for result in results)
+
+
+async def _streamed(bare: _Bare, inferences: int) -> float:
+    """As ``_answered``, without the link."""
+    times = await bare.answers(inferences + 1)
+    return times[-1] - times[0]
+
+
+async def _answered(link: Link, inferences: int) -> float:
+    """Seconds for so many inferences, counted from the answer to one before them."""
+    first, *others = _requests(link, inferences + 1)
+    await first
+    start = perf_counter()
+    await asyncio.gather(*others)
+    return perf_counter() - start
 
 
 async def _ping(link: Link) -> None:
     await link.start(lambda sequence: frames.Ping(sequence, _PING.data))
 
 
-async def _timed(call: Callable[[], Awaitable[object]]) -> float:
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await call()
-    return loop.time() - start
+async def _trips(call: Callable[[], Awaitable[object]], count: int) -> list[float]:
+    """Seconds of each of so many calls."""
+    times = [perf_counter()]
+    for _ in range(count):
+        await call()
+        times.append(perf_counter())
+    return [after - before for before, after in pairwise(times)]
 
 
-class _Echo:
-    """Counts what comes back; knows no frames."""
+class _Tap:
+    """A link's open port, which others may borrow while the link has nothing to do."""
 
-    def __init__(self) -> None:
-        self.missing = 0
-        self.whole = asyncio.Event()
-        self.lost = asyncio.Event()
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._link: Receiver
+        self.borrower: Receiver | None = None
+        self.transport: ByteTransport
+
+    async def connect(self, link: Receiver) -> ByteTransport:
+        """The ``Connect`` of the link."""
+        self._link = link
+        self.transport = await self._connect(self)
+        return self.transport
 
     def data_received(self, data: bytes) -> None:
-        """Some of the bytes."""
-        self.missing -= len(data)
-        if self.missing <= 0:
-            self.whole.set()
+        """For whoever has the port."""
+        (self.borrower or self._link).data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The port is free."""
-        self.lost.set()
-
-    async def trip(self, transport: ByteTransport, wire: bytes) -> None:
-        """Send bytes and wait for as many."""
-        self.missing = len(wire)
-        self.whole.clear()
-        transport.write(wire)
-        await self.whole.wait()
+        """For both."""
+        if self.borrower is not None:
+            self.borrower.connection_lost(error)
+        self._link.connection_lost(error)
 
 
-async def _bare(connect: Connect, pings: int) -> list[float]:
-    echo, wire = _Echo(), frames.encode(_PING)
-    transport = await connect(echo)
-    try:
-        return [await _timed(lambda: echo.trip(transport, wire)) for _ in range(pings)]
-    finally:
-        transport.abort()
-        await echo.lost.wait()
+class _Bare:
+    """The same frame again and again, so many of it unanswered at a time, without the link.
+
+    Answers are counted by the zeros around them, and not read.
+    """
+
+    def __init__(self, tap: _Tap, wire: bytes, in_flight: int) -> None:
+        self._tap, self._wire, self._in_flight = tap, wire, in_flight
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._zeros = self._unsent = self._wanted = 0
+        self._times: list[float] = []
+
+    async def answers(self, count: int) -> list[float]:
+        """When each of so many answers came, by a clock finer than uvloop's milliseconds."""
+        self._done = asyncio.get_running_loop().create_future()
+        self._zeros, self._times = 0, []
+        self._unsent = self._wanted = count
+        self._tap.borrower = self
+        try:
+            for _ in range(self._in_flight):
+                self._send()
+            async with asyncio.timeout(_PATIENCE):
+                await self._done
+        finally:
+            self._tap.borrower = None
+        return self._times
+
+    def _send(self) -> None:
+        if self._unsent:
+            self._unsent -= 1
+            self._tap.transport.write(self._wire)
+
+    def data_received(self, data: bytes) -> None:
+        """A part of an answer, or of several."""
+        self._zeros += data.count(0)
+        while len(self._times) < self._zeros // 2:
+            self._times.append(perf_counter())
+            self._send()
+        if len(self._times) >= self._wanted and not self._done.done():
+            self._done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nothing more comes."""
+        if not self._done.done():
+            self._done.set_exception(error or DeviceLost("board", "connection lost"))
 
 
 def slow_model() -> nn.Module:
