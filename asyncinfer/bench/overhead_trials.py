@@ -52,15 +52,19 @@ def loops_here() -> tuple[Loops, list[str]]:
 
 
 def measure(
-    section: str, trials: Sequence[Trial], loops: Loops, context: Context
+    section: str, trials: Sequence[Trial], loops: Loops, context: Context, rounds: int = 1
 ) -> tuple[list[Run], list[str]]:
-    """All rounds of all trials that can be run on all loops; and a line for each that cannot."""
+    """All trials that can be run on all loops, ``rounds`` times for each repeat asked for.
+
+    And a line for each that cannot be run.
+    """
     present, skipped = _present(trials)
     cases: dict[str, Callable[[], Run]] = {}
     for loop, factory in loops.items():
         for trial in present:
             cases[f"{loop}/{trial.name}"] = _case(section, trial, loop, factory, context)
-    measured = in_turns(cases, min(context.runs, _SHORT_ROUNDS) if context.short else context.runs)
+    many = min(context.runs, _SHORT_ROUNDS) if context.short else rounds * context.runs
+    measured = in_turns(cases, many)
     return [run for runs in measured.values() for run in runs], skipped
 
 

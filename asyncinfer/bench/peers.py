@@ -47,7 +47,7 @@ def _plan(context: Context, peers: Sequence[Peer]) -> Plan:
     if context.short:
         return Plan(("digits",), 1, 0.3, 0.5, 0.0, 0.3, budget=5, seed=context.seed)
     models = ("digits", "lite0")
-    return Plan(models, rounds, 0.7, 1.5, 1.5, 1.2, budget=440, seed=context.seed)
+    return Plan(models, rounds, 0.7, 1.5, 1.5, 1.2, budget=400, seed=context.seed)
 
 
 def _installed(context: Context, outcome: Outcome) -> list[Peer]:
