@@ -84,29 +84,37 @@ def long_enough(least: float, batch: int, workers: int, images_per_second: float
 
 
 def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run]:
-    """The naive loop by itself, then the best one and ours in turns."""
-    least = _SHORT_SECONDS if context.short else _SECONDS
-    naive = {NAIVE: lambda: runner.run(_naive(match, least))}
-    runs = _rounds(match, naive, _NAIVE_ROUNDS, context)
-    loop = match.bare.prepared_loop(match.bare_model, match.inputs, match.settings)
+    """The naive loop and the best one in turns; then the best one and ours."""
+    least, settings = _SHORT_SECONDS if context.short else _SECONDS, match.settings
+    loop = match.bare.prepared_loop(match.bare_model, match.inputs, settings)
     rate = loop.run(least).images_per_second
-    settings = match.settings
     took = least if context.short else long_enough(least, settings.batch, settings.workers, rate)
+    loops = {
+        NAIVE: lambda: runner.run(_naive(match, least)),
+        BEST: lambda: runner.run(_bare(loop, took)),
+    }
+    runs = _rounds(match, loops, _NAIVE_ROUNDS, context)
     stack = AsyncExitStack()
     dispatcher = runner.run(_opened(match, stack))
     try:
         turns = {
-            BEST: lambda: runner.run(_bare(loop, took)),
+            BEST: loops[BEST],
             OURS: lambda: runner.run(_stream(dispatcher, match.inputs, took)),
         }
-        return [*runs, *_rounds(match, turns, _ROUNDS * context.runs, context)]
+        return [*runs, *_rounds(match, turns, _ROUNDS * context.runs, context, len(runs))]
     finally:
         runner.run(stack.aclose())
 
 
 def _rounds(
-    match: Match, turns: dict[str, Callable[[], Found]], rounds: int, context: Context
+    match: Match,
+    turns: dict[str, Callable[[], Found]],
+    rounds: int,
+    context: Context,
+    before: int = 0,
 ) -> list[Run]:
+    """So many rounds, numbered from ``before`` on: what has one number ran in one round."""
+
     def one(name: str) -> Run:
         context.progress(f"{match.name}, {name}")
         return _run(match, name, turns[name](), context.seed)

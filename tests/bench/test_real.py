@@ -200,6 +200,14 @@ def test_the_torch_driver_is_checked_against_both_loops():
     assert real_torch.checks([]) == []
 
 
+def test_the_naive_loop_is_compared_with_ours_by_way_of_the_best():
+    naive, best, ours = _torch((10.0, 100.0, 190.0))
+    later = [replace(best, throughput=200.0, run=2), replace(ours, run=2)]
+    found = {check.claim: check.measured for check in real_torch.checks([naive, best, *later])}
+    assert found["digits: stream >= 0.95 x the best bare loop"] == "0.95 x"
+    assert found["digits: stream >= 4 x the naive loop"] == "9.50 x"
+
+
 def test_nothing_is_demanded_that_the_model_does_not_allow():
     tiny = real_torch.checks(_torch((1e4, 1e5, 5e4)))
     assert [check.claim for check in tiny] == [

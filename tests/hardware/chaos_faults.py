@@ -160,7 +160,8 @@ KINDS = {
     "worker_out_of_memory": Kind(WORKER, _worker_out_of_memory),
     "board_restarted": Kind(BOARD, _board_restarted),
     "board_reset": Kind(BOARD, _board_reset),
-    "line_corrupted": Kind(BOARD, _line_corrupted),
+    # a frame that is lost is a call that hangs, until it is sent again or the run timeout ends it
+    "line_corrupted": Kind(BOARD, _line_corrupted, noticed=RUN),
     "actor_killed": Kind(ACTOR, _actor_killed),
     "node_removed": Kind(NODE, _node_removed, noticed=1.0),
 }
