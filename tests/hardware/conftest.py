@@ -1,7 +1,12 @@
 """The digits firmware, built once, for tests on the emulated board; or why they are skipped."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for chaos_jobs
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from chaos_jobs import before_us
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -46,3 +47,17 @@ def test_a_short_run_loses_nothing_and_leaves_nothing(firmware, tmp_path):
     assert sum(found["faults"].values()) > 1
     assert list(tmp_path.iterdir()) == []
     assert processes_with(mark) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "started"),
+    [
+        ("Fatal Python error: init_sys_streams: can't initialize sys standard streams", True),
+        ("Could not import runpy module\nTraceback ...\n  File 'abc.py'\nKeyboardInterrupt", True),
+        ("asyncinfer: error: RuntimeError: Cannot close a running event loop", False),
+        ("  File '/x/asyncinfer/cli/app.py', line 1, in main\nKeyboardInterrupt", False),
+        ("", False),
+    ],
+)
+def test_what_an_interrupted_python_says_before_it_runs_us(said, started):
+    assert before_us(said) is started
