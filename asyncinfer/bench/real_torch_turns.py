@@ -95,8 +95,8 @@ def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run
     }
     runs = _rounds(match, loops, _NAIVE_ROUNDS, context)
     stack = AsyncExitStack()
-    dispatcher = runner.run(_opened(match, stack))
     try:
+        dispatcher = runner.run(_opened(match, stack))
         turns = {
             BEST: loops[BEST],
             OURS: lambda: runner.run(_stream(dispatcher, match.inputs, took)),
@@ -143,7 +143,6 @@ async def _opened(match: Match, stack: AsyncExitStack) -> Dispatcher[Any, Any]:
     opened, missing = await open_all(devices, match.model)
     stack.push_async_callback(close_all, opened)
     if missing:
-        await stack.aclose()
         raise AsyncInferError("; ".join(missing))
     width = max(64, _AHEAD * settings.batch * settings.workers)
     return await stack.enter_async_context(Dispatcher(opened, window=width, queue_size=width))
