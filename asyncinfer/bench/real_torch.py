@@ -14,7 +14,8 @@ from typing import Any
 from asyncinfer.bench.measure import median_spread
 from asyncinfer.bench.overhead_trials import loops_here, ratio
 from asyncinfer.bench.real_devices import with_own_steps
-from asyncinfer.bench.real_torch_turns import BEST, NAIVE, OURS, Match, measured
+from asyncinfer.bench.real_torch_stream import Match
+from asyncinfer.bench.real_torch_turns import BEST, NAIVE, OURS, measured
 from asyncinfer.bench.record import Check, Outcome, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
@@ -36,7 +37,8 @@ _BATCHES = 4
 _NOTE = (
     "Naive: one image at a time in eager mode. Best: batches, the fastest form of the model, "
     "threads and malloc thresholds, as found by trying them. Ours: Dispatcher.stream over torch "
-    "drivers with those settings. All with pre- and postprocessing. The best one takes short turns "
+    "drivers with those settings, or in larger batches where a few turns show them to be faster: "
+    "each call is a hand-over. All with pre- and postprocessing. The best one takes short turns "
     "with each of the others; batches are counted from the first that is done to the last. Medians "
     "over the turns; of the best: the median of neighbouring turns' ratios. Lag: a timer of 1 ms "
     "on the event loop; bare loops run in a thread beside it."
@@ -97,6 +99,7 @@ def _table(model: str, runs: Sequence[Run]) -> Table:
         spread = f"{rate(found.median)} ({rate(found.least)}-{rate(found.most)})"
         rows.append((name, spread, f"{_times(runs, model, BEST, name):.2f}", seconds(late)))
     told = ", ".join(f"{k} {v}" for k, v in _over(runs, model, BEST)[0].figures["settings"].items())
+    told += f"; ours in batches of {_over(runs, model, OURS)[0].figures['settings']['batch']}"
     columns = ("", "images/s", "of the best", "loop lag p99")
     rates = {name: median_spread(r.throughput for r in _over(runs, model, name)) for name in order}
     demanded = dict(_demands({name: found.median for name, found in rates.items()}))

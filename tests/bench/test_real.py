@@ -1,7 +1,9 @@
 """The suite real: its passes, loads and claims with made-up devices; once with torch."""
 
 import math
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from asyncinfer.bench import (
     real_memory,
     real_stage,
     real_torch,
+    real_torch_stream,
     real_torch_turns,
 )
 from asyncinfer.bench.real_devices import Opened, close_all, devices_for, open_all
@@ -226,20 +229,62 @@ def test_a_turn_is_long_enough_for_some_calls():
 
 def test_the_beginning_and_the_end_of_a_turn_do_not_count():
     marks = [(13.0, 8), (11.0, 8), (10.0, 8), (12.5, 4), (15.0, 8)]
-    assert real_torch_turns.steady(marks, 14.0) == 20 / 3.0
-    assert real_torch_turns.steady(marks, 15.0) == 28 / 5.0
-    assert math.isnan(real_torch_turns.steady(marks[:1], 14.0))
-    assert math.isnan(real_torch_turns.steady([], 14.0))
+    assert real_torch_stream.steady(marks, 14.0) == 20 / 3.0
+    assert real_torch_stream.steady(marks, 15.0) == 28 / 5.0
+    assert math.isnan(real_torch_stream.steady(marks[:1], 14.0))
+    assert math.isnan(real_torch_stream.steady([], 14.0))
 
 
 async def test_a_turn_of_ours_ends_with_all_devices_free():
     devices = [SimulatedDriver("a", 0.001, max_batch=4), SimulatedDriver("b", 0.02)]
     async with Dispatcher(devices, window=64) as dispatcher:
+        ours = real_torch_stream.Ours(None, dispatcher)
         for _ in range(2):
-            found = await real_torch_turns._stream(dispatcher, [1, 2, 3], 0.1)
+            found = await ours.turn([1, 2, 3], 0.1)
             assert found.rate > 0
             assert found.late
             assert not any(device.in_flight for device in dispatcher.stats().devices)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rate", "short", "sizes"),
+    [
+        (1, 75.0, False, [1, 4, 8]),
+        (1, 75.0, True, [1]),
+        (8, 75.0, False, [8]),  # a call of 32 takes too long
+        (64, 5000.0, False, [64, 256]),
+        (256, 50000.0, False, [256]),
+    ],
+)
+def test_larger_batches_are_tried_while_a_call_is_no_longer_than_drivers_allow(
+    batch, rate, short, sizes
+):
+    bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
+    match = SimpleNamespace(settings=bare.Settings(batch, workers=2), bare=bare)
+    found = real_torch_turns._sizes(match, rate, Context(short=short))
+    assert [settings.batch for settings in found] == sizes
+    assert {settings.workers for settings in found} == {2}
+
+
+async def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
+    bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
+    rates = {1: [70.0, 71.0, 99.0], 4: [75.0, 60.0, 76.0], 8: [74.0, 74.0, 74.0]}
+    seconds = {size: [] for size in rates}
+
+    class Fake(SimpleNamespace):
+        async def turn(self, inputs, took):
+            seconds[self.settings.batch].append(took)
+            return real_torch_stream.Found(rates[self.settings.batch].pop(), [])
+
+    async def opened(match, settings, stack):
+        return Fake(settings=settings)
+
+    monkeypatch.setattr(real_torch_stream.Ours, "opened", opened)
+    match = real_torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1, workers=2))
+    async with AsyncExitStack() as stack:
+        ours = await real_torch_turns._ours(match, stack, 64.0, 1.0, Context())
+    assert ours.settings == bare.Settings(4, workers=2)
+    assert seconds == {1: [1.0] * 3, 4: [1.0] * 3, 8: [2.0] * 3}
 
 
 def test_a_bare_loop_tells_when_its_batches_were_done():
@@ -252,7 +297,7 @@ def test_a_bare_loop_tells_when_its_batches_were_done():
         marks = loop.run(0.1).marks
         assert {images for _, images in marks} == {16}
         assert len(marks) > 2
-        assert real_torch_turns.steady(marks, math.inf) > 0
+        assert real_torch_stream.steady(marks, math.inf) > 0
 
 
 def test_without_the_loops(monkeypatch):

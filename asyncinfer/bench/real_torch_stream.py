@@ -1,0 +1,118 @@
+"""Ours beside the bare loops: streams over torch drivers, for some seconds each.
+
+What is counted begins with the first batch that is done and ends with the last one in the time:
+the beginning and the end of a turn, in which some thread has nothing to do, are no part of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any, NamedTuple
+
+from asyncinfer.bench.measure import LoopLag
+from asyncinfer.bench.real_devices import close_all, open_all, torch_device
+from asyncinfer.dispatcher import Dispatcher
+from asyncinfer.errors import AsyncInferError
+from asyncinfer.model import Model
+
+__all__ = ("Found", "Match", "Ours", "steady")
+
+#: full batches of each worker that are in the window, and as many behind it
+_AHEAD = 8
+#: results that come within so many seconds came together
+_TOGETHER = 0.001
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is compared, and on what."""
+
+    name: str
+    #: the model as the bare loops take it, and as drivers do
+    bare_model: Any
+    model: Model
+    #: options of the drivers besides those that the settings say
+    options: dict[str, Any]
+    inputs: Sequence[Any]
+    #: ``asyncinfer_drivers._torch.bare``, and its ``Settings``
+    bare: Any
+    settings: Any
+
+
+class Found(NamedTuple):
+    """Images a second, and how late each tick of the event loop was."""
+
+    rate: float
+    late: Sequence[float]
+
+
+def steady(marks: Iterable[tuple[float, int]], end: float) -> float:
+    """Images a second between the first mark and the last one until ``end``.
+
+    A mark is a time and how many images were done then. ``nan`` for fewer than two times.
+    """
+    (begin, _), *rest = sorted(mark for mark in marks if mark[0] <= end) or [(math.nan, 0)]
+    if not rest or rest[-1][0] <= begin:
+        return math.nan
+    return sum(images for _, images in rest) / (rest[-1][0] - begin)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A dispatcher with as many drivers as the best loop has workers."""
+
+    #: as the best loop's, but for the batch
+    settings: Any
+    dispatcher: Dispatcher[Any, Any]
+
+    @classmethod
+    async def opened(cls, match: Match, settings: Any, stack: AsyncExitStack) -> Ours:
+        """Open it; ``stack`` closes it, and its drivers."""
+        devices = [
+            torch_device(
+                f"torch-{number}",
+                threads=settings.threads,
+                max_batch=settings.batch,
+                optimize=settings.optimize,
+                concurrency=2,
+                **match.options,
+            )
+            for number in range(1, settings.workers + 1)
+        ]
+        opened, missing = await open_all(devices, match.model)
+        stack.push_async_callback(close_all, opened)
+        if missing:
+            raise AsyncInferError("; ".join(missing))
+        width = max(64, _AHEAD * settings.batch * settings.workers)
+        dispatcher = Dispatcher(opened, window=width, queue_size=width)
+        return cls(settings, await stack.enter_async_context(dispatcher))
+
+    async def turn(self, inputs: Sequence[Any], took: float) -> Found:
+        """Stream for so many seconds; all devices are free when it ends."""
+        marks, clock = [(0.0, 0)], time.perf_counter
+        with LoopLag() as lag:
+            end = clock() + took
+            async with self.dispatcher.stream(cycle(inputs)) as stream:
+                async for _ in stream:
+                    now = clock()
+                    if now >= end:
+                        break
+                    begun, count = marks[-1]
+                    if now < begun + _TOGETHER:
+                        marks[-1] = begun, count + 1
+                    else:
+                        marks.append((now, 1))
+        await _idle(self.dispatcher)
+        return Found(steady(marks[1:], end), lag.samples)
+
+
+async def _idle(dispatcher: Dispatcher[Any, Any]) -> None:
+    """Wait for the calls that were running when the stream was left."""
+    while any(device.state == "busy" for device in dispatcher.stats().devices):  # noqa: ASYNC110
+        await asyncio.sleep(_TOGETHER)
