@@ -52,12 +52,12 @@ class Found(NamedTuple):
     late: Sequence[float]
 
 
-def steady(marks: Iterable[tuple[float, int]], end: float) -> float:
-    """Images a second between the first mark and the last one until ``end``.
+def steady(marks: Iterable[tuple[float, int]]) -> float:
+    """Images a second between the first mark and the last one.
 
     A mark is a time and how many images were done then. ``nan`` for fewer than two times.
     """
-    (begin, _), *rest = sorted(mark for mark in marks if mark[0] <= end) or [(math.nan, 0)]
+    (begin, _), *rest = sorted(marks) or [(math.nan, 0)]
     if not rest or rest[-1][0] <= begin:
         return math.nan
     return sum(images for _, images in rest) / (rest[-1][0] - begin)
@@ -109,7 +109,7 @@ class Ours:
                     else:
                         marks.append((now, 1))
         await _idle(self.dispatcher)
-        return Found(steady(marks[1:], end), lag.samples)
+        return Found(steady(marks[1:]), lag.samples)
 
 
 async def _idle(dispatcher: Dispatcher[Any, Any]) -> None:

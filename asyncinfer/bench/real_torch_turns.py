@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -135,7 +134,7 @@ async def _naive(match: Match, took: float) -> Found:
 
 async def _bare(loop: Any, took: float) -> Found:
     found, late = await _beside(functools.partial(loop.run, took), took)
-    return Found(steady(found.marks, math.inf), late)
+    return Found(steady(found.marks), late)
 
 
 def _latest(samples: Sequence[float], took: float) -> Iterator[float]:
