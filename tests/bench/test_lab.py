@@ -111,11 +111,14 @@ def test_a_worker_that_dies_is_told():
 
 SCRIPT = """
 import os
+import signal
 from asyncinfer.bench.lab import Lab
 from asyncinfer.bench.simulation import Plan
 from asyncinfer.bench.suite import Context
 
 if __name__ == "__main__":
+    # a shell that starts the tests in its background has Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Lab("ablation", Context(), workers=2) as lab:
         lab.run("short", Plan((0.01,), 10))
         begun = set()
