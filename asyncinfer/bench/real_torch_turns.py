@@ -29,9 +29,8 @@ _LIMIT = 36.0
 _SECONDS, _SHORT_SECONDS = 1.0, 0.3
 #: full batches of each worker in a turn at least
 _CALLS = 8
-#: batches of ours that are tried: so many times the best loop's, while a call takes no longer than
-#: a driver allows itself, in seconds; and turns of each
-_LARGER, _LONGEST_CALL, _TRIES = (4, 8), 0.25, 3
+#: batches of ours that are tried: so many times the best loop's; and turns of each
+_LARGER, _TRIES = (4, 8), 3
 
 
 def long_enough(least: float, batch: int, workers: int, images_per_second: float) -> float:
@@ -44,42 +43,49 @@ def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run
     least, settings = _SHORT_SECONDS if context.short else _SECONDS, match.settings
     loop = match.bare.prepared_loop(match.bare_model, match.inputs, settings)
     rate = loop.run(least).images_per_second
-    took = least if context.short else long_enough(least, settings.batch, settings.workers, rate)
     loops = {
         NAIVE: lambda: runner.run(_naive(match, least)),
-        BEST: lambda: runner.run(_bare(loop, took)),
+        BEST: lambda: runner.run(_bare(loop, _took(settings, rate, context))),
     }
     runs = _rounds(match, loops, _NAIVE_ROUNDS, context)
     stack = AsyncExitStack()
     try:
-        ours = runner.run(_ours(match, stack, rate, took, context))
-        turns = {BEST: loops[BEST], OURS: lambda: runner.run(_turn(ours, match, rate, took))}
+        ours = _ours(match, stack, rate, context, runner)
+        turns = {BEST: loops[BEST], OURS: lambda: runner.run(_turn(ours, match, rate, context))}
         return [*runs, *_rounds(match, turns, _ROUNDS * context.runs, context, len(runs), ours)]
     finally:
         runner.run(stack.aclose())
 
 
-async def _ours(
-    match: Match, stack: AsyncExitStack, rate: float, took: float, context: Context
+def _took(settings: Any, images_per_second: float, context: Context) -> float:
+    """Seconds of a turn with these settings."""
+    if context.short:
+        return _SHORT_SECONDS
+    return long_enough(_SECONDS, settings.batch, settings.workers, images_per_second)
+
+
+def _ours(
+    match: Match, stack: AsyncExitStack, rate: float, context: Context, runner: asyncio.Runner
 ) -> Ours:
     """Streams with the best loop's settings, or in larger batches if a few turns are faster."""
-    ours = [await Ours.opened(match, settings, stack) for settings in _sizes(match, rate, context)]
+    ours = {
+        settings.batch: runner.run(Ours.opened(match, settings, stack))
+        for settings in _sizes(match, rate, context)
+    }
     if len(ours) == 1:
-        return ours[0]
-    found: list[list[float]] = [[] for _ in ours]
-    for turn in range(_TRIES):
-        for place in sorted(range(len(ours)), reverse=turn % 2 == 1):
-            context.progress(f"{match.name}, {OURS} in batches of {ours[place].settings.batch}")
-            found[place].append((await _turn(ours[place], match, rate, took)).rate)
-    rates = [statistics.median(each) for each in found]
-    return ours[rates.index(max(rates))]
+        return ours[match.settings.batch]
+
+    def one(batch: int) -> float:
+        context.progress(f"{match.name}, {OURS} in batches of {batch}")
+        return runner.run(_turn(ours[batch], match, rate, context)).rate
+
+    cases = {str(batch): functools.partial(one, batch) for batch in ours}
+    found = in_turns(cases, _TRIES, warm_up=0)
+    return ours[max(ours, key=lambda batch: statistics.median(found[str(batch)]))]
 
 
-async def _turn(ours: Ours, match: Match, rate: float, took: float) -> Found:
-    """As long as the best loop's, or longer for larger batches."""
-    if ours.settings.batch > match.settings.batch:
-        took = long_enough(took, ours.settings.batch, ours.settings.workers, rate)
-    return await ours.turn(match.inputs, took)
+async def _turn(ours: Ours, match: Match, rate: float, context: Context) -> Found:
+    return await ours.turn(match.inputs, _took(ours.settings, rate, context))
 
 
 def _sizes(match: Match, images_per_second: float, context: Context) -> list[Any]:
@@ -90,7 +96,7 @@ def _sizes(match: Match, images_per_second: float, context: Context) -> list[Any
         replace(first, batch=batch)
         for batch in larger
         if batch <= match.bare.BATCHES[-1]
-        and batch * first.workers / images_per_second <= _LONGEST_CALL
+        and batch * first.workers / images_per_second <= match.bare.LONGEST_CALL
     ]
 
 

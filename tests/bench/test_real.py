@@ -1,5 +1,6 @@
 """The suite real: its passes, loads and claims with made-up devices; once with torch."""
 
+import asyncio
 import math
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -265,7 +266,7 @@ def test_larger_batches_are_tried_while_a_call_is_no_longer_than_drivers_allow(
     assert {settings.workers for settings in found} == {2}
 
 
-async def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
+def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
     rates = {1: [70.0, 71.0, 99.0], 4: [75.0, 60.0, 76.0], 8: [74.0, 74.0, 74.0]}
     seconds = {size: [] for size in rates}
@@ -280,8 +281,8 @@ async def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatc
 
     monkeypatch.setattr(real_torch_stream.Ours, "opened", opened)
     match = real_torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1, workers=2))
-    async with AsyncExitStack() as stack:
-        ours = await real_torch_turns._ours(match, stack, 64.0, 1.0, Context())
+    with asyncio.Runner() as runner:
+        ours = real_torch_turns._ours(match, AsyncExitStack(), 64.0, Context(), runner)
     assert ours.settings == bare.Settings(4, workers=2)
     assert seconds == {1: [1.0] * 3, 4: [1.0] * 3, 8: [2.0] * 3}
 

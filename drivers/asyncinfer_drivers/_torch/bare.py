@@ -23,6 +23,7 @@ from asyncinfer_drivers._torch import aot, malloc
 from asyncinfer_drivers._torch.batch import rows, to_tensor
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Search, plans_of
+from asyncinfer_drivers._torch.sizes import LONGEST_CALL
 from asyncinfer_drivers._torch.small_net import build as build_small_net
 from asyncinfer_drivers._torch.small_net import images
 from asyncinfer_drivers._torch.steps import Steps
@@ -30,6 +31,8 @@ from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import Forward
 
 __all__ = (
+    "BATCHES",
+    "LONGEST_CALL",
     "BestLoop",
     "Rate",
     "Settings",
@@ -48,8 +51,6 @@ BATCHES = (1, 4, 16, 32, 64, 128, 256)
 FORMS = ("none", "freeze+onednn", "channels_last+freeze")
 #: seconds ``tune`` gives each setting, and to find the form of the model
 _EACH, _SEARCH = 0.4, 8.0
-#: seconds of a call that ``tune`` tries no larger batch after: what a driver allows itself
-_LONGEST_CALL = 0.25
 #: settings that ``tune`` compares at length
 _LEADERS = 2
 #: turns each loop takes in ``loop_rates``
@@ -192,7 +193,7 @@ def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) 
             settings = Settings(batch, form)
             one[settings] = run(settings).images_per_cpu_second
             top = max(top, one[settings])
-            if one[settings] < top / 2 or batch / one[settings] > _LONGEST_CALL:
+            if one[settings] < top / 2 or batch / one[settings] > LONGEST_CALL:
                 break
     leaders = sorted(one, key=lambda settings: one[settings])[-_LEADERS:]
     several = {replace(s, workers=number): list[float]() for s in leaders for number in workers}

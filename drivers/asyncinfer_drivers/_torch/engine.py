@@ -16,7 +16,7 @@ from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.runner import Runner
-from asyncinfer_drivers._torch.sizes import LIMIT, best_size, memory_left
+from asyncinfer_drivers._torch.sizes import LIMIT, LONGEST_CALL, best_size, memory_left
 from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import CoreShare, Share, usable_cores
 from asyncinfer_drivers._torch.variants import Plan
@@ -26,7 +26,7 @@ __all__ = ("Engine", "Spec", "claim")
 logger = logging.getLogger("asyncinfer.torch")
 
 #: seconds that finding the batch size takes at most, and a call with the size that is found
-_SIZES_BUDGET, _LONGEST_CALL = 1.5, 0.25
+_SIZES_BUDGET = 1.5
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Engine:
         size, rates = best_size(
             lambda size: _run(runner, [self.warmup] * size),
             budget=_SIZES_BUDGET,
-            longest=_LONGEST_CALL if target is None else min(target, _LONGEST_CALL),
+            longest=LONGEST_CALL if target is None else min(target, LONGEST_CALL),
             timer=timer(runner.device),
             wanted=self._wanted,
             memory=memory_left,

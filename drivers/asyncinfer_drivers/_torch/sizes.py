@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ("LIMIT", "best_size", "memory_left")
+__all__ = ("LIMIT", "LONGEST_CALL", "best_size", "memory_left")
 
 #: tasks in the largest batch that is tried
 LIMIT = 256
+#: seconds of a call that a driver allows itself
+LONGEST_CALL = 0.25
 #: a smaller size is as good from this part of the best rate on
 _AS_GOOD = 0.95
 #: doublings without a better rate that end the search
