@@ -124,18 +124,15 @@ class Runner:
         self, batch: Sequence[Any], outputs: list[Any]
     ) -> list[tuple[Signature, list[_Placed]]]:
         """Tasks that can be stacked, the largest group first; failures go to ``outputs``."""
-        groups: dict[Signature, list[_Placed]] = {}
+        placed: list[_Placed] = []
         preprocess = self.steps.preprocess
         with torch.inference_mode():
             for index, item in enumerate(batch):
                 try:
-                    tensor = to_tensor(preprocess(item) if preprocess else item)
+                    placed.append((index, to_tensor(preprocess(item) if preprocess else item)))
                 except BaseException as error:
                     outputs[index] = self._blame(error)
-                else:
-                    signature = Signature(tensor.shape, tensor.dtype)
-                    groups.setdefault(signature, []).append((index, tensor))
-        return sorted(groups.items(), key=lambda entry: len(entry[1]), reverse=True)
+        return _by_signature(placed)
 
     def _run_group(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> None:
         if len(group) > 1 and self._run_together(signature, group, outputs):
@@ -230,6 +227,19 @@ class Runner:
                 "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
                 self.name, step, type(error).__name__, error,
             )  # fmt: skip
+
+
+def _by_signature(placed: list[_Placed]) -> list[tuple[Signature, list[_Placed]]]:
+    """The largest group first."""
+    if not placed:
+        return []
+    shape, dtype = placed[0][1].shape, placed[0][1].dtype
+    if all(tensor.shape == shape and tensor.dtype == dtype for _, tensor in placed):
+        return [(Signature(shape, dtype), placed)]  # as nearly always
+    groups: dict[Signature, list[_Placed]] = {}
+    for index, tensor in placed:
+        groups.setdefault(Signature(tensor.shape, tensor.dtype), []).append((index, tensor))
+    return sorted(groups.items(), key=lambda entry: len(entry[1]), reverse=True)
 
 
 @torch.inference_mode()
