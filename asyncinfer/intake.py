@@ -19,8 +19,6 @@ BURST = 1024
 CHUNK = 64
 #: seconds after which a slow synchronous source gives the event loop a turn
 TURN = 0.0005
-#: a synchronous source is read again once this part of the queue is free, not at every place
-REFILL = 1 / 4
 
 
 class Intake(asyncio.Queue[Span]):
@@ -32,8 +30,6 @@ class Intake(asyncio.Queue[Span]):
         #: who waits for room, and how many were told of some and have not looked yet
         self._turns: deque[asyncio.Future[None]] = deque()
         self._called = 0
-        #: free places that are worth waking who waits for room
-        self.least = 1
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self._queue)
@@ -73,9 +69,9 @@ class Intake(asyncio.Queue[Span]):
         return head
 
     async def room(self) -> int:
-        """Wait until at least ``least`` tasks fit; return how many do."""
+        """Wait until not full; return how many tasks fit."""
         wait = self._turns.append
-        while self.maxsize - self._tasks < self.least:
+        while self.full():
             turn = asyncio.get_running_loop().create_future()
             wait(turn)
             try:
@@ -84,12 +80,11 @@ class Intake(asyncio.Queue[Span]):
                 self._called -= turn.done() and not turn.cancelled()
                 self._call()
             wait = self._turns.appendleft  # somebody else was quicker
-        return self.maxsize - self._tasks
+        return self.maxsize - self.qsize()
 
     def _call(self) -> None:
         """Tell as many of those who wait as there is room for, not all."""
-        room = self.maxsize - self._tasks
-        while self._turns and self._called < room >= self.least:
+        while self._turns and self._called < self.maxsize - self._tasks:
             turn = self._turns.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -145,7 +140,6 @@ async def _feed_sync(
     clock: Callable[[], float],
 ) -> None:
     read = _Reader(source, clock)
-    intake.least = max(1, int(REFILL * intake.maxsize))
     while not read.ended:
         room = await intake.room()
         items: list[Any] = []

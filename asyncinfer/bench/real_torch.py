@@ -39,7 +39,7 @@ _NOTE = (
     "threads and malloc thresholds, as found by trying them. Ours: Dispatcher.stream over torch "
     "drivers with those settings, or in larger batches where a few turns show them to be faster: "
     "each call is a hand-over. All with pre- and postprocessing. The best one takes short turns "
-    "with each of the others; batches are counted from the first that is done to the last. Medians "
+    "with each of the others; the rate of a turn is the slope of images done over time. Medians "
     "over the turns; of the best: the median of neighbouring turns' ratios. Lag: a timer of 1 ms "
     "on the event loop; bare loops run in a thread beside it."
 )

@@ -22,15 +22,15 @@ __all__ = ("BEST", "NAIVE", "OURS", "long_enough", "measured")
 NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
 
 #: rounds of the naive loop; of the others, for each repeat that was asked for
-_NAIVE_ROUNDS, _ROUNDS = 3, 5
+_NAIVE_ROUNDS, _ROUNDS = 3, 8
 #: seconds after which no round is begun
-_LIMIT = 36.0
+_LIMIT = 50.0
 #: seconds of a turn, and of the short form
-_SECONDS, _SHORT_SECONDS = 1.0, 0.3
+_SECONDS, _SHORT_SECONDS = 0.5, 0.3
 #: full batches of each worker in a turn at least
 _CALLS = 8
 #: batches of ours that are tried: so many times the best loop's; and turns of each
-_LARGER, _TRIES = (4, 8), 3
+_LARGER, _TRIES = (2, 4, 8), 5
 
 
 def long_enough(least: float, batch: int, workers: int, images_per_second: float) -> float:

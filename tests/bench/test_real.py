@@ -228,11 +228,18 @@ def test_a_turn_is_long_enough_for_some_calls():
     assert real_torch_turns.long_enough(1.0, 32, 2, 100.0) == 5.12
 
 
-def test_the_beginning_and_the_end_of_a_turn_do_not_count():
-    marks = [(13.0, 8), (11.0, 8), (10.0, 8), (12.5, 4), (15.0, 8)]
-    assert real_torch_stream.steady(marks) == 28 / 5.0
-    assert math.isnan(real_torch_stream.steady(marks[:1]))
-    assert math.isnan(real_torch_stream.steady([]))
+@pytest.mark.parametrize("together", [0.0, 1e-4, 0.1, 0.5])
+@pytest.mark.parametrize("calls", [2, 3, 8])
+def test_the_rate_of_a_turn_is_the_same_whether_workers_finish_together_or_in_turn(calls, together):
+    marks = [(10.0 + call + late, 8) for call in range(calls) for late in (together, 0.0)]
+    assert real_torch_stream.steady(marks) == pytest.approx(16.0, rel=0.2 if calls == 2 else 0.06)
+    at_once = [(10.0 + call, 16) for call in range(calls)]
+    assert real_torch_stream.steady(at_once) == pytest.approx(16.0)
+
+
+def test_a_turn_without_two_times_has_no_rate():
+    for marks in ([], [(10.0, 8)], [(10.0, 8), (10.0, 8)]):
+        assert math.isnan(real_torch_stream.steady(marks))
 
 
 async def test_a_turn_of_ours_ends_with_all_devices_free():
@@ -249,10 +256,10 @@ async def test_a_turn_of_ours_ends_with_all_devices_free():
 @pytest.mark.parametrize(
     ("batch", "rate", "short", "sizes"),
     [
-        (1, 75.0, False, [1, 4, 8]),
+        (1, 75.0, False, [1, 2, 4, 8]),
         (1, 75.0, True, [1]),
-        (8, 75.0, False, [8]),  # a call of 32 takes too long
-        (64, 5000.0, False, [64, 256]),
+        (8, 75.0, False, [8]),  # a call of 16 takes too long
+        (64, 5000.0, False, [64, 128, 256]),
         (256, 50000.0, False, [256]),
     ],
 )
@@ -268,7 +275,12 @@ def test_larger_batches_are_tried_while_a_call_is_no_longer_than_drivers_allow(
 
 def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
-    rates = {1: [70.0, 71.0, 99.0], 4: [75.0, 60.0, 76.0], 8: [74.0, 74.0, 74.0]}
+    rates = {
+        1: [70.0, 71.0, 70.0, 99.0, 99.0],
+        2: [73.0] * 5,
+        4: [75.0, 60.0, 76.0, 60.0, 77.0],
+        8: [74.0] * 5,
+    }
     seconds = {size: [] for size in rates}
 
     class Fake(SimpleNamespace):
@@ -284,7 +296,7 @@ def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
     with asyncio.Runner() as runner:
         ours = real_torch_turns._ours(match, AsyncExitStack(), 64.0, Context(), runner)
     assert ours.settings == bare.Settings(4, workers=2)
-    assert seconds == {1: [1.0] * 3, 4: [1.0] * 3, 8: [2.0] * 3}
+    assert seconds == {1: [0.5] * 5, 2: [0.5] * 5, 4: [1.0] * 5, 8: [2.0] * 5}
 
 
 def test_a_bare_loop_tells_when_its_batches_were_done():

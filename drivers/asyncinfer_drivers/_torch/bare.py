@@ -49,8 +49,8 @@ __all__ = (
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
 #: forms of the model that ``tune`` tries
 FORMS = ("none", "freeze+onednn", "channels_last+freeze")
-#: seconds ``tune`` gives each setting, and to find the form of the model
-_EACH, _SEARCH = 0.4, 8.0
+#: seconds ``tune`` gives each setting, each turn of the leaders, and to find the form of the model
+_EACH, _LONG, _SEARCH = 0.4, 1.0, 8.0
 #: settings that ``tune`` compares at length
 _LEADERS = 2
 #: turns each loop takes in ``loop_rates``
@@ -181,10 +181,9 @@ def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) 
     job = _job(model)
     forms = dict(_prepared(job, inputs[0], _TUNED_FOR, form) for form in FORMS)
 
-    def run(settings: Settings) -> Rate:
-        repeats = -(-2 * settings.batch // len(inputs))
-        forward = forms[settings.optimize]
-        return BestLoop(job, forward, [*inputs] * repeats, settings).run(_EACH)
+    def run(settings: Settings, seconds: float = _EACH) -> Rate:
+        some = list(itertools.islice(itertools.cycle(inputs), 2 * settings.batch))
+        return BestLoop(job, forms[settings.optimize], some, settings).run(seconds)
 
     one = dict[Settings, float]()
     for form in forms:
@@ -199,7 +198,7 @@ def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) 
     several = {replace(s, workers=number): list[float]() for s in leaders for number in workers}
     for _ in range(_TURNS):
         for settings, rates in several.items():
-            rates.append(run(settings).images_per_second)
+            rates.append(run(settings, _LONG).images_per_second)
     return max(several, key=lambda settings: max(several[settings]))
 
 
