@@ -61,9 +61,8 @@ class Recheck:
     def _patience(self) -> float:
         """Seconds until some device should have finished: of many, without a look at each."""
         roster = self._roster
-        rate = roster.census.rate
-        if len(roster.up) >= MANY and rate > 0 and not self._silent:
-            return SILENCE / rate
+        if len(roster.up) >= MANY and not self._silent and roster.census.rate > 0:
+            return SILENCE / roster.census.rate
         now = self._clock()
         busy = [burst.remaining(now) for device in roster.up for burst in device.bursts]
         return 1.1 * min(busy, default=SHORTEST)

@@ -30,13 +30,23 @@ class Roster:
         self.up: list[Device] = []
         #: those that are free, the fastest first and those of unknown speed last
         self.free: list[Entry] = []
-        #: those that are up, of known speed, and finish what they run about when they should
-        self.census = Census()
         #: those that were given more than they have started
         self.reserving: dict[Device, None] = {}
         self._seats: dict[Device, _Seat] = {}
         self._changed: dict[Device, None] = {}
+        self._census = Census()
+        #: those to be counted anew when somebody asks: with few devices nobody does
+        self._uncounted: dict[Device, None] = {}
         self._next = 0
+
+    @property
+    def census(self) -> Census:
+        """Those that are up, of known speed, and finish what they run about when they should."""
+        if self._uncounted:
+            for device in self._uncounted:
+                self._recount(device)
+            self._uncounted.clear()
+        return self._census
 
     def join(self, device: Device) -> None:
         """Let a device take part."""
@@ -48,6 +58,8 @@ class Roster:
     def leave(self, device: Device) -> None:
         """Let it take part no more. It is not up any longer."""
         self._refresh(device)
+        self._uncounted.pop(device, None)
+        self._count(device, None)
         self.members.remove(device)
         self._changed.pop(device, None)
         del self._seats[device]
@@ -90,27 +102,35 @@ class Roster:
             if free is not None:
                 insort(self.free, free)
             seat.free = free
-        if not up or math.isnan(device.latency):
-            self._count(seat, None)
-        elif seat.counted is None or device.latency != seat.counted[0]:
-            deviation = device.deviation if device.batches else math.nan
-            self._count(seat, (device.latency, device.interval, deviation))
+        self._uncounted[device] = None
         was_up, seat.up = seat.up, up
         return was_up is not up
 
-    def _count(self, seat: _Seat, figures: Figures | None) -> None:
-        if seat.counted is not None and figures is not None and _alike(seat.counted, figures):
-            return
+    def _recount(self, device: Device) -> None:
+        """Count it with the figures it has now."""
+        counted = self._seats[device].counted
+        if not device.up or math.isnan(device.latency):
+            self._count(device, None)
+        elif counted is None or device.latency != counted[0]:
+            deviation = device.deviation if device.batches else math.nan
+            figures = (device.latency, device.interval, deviation)
+            if counted is None or not _alike(counted, figures):
+                self._count(device, figures)
+
+    def _count(self, device: Device, figures: Figures | None) -> None:
+        """Count it with these, or no more."""
+        seat = self._seats[device]
         if seat.counted is not None:
-            self.census.count(seat.counted, -1)
+            self._census.count(seat.counted, -1)
         if figures is not None:
-            self.census.count(figures)
+            self._census.count(figures)
         seat.counted = figures
 
     def _doubt(self, device: Device, now: float) -> None:
         """Count no more on a device that should long have finished, until it does."""
         if device.stuck(now):
-            self._count(self._seats[device], None)
+            self._uncounted.pop(device, None)
+            self._count(device, None)
 
     def doubt_one(self, now: float) -> None:
         """Look for such a device; each time at another one."""
