@@ -15,7 +15,7 @@ from asyncinfer.bench.measure import median_spread
 from asyncinfer.bench.overhead_trials import loops_here, ratio
 from asyncinfer.bench.real_devices import with_own_steps
 from asyncinfer.bench.real_torch_stream import Match
-from asyncinfer.bench.real_torch_turns import BEST, NAIVE, OURS, measured
+from asyncinfer.bench.real_torch_turns import BEST, NAIVE, OURS, TINY, measured
 from asyncinfer.bench.record import Check, Outcome, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
@@ -29,8 +29,6 @@ OF_BEST, OF_NAIVE, LAG = 0.95, 4.0, 0.005
 
 #: models that are none of the built-in ones: where their module comes from
 _OTHERS = {"small_net": "asyncinfer_drivers._torch.small_net:build"}
-#: seconds of an image in the best loop below which what we add to each is not to be seen as small
-_TINY = 50e-6
 #: full batches of each worker that the loops go through at least
 _BATCHES = 4
 
@@ -46,7 +44,7 @@ _NOTE = (
 
 #: why no check demands it of a model
 _SPARED = {
-    BEST: f" No check demands {OF_BEST:g} of it: an image takes under {seconds(_TINY)}.",
+    BEST: f" No check demands {OF_BEST:g} of it: an image takes under {seconds(TINY)}.",
     NAIVE: f" No check demands {OF_NAIVE:g} x the naive loop: the best one gains less.",
 }
 
@@ -116,7 +114,7 @@ def checks(runs: Sequence[Run]) -> list[Check]:
 
 def _demands(rates: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """What can be demanded of a model: more for each image than Python, and batches that gain."""
-    if rates[BEST] * _TINY < 1:
+    if rates[BEST] * TINY < 1:
         yield BEST, OF_BEST
     if rates[BEST] >= OF_NAIVE * rates[NAIVE]:
         yield NAIVE, OF_NAIVE

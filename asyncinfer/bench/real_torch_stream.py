@@ -102,19 +102,19 @@ class Ours:
 
     async def turn(self, inputs: Sequence[Any], took: float) -> Found:
         """Stream for so many seconds; all devices are free when it ends."""
-        marks, clock = [(0.0, 0)], time.perf_counter
+        marks, clock = list[tuple[float, int]](), time.perf_counter
         with LoopLag() as lag:
             end = clock() + took
+            begun, count, later = 0.0, 0, 0.0
             async with self.dispatcher.stream(cycle(inputs)) as stream:
                 async for _ in stream:
                     now = clock()
-                    if now >= end:
-                        break
-                    begun, count = marks[-1]
-                    if now < begun + _TOGETHER:
-                        marks[-1] = begun, count + 1
-                    else:
-                        marks.append((now, 1))
+                    if now >= later:
+                        marks.append((begun, count))
+                        if now >= end:
+                            break
+                        begun, count, later = now, 0, now + _TOGETHER
+                    count += 1
         await _idle(self.dispatcher)
         return Found(steady(marks[1:]), lag.samples)
 

@@ -17,14 +17,17 @@ from asyncinfer.bench.record import Run
 from asyncinfer.bench.suite import Context
 from asyncinfer.stats import percentile
 
-__all__ = ("BEST", "NAIVE", "OURS", "long_enough", "measured")
+__all__ = ("BEST", "NAIVE", "OURS", "TINY", "long_enough", "measured")
 
 NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
 
 #: rounds of the naive loop; of the others, for each repeat that was asked for
-_NAIVE_ROUNDS, _ROUNDS = 3, 8
-#: seconds after which no round is begun
-_LIMIT = 50.0
+_NAIVE_ROUNDS, _ROUNDS = 8, 12
+#: seconds after which no round is begun; and where an image takes so little that what we add to
+#: each is not to be seen as small, of which no check asks much
+_LIMIT, _TINY_LIMIT = 80.0, 25.0
+#: so many seconds of an image, in the best loop
+TINY = 50e-6
 #: seconds of a turn, and of the short form
 _SECONDS, _SHORT_SECONDS = 0.5, 0.3
 #: full batches of each worker in a turn at least
@@ -52,7 +55,10 @@ def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run
     try:
         ours = _ours(match, stack, rate, context, runner)
         turns = {BEST: loops[BEST], OURS: lambda: runner.run(_turn(ours, match, rate, context))}
-        return [*runs, *_rounds(match, turns, _ROUNDS * context.runs, context, len(runs), ours)]
+        limit = _TINY_LIMIT if rate * TINY > 1 else _LIMIT
+        many, before = _ROUNDS * context.runs, len(runs)
+        runs += _rounds(match, turns, many, context, limit=limit, before=before, ours=ours)
+        return runs
     finally:
         runner.run(stack.aclose())
 
@@ -105,6 +111,8 @@ def _rounds(
     turns: dict[str, Callable[[], Found]],
     rounds: int,
     context: Context,
+    *,
+    limit: float = _LIMIT,
     before: int = 0,
     ours: Ours | None = None,
 ) -> list[Run]:
@@ -116,9 +124,11 @@ def _rounds(
         return _run(match, name, turns[name](), context.seed, settings)
 
     cases = {name: functools.partial(one, name) for name in turns}
-    found = in_turns(cases, 1 if context.short else rounds, limit=_LIMIT)
+    found = in_turns(cases, 1 if context.short else rounds, limit=limit)
     return [
-        replace(run, run=number) for runs in found.values() for number, run in enumerate(runs, 1)
+        replace(run, run=number)
+        for runs in found.values()
+        for number, run in enumerate(runs, before + 1)
     ]
 
 

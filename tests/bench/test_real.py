@@ -299,6 +299,15 @@ def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
     assert seconds == {1: [0.5] * 5, 2: [0.5] * 5, 4: [1.0] * 5, 8: [2.0] * 5}
 
 
+def test_turns_with_the_naive_loop_and_with_ours_are_rounds_of_their_own():
+    bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
+    match = real_torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1))
+    turn = {real_torch.BEST: lambda: real_torch_stream.Found(1.0, [])}
+    first = real_torch_turns._rounds(match, turn, 2, Context())
+    then = real_torch_turns._rounds(match, turn, 3, Context(), before=len(first))
+    assert [run.run for run in (*first, *then)] == [1, 2, 3, 4, 5]
+
+
 def test_a_bare_loop_tells_when_its_batches_were_done():
     pytest.importorskip("torch")
     from asyncinfer_drivers._torch import bare
