@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncinfer import config, model
+from asyncinfer import device_config, model
 from asyncinfer.cli import inputs as cli_inputs
 from asyncinfer.errors import InputError
 from asyncinfer.testing import SimulatedDriver
@@ -67,8 +67,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(model, "model_names", lambda: names)
     monkeypatch.setattr(cli_inputs, "model_names", lambda: names)
     monkeypatch.setattr(model, "load_model", lambda name: found)
-    load, ours = config.load_driver, ("torch", "open_inference_local")
-    monkeypatch.setattr(config, "load_driver", lambda n: Runner if n in ours else load(n))
+    load, ours = device_config.load_driver, ("torch", "open_inference_local")
+    monkeypatch.setattr(device_config, "load_driver", lambda n: Runner if n in ours else load(n))
     return found
 
 

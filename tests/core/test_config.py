@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncinfer import config, model
+from asyncinfer import config, device_config, model
 from asyncinfer.errors import ConfigError, InputError
 from asyncinfer.hedging import Hedge
 from asyncinfer.testing import SimulatedDriver
@@ -55,8 +55,9 @@ class FakeTorch:
 
 @pytest.fixture
 def torch(monkeypatch):
-    load = config.load_driver
-    monkeypatch.setattr(config, "load_driver", lambda n: FakeTorch if n == "torch" else load(n))
+    load = device_config.load_driver
+    found = {"torch": FakeTorch}
+    monkeypatch.setattr(device_config, "load_driver", lambda name: found.get(name) or load(name))
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_a_driver_may_take_its_model_by_name_or_have_it(monkeypatch, how, given)
         def __init__(self, name, model=None, preprocess=None):
             self.model, self.preprocess = model, preprocess
 
-    monkeypatch.setattr(config, "load_driver", lambda name: Own)
+    monkeypatch.setattr(device_config, "load_driver", lambda name: Own)
     some = model.Model("some", lambda: pytest.fail("loaded"), preprocess=abs)
     built = config.DeviceConfig("x", "x").build(some)
     assert (built.model, built.preprocess) == (given, abs)
@@ -317,7 +318,7 @@ def test_what_a_constructor_refuses_is_a_config_error(torch, tiny):
 
 
 def test_a_driver_that_takes_anything_is_not_checked(monkeypatch):
-    monkeypatch.setattr(config, "load_driver", lambda name: lambda **options: options)
+    monkeypatch.setattr(device_config, "load_driver", lambda name: lambda **options: options)
     found = config.DeviceConfig("any", "x", {"whatever": 1})
     assert found.build() == {"name": "x", "whatever": 1}
 
