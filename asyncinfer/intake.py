@@ -26,7 +26,8 @@ class Intake(asyncio.Queue[Span]):
 
     def _init(self, maxsize: int) -> None:
         self._queue: deque[Span] = deque()
-        self._tasks = 0
+        #: number of tasks queued
+        self.tasks = 0
         #: who waits for room, and how many were told of some and have not looked yet
         self._turns: deque[asyncio.Future[None]] = deque()
         self._called = 0
@@ -36,15 +37,15 @@ class Intake(asyncio.Queue[Span]):
 
     def qsize(self) -> int:
         """Number of tasks queued."""
-        return self._tasks
+        return self.tasks
 
     def _put(self, item: Span) -> None:
         self._queue.append(item)
-        self._tasks += item.count
+        self.tasks += item.count
 
     def _get(self) -> Span:
         span = self._queue.popleft()
-        self._tasks -= span.count
+        self.tasks -= span.count
         self._call()
         return span
 
@@ -55,7 +56,7 @@ class Intake(asyncio.Queue[Span]):
             return False
         last.inputs += inputs
         last.count += len(inputs)
-        self._tasks += len(inputs)
+        self.tasks += len(inputs)
         return True
 
     def take(self, most: int) -> Span:
@@ -65,7 +66,7 @@ class Intake(asyncio.Queue[Span]):
             return span
         head = span.split(most)
         self._queue.appendleft(span)
-        self._tasks += span.count
+        self.tasks += span.count
         return head
 
     async def room(self) -> int:
@@ -84,7 +85,7 @@ class Intake(asyncio.Queue[Span]):
 
     def _call(self) -> None:
         """Tell as many of those who wait as there is room for, not all."""
-        while self._turns and self._called < self.maxsize - self._tasks:
+        while self._turns and self._called < self.maxsize - self.tasks:
             turn = self._turns.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -148,7 +149,8 @@ async def _feed_sync(
         finally:
             if items:
                 accept(items)
-        await asyncio.sleep(0)
+        if not intake.full():  # else it waits for room
+            await asyncio.sleep(0)
 
 
 class _Reader:

@@ -99,8 +99,8 @@ class Lane:
     def admit(self) -> None:
         """Move queued tasks into the window as far as it reaches."""
         room = self.window - (self.admitted - self.delivered)
-        while room > 0 and not self.intake.empty():
-            span = self.intake.take(int(min(room, self.intake.qsize())))
+        while room > 0 and self.intake.tasks:
+            span = self.intake.take(int(min(room, self.intake.tasks)))
             self.admitted += span.count
             room -= span.count
             if not span.done:  # it ran out of time in the queue
@@ -212,8 +212,8 @@ class Lane:
         if self.closed:
             return []
         dropped = self.waiting.clear()
-        while not self.intake.empty():
-            dropped.append(self.intake.take(self.intake.qsize()))
+        while self.intake.tasks:
+            dropped.append(self.intake.take(self.intake.tasks))
         self._recorder.dropped += self.held
         self._hold(-self.held)
         self.closed = self.ended = True

@@ -101,7 +101,7 @@ class Pool:
     @property
     def backlog(self) -> bool:
         """Whether tasks queue behind a window."""
-        return any(not lane.intake.empty() for lane in self.lanes)
+        return any(lane.intake.tasks for lane in self.lanes)
 
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
