@@ -33,7 +33,9 @@ _SECONDS, _SHORT_SECONDS = 0.5, 0.3
 #: full batches of each worker in a turn at least
 _CALLS = 8
 #: batches of ours that are tried: so many times the best loop's; and turns of each
-_LARGER, _TRIES = (2, 4, 8), 5
+_LARGER, _TRIES = (2, 4), 8
+#: seconds of a call from which a hand-over is too little of it for that
+_LONG_CALL = 0.035
 
 
 def long_enough(least: float, batch: int, workers: int, images_per_second: float) -> float:
@@ -95,15 +97,17 @@ async def _turn(ours: Ours, match: Match, rate: float, context: Context) -> Foun
 
 
 def _sizes(match: Match, images_per_second: float, context: Context) -> list[Any]:
-    """The best loop's settings, and such with larger batches: to us each call is a hand-over."""
+    """The best loop's settings, and such with larger batches where a call of those is short.
+
+    To us each call is a hand-over of about a millisecond. Where that is little, larger batches gain
+    nothing, and a few turns would show which of them was lucky.
+    """
     first = match.settings
-    larger = () if context.short else (first.batch * times for times in _LARGER)
-    return [first] + [
-        replace(first, batch=batch)
-        for batch in larger
-        if batch <= match.bare.BATCHES[-1]
-        and batch * first.workers / images_per_second <= match.bare.LONGEST_CALL
-    ]
+    if context.short or first.batch * first.workers / images_per_second >= _LONG_CALL:
+        return [first]
+    larger = [first.batch * times for times in _LARGER]
+    tried = [batch for batch in larger if batch <= match.bare.BATCHES[-1]]
+    return [first, *(replace(first, batch=batch) for batch in tried)]
 
 
 def _rounds(

@@ -256,14 +256,17 @@ async def test_a_turn_of_ours_ends_with_all_devices_free():
 @pytest.mark.parametrize(
     ("batch", "rate", "short", "sizes"),
     [
-        (1, 75.0, False, [1, 2, 4, 8]),
+        (1, 75.0, False, [1, 2, 4]),
         (1, 75.0, True, [1]),
-        (8, 75.0, False, [8]),  # a call of 16 takes too long
-        (64, 5000.0, False, [64, 128, 256]),
+        (4, 75.0, False, [4]),  # a call takes long enough as it is
+        (8, 500.0, False, [8, 16, 32]),
+        (32, 3000.0, False, [32, 64, 128]),
+        (64, 3000.0, False, [64]),
+        (128, 50000.0, False, [128, 256]),
         (256, 50000.0, False, [256]),
     ],
 )
-def test_larger_batches_are_tried_while_a_call_is_no_longer_than_drivers_allow(
+def test_larger_batches_are_tried_where_a_hand_over_is_a_part_of_a_call_to_be_seen(
     batch, rate, short, sizes
 ):
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
@@ -276,10 +279,9 @@ def test_larger_batches_are_tried_while_a_call_is_no_longer_than_drivers_allow(
 def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
     rates = {
-        1: [70.0, 71.0, 70.0, 99.0, 99.0],
-        2: [73.0] * 5,
-        4: [75.0, 60.0, 76.0, 60.0, 77.0],
-        8: [74.0] * 5,
+        1: [70.0, 71.0, 70.0, 71.0, 70.0, 99.0, 99.0, 99.0],
+        2: [75.0, 60.0, 76.0, 60.0, 77.0, 60.0, 78.0, 79.0],
+        4: [74.0] * 8,
     }
     seconds = {size: [] for size in rates}
 
@@ -294,9 +296,9 @@ def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
     monkeypatch.setattr(real_torch_stream.Ours, "opened", opened)
     match = real_torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1, workers=2))
     with asyncio.Runner() as runner:
-        ours = real_torch_turns._ours(match, AsyncExitStack(), 64.0, Context(), runner)
-    assert ours.settings == bare.Settings(4, workers=2)
-    assert seconds == {1: [0.5] * 5, 2: [0.5] * 5, 4: [1.0] * 5, 8: [2.0] * 5}
+        ours = real_torch_turns._ours(match, AsyncExitStack(), 80.0, Context(), runner)
+    assert ours.settings == bare.Settings(2, workers=2)
+    assert seconds == {1: [0.5] * 8, 2: [0.5] * 8, 4: [0.8] * 8}
 
 
 def test_turns_with_the_naive_loop_and_with_ours_are_rounds_of_their_own():

@@ -32,7 +32,6 @@ from asyncinfer_drivers._torch.variants import Forward
 
 __all__ = (
     "BATCHES",
-    "LONGEST_CALL",
     "BestLoop",
     "Rate",
     "Settings",
