@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from asyncinfer import config, trust
+from asyncinfer import config, device_config, trust
 from asyncinfer.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ def test_allowed_code_is_run(monkeypatch):
         def __init__(self, *, name, model=None, preprocess=None):
             self.preprocess = preprocess
 
-    monkeypatch.setattr(config, "load_driver", lambda name: Negating)
+    monkeypatch.setattr(device_config, "load_driver", lambda name: Negating)
     text = table({"preprocess": "'operator:neg'"})
     (device,) = config.parse(text, allow_code=True).devices
     assert device.build().preprocess(3) == -3
@@ -100,7 +100,7 @@ def test_a_driver_says_what_else_can_run_code(monkeypatch):
         def code_options(cls, options):
             return ["command"] if "command" in options else []
 
-    monkeypatch.setattr(config, "load_driver", lambda name: Shell)
+    monkeypatch.setattr(device_config, "load_driver", lambda name: Shell)
     (device,) = config.parse(table({"command": "'rm -r /'"}), "c.toml").devices
     for use in (device.check, device.build):
         with pytest.raises(ConfigError, match=r"'x', options: 'command' names .* 'rm -r /'"):
