@@ -58,8 +58,7 @@ class Roster:
     def leave(self, device: Device) -> None:
         """Let it take part no more. It is not up any longer."""
         self._refresh(device)
-        self._uncounted.pop(device, None)
-        self._count(device, None)
+        self._uncount(device)
         self.members.remove(device)
         self._changed.pop(device, None)
         del self._seats[device]
@@ -126,11 +125,15 @@ class Roster:
             self._census.count(figures)
         seat.counted = figures
 
+    def _uncount(self, device: Device) -> None:
+        """Count it no more, whatever was noted of it, until it changes."""
+        self._uncounted.pop(device, None)
+        self._count(device, None)
+
     def _doubt(self, device: Device, now: float) -> None:
         """Count no more on a device that should long have finished, until it does."""
         if device.stuck(now):
-            self._uncounted.pop(device, None)
-            self._count(device, None)
+            self._uncount(device)
 
     def doubt_one(self, now: float) -> None:
         """Look for such a device; each time at another one."""

@@ -15,7 +15,7 @@ from asyncinfer.bench.measure import median_spread
 from asyncinfer.bench.overhead_trials import loops_here, ratio
 from asyncinfer.bench.real_devices import with_own_steps
 from asyncinfer.bench.real_torch_stream import Match
-from asyncinfer.bench.real_torch_turns import BEST, NAIVE, OURS, TINY, measured
+from asyncinfer.bench.real_torch_turns import BEST, NAIVE, OURS, TINY, heavy, measured
 from asyncinfer.bench.record import Check, Outcome, Run, Table
 from asyncinfer.bench.suite import Context
 from asyncinfer.bench.text import rate, seconds
@@ -114,7 +114,7 @@ def checks(runs: Sequence[Run]) -> list[Check]:
 
 def _demands(rates: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """What can be demanded of a model: more for each image than Python, and batches that gain."""
-    if rates[BEST] * TINY < 1:
+    if heavy(rates[BEST]):
         yield BEST, OF_BEST
     if rates[BEST] >= OF_NAIVE * rates[NAIVE]:
         yield NAIVE, OF_NAIVE

@@ -17,16 +17,15 @@ from asyncinfer.bench.record import Run
 from asyncinfer.bench.suite import Context
 from asyncinfer.stats import percentile
 
-__all__ = ("BEST", "NAIVE", "OURS", "TINY", "long_enough", "measured")
+__all__ = ("BEST", "NAIVE", "OURS", "TINY", "heavy", "long_enough", "measured")
 
 NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
 
 #: rounds of the naive loop; of the others, for each repeat that was asked for
 _NAIVE_ROUNDS, _ROUNDS = 8, 12
-#: seconds after which no round is begun; and where an image takes so little that what we add to
-#: each is not to be seen as small, of which no check asks much
-_LIMIT, _TINY_LIMIT = 80.0, 25.0
-#: so many seconds of an image, in the best loop
+#: seconds after which no round is begun; and for a model that is not ``heavy``
+_LIMIT, _LIGHT_LIMIT = 80.0, 25.0
+#: seconds of an image in the best loop below which what we add to each is not to be seen as small
 TINY = 50e-6
 #: seconds of a turn, and of the short form
 _SECONDS, _SHORT_SECONDS = 0.5, 0.3
@@ -43,6 +42,11 @@ def long_enough(least: float, batch: int, workers: int, images_per_second: float
     return max(least, _CALLS * batch * workers / images_per_second)
 
 
+def heavy(images_per_second: float) -> bool:
+    """Whether an image takes the best loop so long that its rate can be demanded of ours."""
+    return images_per_second * TINY < 1
+
+
 def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run]:
     """The naive loop and the best one in turns; then the best one and ours."""
     least, settings = _SHORT_SECONDS if context.short else _SECONDS, match.settings
@@ -57,7 +61,7 @@ def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run
     try:
         ours = _ours(match, stack, rate, context, runner)
         turns = {BEST: loops[BEST], OURS: lambda: runner.run(_turn(ours, match, rate, context))}
-        limit = _TINY_LIMIT if rate * TINY > 1 else _LIMIT
+        limit = _LIMIT if heavy(rate) else _LIGHT_LIMIT
         many, before = _ROUNDS * context.runs, len(runs)
         runs += _rounds(match, turns, many, context, limit=limit, before=before, ours=ours)
         return runs
