@@ -35,11 +35,12 @@ _BATCHES = 4
 _NOTE = (
     "Naive: one image at a time in eager mode. Best: batches, the fastest form of the model, "
     "threads and malloc thresholds, as found by trying them. Ours: Dispatcher.stream over torch "
-    "drivers with those settings, or in larger batches where a few turns show them to be faster: "
-    "each call is a hand-over. All with pre- and postprocessing. The best one takes short turns "
-    "with each of the others; the rate of a turn is the slope of images done over time. Medians "
-    "over the turns; of the best: the median of neighbouring turns' ratios. Lag: a timer of 1 ms "
-    "on the event loop; bare loops run in a thread beside it."
+    "drivers with those settings; some of those batches make one call of a driver (max_batch), "
+    "which gives them to its model one after another (micro_batch): each call is a hand-over. All "
+    "with pre- and postprocessing. The best one takes short turns with each of the others; the "
+    "rate of a turn is the slope of images done over time. Medians over the turns; of the best: "
+    "the median of neighbouring turns' ratios. Lag: a timer of 1 ms on the event loop; bare loops "
+    "run in a thread beside it."
 )
 
 #: why no check demands it of a model
@@ -97,7 +98,7 @@ def _table(model: str, runs: Sequence[Run]) -> Table:
         spread = f"{rate(found.median)} ({rate(found.least)}-{rate(found.most)})"
         rows.append((name, spread, f"{_times(runs, model, BEST, name):.2f}", seconds(late)))
     told = ", ".join(f"{k} {v}" for k, v in _over(runs, model, BEST)[0].figures["settings"].items())
-    told += f"; ours in batches of {_over(runs, model, OURS)[0].figures['settings']['batch']}"
+    told += f"; ours {_over(runs, model, OURS)[0].figures['settings']['batch']} images a call"
     columns = ("", "images/s", "of the best", "loop lag p99")
     rates = {name: median_spread(r.throughput for r in _over(runs, model, name)) for name in order}
     demanded = dict(_demands({name: found.median for name, found in rates.items()}))

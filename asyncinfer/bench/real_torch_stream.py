@@ -74,18 +74,20 @@ def steady(marks: Iterable[tuple[float, int]]) -> float:
 class Ours:
     """A dispatcher with as many drivers as the best loop has workers."""
 
-    #: as the best loop's, but for the batch
-    settings: Any
+    #: images a call of a driver, which gives its model the best loop's batches of them
+    batch: int
     dispatcher: Dispatcher[Any, Any]
 
     @classmethod
-    async def opened(cls, match: Match, settings: Any, stack: AsyncExitStack) -> Ours:
+    async def opened(cls, match: Match, batch: int, stack: AsyncExitStack) -> Ours:
         """Open it; ``stack`` closes it, and its drivers."""
+        settings = match.settings
         devices = [
             torch_device(
                 f"torch-{number}",
                 threads=settings.threads,
-                max_batch=settings.batch,
+                max_batch=batch,
+                micro_batch=settings.batch,
                 optimize=settings.optimize,
                 concurrency=2,
                 **match.options,
@@ -96,9 +98,9 @@ class Ours:
         stack.push_async_callback(close_all, opened)
         if missing:
             raise AsyncInferError("; ".join(missing))
-        width = max(64, _AHEAD * settings.batch * settings.workers)
+        width = max(64, _AHEAD * batch * settings.workers)
         dispatcher = Dispatcher(opened, window=width, queue_size=width)
-        return cls(settings, await stack.enter_async_context(dispatcher))
+        return cls(batch, await stack.enter_async_context(dispatcher))
 
     async def turn(self, inputs: Sequence[Any], took: float) -> Found:
         """Stream for so many seconds; all devices are free when it ends."""

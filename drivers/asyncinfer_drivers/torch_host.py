@@ -74,6 +74,12 @@ class TorchDriver(Driver[Any, Any]):
     smallest with about the most images/s: within 0.25 s a call, or ``latency_target`` seconds. It
     is 1 until then, and without a ``warmup_input``.
 
+    ``micro_batch`` is how many tasks the model gets at once at most: a call of ``infer`` with more
+    runs them in parts, one after another, and gives all results when the last one is done. A model
+    is fastest at some size, beyond which what it computes with no longer fits in caches; while the
+    hand-over to the thread and back, which takes the event loop up to a millisecond, is the cheaper
+    the more tasks share it.
+
     ``malloc="auto"`` raises glibc's thresholds for giving memory back while such a driver is open;
     ``"none"`` leaves them as they are.
 
@@ -85,7 +91,8 @@ class TorchDriver(Driver[Any, Any]):
     may wait to become fuller, and how long a task may take.
 
     ``details`` tells what was chosen: ``optimize``, ``gain`` (images/s by those of the model as it
-    is), ``max_batch``, ``threads``, ``isolation``, ``malloc``. Empty until it was opened once.
+    is), ``max_batch``, ``micro_batch`` if given, ``threads``, ``isolation``, ``malloc``. Empty
+    until it was opened once.
 
     ``slowdown`` stretches every call to that many times its own duration by sleeping in the
     thread. It makes a stand-in for a slower host in demos and tests, nothing else.
@@ -106,6 +113,7 @@ class TorchDriver(Driver[Any, Any]):
         device: str = "cpu",
         threads: int | None = None,
         max_batch: int | Literal["auto"] = 1,
+        micro_batch: int | None = None,
         preprocess: Callable[[Any], Any] | str | None = None,
         postprocess: Callable[[Any], Any] | str | None = None,
         collate: Callable[[Sequence[Any]], Any] | str | None = None,
@@ -124,7 +132,8 @@ class TorchDriver(Driver[Any, Any]):
         check_name(device)
         if max_batch != "auto":
             _at_least_one("max_batch", max_batch)
-        for option, value in (("threads", threads), ("concurrency", concurrency)):
+        counts = {"threads": threads, "concurrency": concurrency, "micro_batch": micro_batch}
+        for option, value in counts.items():
             _at_least_one(option, value)
         if not slowdown >= 1:
             raise ConfigError(f"slowdown must be at least 1, not {slowdown!r}")
@@ -142,6 +151,7 @@ class TorchDriver(Driver[Any, Any]):
             device=device,
             threads=threads,
             max_batch=None if max_batch == "auto" else max_batch,
+            micro_batch=micro_batch,
             steps=Steps.given(preprocess, postprocess, collate, uncollate),
             warmup_input=warmup_input,
             slowdown=slowdown,

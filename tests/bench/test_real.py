@@ -1,10 +1,8 @@
 """The suite real: its passes, loads and claims with made-up devices; once with torch."""
 
-import asyncio
 import math
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -245,7 +243,7 @@ def test_a_turn_without_two_times_has_no_rate():
 async def test_a_turn_of_ours_ends_with_all_devices_free():
     devices = [SimulatedDriver("a", 0.001, max_batch=4), SimulatedDriver("b", 0.02)]
     async with Dispatcher(devices, window=64) as dispatcher:
-        ours = real_torch_stream.Ours(None, dispatcher)
+        ours = real_torch_stream.Ours(4, dispatcher)
         for _ in range(2):
             found = await ours.turn([1, 2, 3], 0.1)
             assert found.rate > 0
@@ -254,51 +252,34 @@ async def test_a_turn_of_ours_ends_with_all_devices_free():
 
 
 @pytest.mark.parametrize(
-    ("batch", "rate", "short", "sizes"),
+    ("batch", "rate", "images"),
     [
-        (1, 75.0, False, [1, 2, 4]),
-        (1, 75.0, True, [1]),
-        (4, 75.0, False, [4]),  # a call takes long enough as it is
-        (8, 500.0, False, [8, 16, 32]),
-        (32, 3000.0, False, [32, 64, 128]),
-        (64, 3000.0, False, [64]),
-        (128, 50000.0, False, [128, 256]),
-        (256, 50000.0, False, [256]),
+        (4, 72.0, 8),  # one takes 0.11 s
+        (8, 72.0, 8),
+        (32, 3000.0, 256),
+        (64, 3000.0, 256),
+        (256, 240_000.0, 2048),  # though that takes less
     ],
 )
-def test_larger_batches_are_tried_where_a_hand_over_is_a_part_of_a_call_to_be_seen(
-    batch, rate, short, sizes
-):
+def test_a_call_of_ours_takes_as_many_batches_as_make_it_long(batch, rate, images):
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
-    match = SimpleNamespace(settings=bare.Settings(batch, workers=2), bare=bare)
-    found = real_torch_turns._sizes(match, rate, Context(short=short))
-    assert [settings.batch for settings in found] == sizes
-    assert {settings.workers for settings in found} == {2}
+    settings = bare.Settings(batch, workers=2)
+    assert real_torch_turns.images_of_a_call(settings, rate) == images
 
 
-def test_ours_takes_the_batches_that_were_fastest_in_most_turns(monkeypatch):
+async def test_ours_gives_models_the_batches_of_the_best_loop():
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
-    rates = {
-        1: [70.0, 71.0, 70.0, 71.0, 70.0, 99.0, 99.0, 99.0],
-        2: [75.0, 60.0, 76.0, 60.0, 77.0, 60.0, 78.0, 79.0],
-        4: [74.0] * 8,
-    }
-    seconds = {size: [] for size in rates}
-
-    class Fake(SimpleNamespace):
-        async def turn(self, inputs, took):
-            seconds[self.settings.batch].append(took)
-            return real_torch_stream.Found(rates[self.settings.batch].pop(), [])
-
-    async def opened(match, settings, stack):
-        return Fake(settings=settings)
-
-    monkeypatch.setattr(real_torch_stream.Ours, "opened", opened)
-    match = real_torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1, workers=2))
-    with asyncio.Runner() as runner:
-        ours = real_torch_turns._ours(match, AsyncExitStack(), 80.0, Context(), runner)
-    assert ours.settings == bare.Settings(2, workers=2)
-    assert seconds == {1: [0.5] * 8, 2: [0.5] * 8, 4: [0.8] * 8}
+    model = real_devices.with_own_steps("digits")
+    settings = bare.Settings(8, optimize="none", workers=2)
+    inputs = bare.inputs_of("digits", 64)
+    match = real_torch_stream.Match("digits", "digits", model, {}, inputs, bare, settings)
+    async with AsyncExitStack() as stack:
+        ours = await real_torch_stream.Ours.opened(match, 32, stack)
+        details = [device.details for device in ours.dispatcher.stats().devices]
+        assert [(d["max_batch"], d["micro_batch"]) for d in details] == [(32, 8)] * 2
+        assert (await ours.turn(inputs, 0.1)).rate > 0
+    run = real_torch_turns._run(match, real_torch.OURS, real_torch_stream.Found(1.0, []), 42, 32)
+    assert (run.figures["settings"]["batch"], run.figures["settings"]["micro_batch"]) == (32, 8)
 
 
 def test_turns_with_the_naive_loop_and_with_ours_are_rounds_of_their_own():

@@ -28,8 +28,9 @@ class Function(nn.Module):
         return self.function(x)
 
 
-def runner(module, steps) -> Runner:
-    return Runner("dev", module, torch.device("cpu"), steps, None, 1.0, lambda seconds: None)
+def runner(module, steps, micro_batch=None) -> Runner:
+    cpu = torch.device("cpu")
+    return Runner("dev", module, cpu, steps, None, 1.0, lambda seconds: None, micro_batch)
 
 
 def shown(output):
@@ -77,6 +78,14 @@ def test_digits_whole_or_one_by_one(batch):
             assert isinstance(output, InputError)
         else:
             assert type(output) is int
+
+
+@given(st.lists(st.one_of(GOOD, GOOD, BAD), max_size=9), st.integers(1, 10))
+def test_digits_at_once_or_in_parts(batch, micro_batch):
+    model = digits.MODEL
+    steps = Steps(model.preprocess, model.postprocess, model.collate, model.uncollate)
+    outputs = runner(NET, steps, micro_batch).run(batch)
+    assert list(map(shown, outputs)) == list(map(shown, runner(NET, steps).run(batch)))
 
 
 @given(st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), min_size=1, max_size=5))
@@ -240,3 +249,52 @@ def test_own_steps_replace_those_of_the_model_on_their_side():
 def test_by_name():
     steps = Steps.given("builtins:float", None, "builtins:list", None).imported()
     assert steps == (float, None, list, None)
+
+
+# --- in parts -----------------------------------------------------------------------------------
+
+
+async def test_a_call_with_more_than_the_model_takes_at_once():
+    sizes = []
+
+    def forward(x):
+        sizes.append(len(x))
+        return x * 2
+
+    items = [torch.tensor(float(n)) for n in range(10)]
+    driver = TorchDriver(Function(forward), max_batch=10, micro_batch=4)
+    await driver.open()
+    assert await driver.infer(items) == [2 * n for n in range(10)]
+    assert sizes == [4, 4, 2]
+    assert driver.details["micro_batch"] == 4
+    await driver.close()
+
+
+async def test_the_form_is_sought_for_what_the_model_takes_at_once():
+    sizes = set()
+
+    def forward(x):
+        sizes.add(len(x))
+        return x * 2
+
+    given = {"max_batch": 64, "warmup_input": torch.ones(2), "optimize": "channels_last"}
+    driver = TorchDriver(Function(forward), micro_batch=4, **given)
+    await driver.open()
+    await driver.close()
+    assert max(sizes) == 4
+
+
+@pytest.mark.parametrize("micro_batch", [0, -1, 2.5, "auto"])
+def test_it_is_a_number_of_tasks(micro_batch):
+    with pytest.raises(ConfigError, match="micro_batch must be a whole number"):
+        TorchDriver(TWICE, micro_batch=micro_batch)
+
+
+def test_a_device_that_fails_in_a_part_fails_all_of_them():
+    def fails(x):
+        if x[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    with pytest.raises(DeviceLost, match="'dev': CUDA out of memory"):
+        runner(Function(fails), Steps(number), 2).run([0, 1, 2])

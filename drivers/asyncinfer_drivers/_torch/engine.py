@@ -39,6 +39,8 @@ class Spec:
     threads: int | None = None
     #: ``None``: the best there is
     max_batch: int | None = 1
+    #: ``None``: as ``max_batch``
+    micro_batch: int | None = None
     steps: Steps = field(default_factory=Steps)
     warmup_input: Any = None
     slowdown: float = 1.0
@@ -130,6 +132,7 @@ class Engine:
             share=self._share,
             slowdown=spec.slowdown,
             pause=self._pause,
+            micro_batch=spec.micro_batch,
         )
         self.warmup = spec.warmup_input
         if self.warmup is None and loaded.example is not None:
@@ -146,7 +149,7 @@ class Engine:
 
     def _optimize(self, runner: Runner) -> None:
         spec, item = self._spec, runner.example(self.warmup)
-        batch = spec.max_batch or LIMIT
+        batch = min(spec.max_batch or LIMIT, spec.micro_batch or LIMIT)
         threads = self._share.threads if self._share else 1
         search = Search(
             spec.name,
@@ -198,6 +201,8 @@ class Engine:
             logger.info("%s: not optimised, for lack of a warmup_input", self._spec.name)
         self.details.setdefault("optimize", "none")
         self.details["max_batch"] = self.max_batch
+        if self._spec.micro_batch is not None:
+            self.details["micro_batch"] = self._spec.micro_batch
         if self._share is not None:
             self.details["threads"] = self._share.threads
         self.details["malloc"] = "raised" if self._malloc_held else "as it is"

@@ -45,6 +45,8 @@ class Runner:
     slowdown: float
     #: sleeps for that many seconds, or less when closing
     pause: Callable[[float], None]
+    #: tasks that the module gets at once at most; ``None``: all there are
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         #: the module, or a faster form of it
@@ -73,11 +75,9 @@ class Runner:
         started = time.perf_counter()
         if self.share is not None:
             bind(self.share.threads)
-        outputs = self._run_collated(batch)
-        if outputs is None:
-            outputs = [None] * len(batch)
-            for signature, group in self._grouped(batch, outputs):
-                self._run_group(signature, group, outputs)
+        size = self.micro_batch or max(1, len(batch))
+        parts = (batch[at : at + size] for at in range(0, len(batch), size))
+        outputs = [output for part in parts for output in self._run_part(part)]
         synchronize(self.device)
         if self.slowdown > 1:
             self.pause((self.slowdown - 1) * (time.perf_counter() - started))
@@ -92,6 +92,14 @@ class Runner:
             raise DeviceLost(self.name, f"failed its probe: {error}") from error
         if total != 2:
             raise DeviceLost(self.name, f"failed its probe: 1 + 1 is {total}")
+
+    def _run_part(self, batch: Sequence[Any]) -> list[Any]:
+        outputs = self._run_collated(batch)
+        if outputs is None:
+            outputs = [None] * len(batch)
+            for signature, group in self._grouped(batch, outputs):
+                self._run_group(signature, group, outputs)
+        return outputs
 
     def _run_collated(self, batch: Sequence[Any]) -> list[Any] | None:
         """One output per task if all can be run together by ``collate``, else ``None``."""
