@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._torch import aot, engine
+from asyncinfer_drivers._torch import aot, engine, optimize
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.optimize import Choice, Search, plans_of
@@ -211,6 +211,35 @@ def test_a_search_obeys_its_budget_and_its_caller(net):
     item = images(1)[0]
     assert not found(net, item, budget=1e-6).plan
     assert not found(net, item, wanted=lambda: False).plan
+
+
+@pytest.mark.parametrize(("cost", "plan"), [(1.2, ()), (0.8, ("freeze",))])
+def test_a_host_that_becomes_faster_meanwhile_does_not_make_a_form_look_faster(
+    monkeypatch, cost, plan
+):
+    """Its speed doubles with every form that is made: the forms' times beside each other count."""
+    now, speed = 0.0, 1.0
+
+    class Takes(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x):
+            nonlocal now
+            now += self.seconds / speed
+            return x * 2
+
+    def make(plan, *_):
+        nonlocal speed
+        speed *= 2
+        return Takes(cost if plan == ("freeze",) else 1.0)
+
+    monkeypatch.setattr(optimize, "make", make)
+    monkeypatch.setattr(optimize, "timer", lambda device: lambda: now)
+    choice = found(Takes(1.0).eval(), torch.ones(2), budget=50.0)
+    assert choice.plan == plan
+    assert choice.gain == pytest.approx(1 / cost if plan else 1.0)
 
 
 # --- at run time --------------------------------------------------------------------------------

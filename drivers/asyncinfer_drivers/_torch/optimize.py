@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +42,9 @@ _AOT_BUDGET = 60.0
 #: a form has to be this much faster than what is there
 _WORTH_IT = 1.05
 #: part of the budget that timing one form takes and that one call takes; tasks in a call
-_TIMING_PART, _CALL_PART, _LARGEST_SAMPLE = 0.05, 0.02, 16
+_TIMING_PART, _CALL_PART, _LARGEST_SAMPLE = 0.08, 0.01, 16
 #: calls that are not counted (a graph is compiled in its second one), and counted at least and most
-_UNCOUNTED, _LEAST_CALLS, _MOST_CALLS = 2, 2, 25
+_UNCOUNTED, _LEAST_CALLS, _MOST_CALLS = 2, 3, 25
 #: single calls that checking and timing one form take at least
 _CALLS_OF_A_FORM = 20
 
@@ -115,7 +116,7 @@ class Search:
         return choice
 
     def _try_all(self, plans: tuple[Plan, ...] | None, choice: Choice, started: float) -> None:
-        one = self._time(self.module, self.item.unsqueeze(0))
+        one = min(_timed(self.module, self.item.unsqueeze(0)) for _ in range(_LEAST_CALLS))
         examples = self._examples()
         if plans is None and one * _CALLS_OF_A_FORM > self.budget:
             answers: list[Any] | str = f"one call takes {one:.2g} s, too long to try anything"
@@ -126,7 +127,6 @@ class Search:
             return
         fitting = int(_CALL_PART * self.budget / one)
         sample = _tiled(self.item, max(1, min(self.batch, fitting, _LARGEST_SAMPLE)))
-        slow = best = self._time(self.module, sample)
         longest = 0.0
         for plan in self._auto(sample) if plans is None else plans:
             begun = time.perf_counter()
@@ -134,12 +134,12 @@ class Search:
                 choice.refused[plan] = "no time was left"
             elif self.wanted():
                 forward = self._tried(plan, sample, examples, answers, choice)
-                seconds = self._time(forward, sample) if forward else best
-                if forward and seconds * (_WORTH_IT if plans is None else 0.0) < best:
-                    choice.forward, choice.plan, best = forward, plan, seconds
-                    choice.gain = slow / seconds
+                times = self._times(forward, choice.forward, sample) if forward else 0.0
+                if forward and (plans is not None or times > _WORTH_IT):
+                    choice.forward, choice.plan = forward, plan
+                    choice.gain *= times
                 elif forward:
-                    choice.refused[plan] = f"{slow / seconds:.2f} times as fast"
+                    choice.refused[plan] = f"{choice.gain * times:.2f} times as fast"
                 longest = max(longest, time.perf_counter() - begun)
 
     def _auto(self, sample: torch.Tensor) -> list[Plan]:
@@ -207,21 +207,30 @@ class Search:
             return None
         return forward
 
-    def _time(self, forward: Forward, sample: torch.Tensor) -> float:
-        """Least seconds of a few calls, after some that are not counted."""
-        clock = timer(sample.device)
-        least, spent, seconds = float("inf"), 0.0, 0.0
+    def _times(self, forward: Forward, other: Forward, sample: torch.Tensor) -> float:
+        """How many times as fast as ``other`` it is: the median over calls in turns.
+
+        The speed of a host that others use as well changes from one moment to the next.
+        """
+        found, spent = list[float](), 0.0
         for call in range(-_UNCOUNTED, _MOST_CALLS):
-            started = clock()
-            forward(sample)
-            synchronize(sample.device)
-            seconds = clock() - started
+            seconds, beside = _timed(forward, sample), _timed(other, sample)
             if call >= 0:
-                least, spent = min(least, seconds), spent + seconds
-            timed = call + 1 >= _LEAST_CALLS and spent > _TIMING_PART * self.budget
-            if timed or not self.wanted():
+                found.append(beside / seconds)
+                spent += seconds + beside
+            enough = call + 1 >= _LEAST_CALLS and spent > _TIMING_PART * self.budget
+            if enough or not self.wanted():
                 break
-        return max(min(least, seconds), 1e-9)
+        return statistics.median(found or [1.0])
+
+
+def _timed(forward: Forward, sample: torch.Tensor) -> float:
+    """Seconds of one call."""
+    clock = timer(sample.device)
+    started = clock()
+    forward(sample)
+    synchronize(sample.device)
+    return max(clock() - started, 1e-9)
 
 
 def _tiled(item: torch.Tensor, count: int) -> torch.Tensor:
