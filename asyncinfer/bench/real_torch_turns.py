@@ -32,7 +32,7 @@ _SECONDS, _NAIVE_SECONDS, _SHORT_SECONDS = 0.5, 1.0, 0.3
 #: full batches of each worker in a turn at least
 _CALLS = 8
 #: seconds of a call of ours, and batches of the best loop in it at most
-_CALL, _MOST_BATCHES = 0.15, 8
+_CALL, _MOST_BATCHES = 0.15, 16
 
 
 def long_enough(least: float, batch: int, workers: int, images_per_second: float) -> float:

@@ -67,8 +67,9 @@ class TorchDriver(Driver[Any, Any]):
     ``"fuse"``, ``"channels_last"``, ``"freeze"``, ``"onednn"`` and ``"aot"``, joined by ``+`` or
     as a sequence, mean just that. Only what gives the model's own answers is used, and only for
     inputs of the warm-up's shape and dtype; docs/torch.md states the tolerance and how it is
-    checked. It needs a ``warmup_input``. What ``forward`` does besides computing, such as counting
-    or printing, may be left out: then say ``"none"``.
+    checked. ``"aot"`` needs ``isolation="process"``, and each needs a ``warmup_input``. What
+    ``forward`` does besides computing, such as counting or printing, may be left out: then say
+    ``"none"``.
 
     ``max_batch="auto"`` times batches of 1, 2, 4, ... up to 256 when opening, and takes the
     smallest with about the most images/s: within 0.25 s a call, or ``latency_target`` seconds. It
@@ -139,6 +140,12 @@ class TorchDriver(Driver[Any, Any]):
             raise ConfigError(f"slowdown must be at least 1, not {slowdown!r}")
         _one_of("malloc", malloc, ("auto", "none"))
         _one_of("isolation", isolation, ("thread", "process"))
+        plans = plans_of(optimize)
+        if isolation == "thread" and any("aot" in plan for plan in plans or ()):
+            raise ConfigError(
+                "optimize: what aot compiles stops the event loop while it runs in a thread; "
+                "set isolation='process'"
+            )
         self.name = device if name is None else name
         #: tasks a call takes; with ``"auto"`` known once it is open
         self.max_batch = 1 if max_batch == "auto" else max_batch
@@ -155,9 +162,10 @@ class TorchDriver(Driver[Any, Any]):
             steps=Steps.given(preprocess, postprocess, collate, uncollate),
             warmup_input=warmup_input,
             slowdown=slowdown,
-            plans=plans_of(optimize),
+            plans=plans,
             optimize_seconds=optimize_seconds,
             malloc=malloc == "auto",
+            isolated=isolation == "process",
             latency_target=latency_target,
         )
         #: what was chosen when it last opened, and what it gained

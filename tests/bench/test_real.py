@@ -256,9 +256,10 @@ async def test_a_turn_of_ours_ends_with_all_devices_free():
     [
         (4, 72.0, 8),  # one takes 0.11 s
         (8, 72.0, 8),
+        (16, 3000.0, 240),
         (32, 3000.0, 256),
         (64, 3000.0, 256),
-        (256, 240_000.0, 2048),  # though that takes less
+        (256, 240_000.0, 4096),  # though that takes less
     ],
 )
 def test_a_call_of_ours_takes_as_many_batches_as_make_it_long(batch, rate, images):

@@ -277,7 +277,7 @@ async def test_the_form_is_sought_for_what_the_model_takes_at_once():
         sizes.add(len(x))
         return x * 2
 
-    given = {"max_batch": 64, "warmup_input": torch.ones(2), "optimize": "channels_last"}
+    given = {"max_batch": 64, "warmup_input": torch.ones(1, 2, 2), "optimize": "channels_last"}
     driver = TorchDriver(Function(forward), micro_batch=4, **given)
     await driver.open()
     await driver.close()

@@ -527,6 +527,40 @@ def test_a_compiler_is_needed(monkeypatch):
     assert "compiler" in choice.refused["aot",]
 
 
+@pytest.mark.parametrize("isolated", [True, False])
+def test_nothing_is_compiled_for_a_thread_beside_an_event_loop(monkeypatch, isolated):
+    tried = []
+    monkeypatch.setattr(aot, "possible", lambda: True)
+    monkeypatch.setattr(optimize, "make", lambda plan, module, *_: tried.append(plan) or module)
+    spec = engine.Spec(
+        "dev", conv(), warmup_input=PICTURE, plans=None, optimize_seconds=60.0, isolated=isolated
+    )
+    one = engine.Engine(spec, None, pause=lambda seconds: None, wanted=lambda: True)
+    in_thread(one.load)
+    assert (("aot",) in tried) == isolated
+    assert len(tried) >= 5
+
+
+def test_a_thread_refuses_what_is_compiled():
+    for names in ("aot", "fuse+aot", ["channels_last", "aot"]):
+        with pytest.raises(ConfigError, match="set isolation='process'"):
+            TorchDriver(conv(), warmup_input=PICTURE, optimize=names)
+
+
+@pytest.mark.slow
+@ONE_LOOP
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not aot.possible(), reason="needs a C++ compiler")
+async def test_a_process_runs_what_is_compiled():
+    options = {"optimize": "aot", "isolation": "process", "max_batch": 4}
+    driver = await opened("digits", **options)
+    pictures = digits.inputs().items[:10]
+    outputs = [o for n in range(0, 10, 4) for o in await driver.infer(pictures[n : n + 4])]
+    assert driver.details["optimize"] == "aot"
+    await driver.close()
+    assert outputs == list(range(10))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not aot.possible(), reason="needs a C++ compiler")

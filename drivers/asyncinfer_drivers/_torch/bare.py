@@ -9,9 +9,10 @@ postprocessing included, and give the outputs in order.
 from __future__ import annotations
 
 import itertools
+import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -48,10 +49,10 @@ __all__ = (
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
 #: forms of the model that ``tune`` tries
 FORMS = ("none", "freeze+onednn", "channels_last+freeze")
-#: seconds ``tune`` gives each setting, each turn of the leaders, and to find the form of the model
-_EACH, _LONG, _SEARCH = 0.4, 1.0, 8.0
-#: settings that ``tune`` compares at length
-_LEADERS = 2
+#: seconds ``tune`` gives each turn of a setting, and to find the form of the model
+_EACH, _SEARCH = 0.4, 8.0
+#: settings that ``tune`` compares in turns, and turns of each
+_LEADERS, _ROUNDS = 5, 5
 #: turns each loop takes in ``loop_rates``
 _TURNS = 4
 #: the batch size that the form of the model for batches is sought with
@@ -175,14 +176,22 @@ def prepared_loop(model: Any, inputs: Sequence[Any], settings: Settings) -> Best
 def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) -> Settings:
     """The fastest settings: each form with each batch size on one worker, then more workers.
 
-    A form that is best at one batch size may not be at another, so that all are tried at all.
+    A form that is best at one batch size may not be at another, so that all are tried at all, once;
+    then the best of those in turns, as a host's speed changes from one moment to the next.
     """
     job = _job(model)
     forms = dict(_prepared(job, inputs[0], _TUNED_FOR, form) for form in FORMS)
 
-    def run(settings: Settings, seconds: float = _EACH) -> Rate:
+    def run(settings: Settings) -> Rate:
         some = list(itertools.islice(itertools.cycle(inputs), 2 * settings.batch))
-        return BestLoop(job, forms[settings.optimize], some, settings).run(seconds)
+        return BestLoop(job, forms[settings.optimize], some, settings).run(_EACH)
+
+    def best(several: Iterable[Settings]) -> Settings:
+        rates = {settings: list[float]() for settings in several}
+        for _ in range(_ROUNDS):
+            for settings, found in rates.items():
+                found.append(run(settings).images_per_second)
+        return max(rates, key=lambda settings: statistics.median(rates[settings]))
 
     one = dict[Settings, float]()
     for form in forms:
@@ -194,11 +203,8 @@ def tune(model: Any, inputs: Sequence[Any], *, workers: Sequence[int] = (1, 2)) 
             if one[settings] < top / 2 or batch / one[settings] > LONGEST_CALL:
                 break
     leaders = sorted(one, key=lambda settings: one[settings])[-_LEADERS:]
-    several = {replace(s, workers=number): list[float]() for s in leaders for number in workers}
-    for _ in range(_TURNS):
-        for settings, rates in several.items():
-            rates.append(run(settings, _LONG).images_per_second)
-    return max(several, key=lambda settings: max(several[settings]))
+    leader = best(replace(settings, workers=max(workers)) for settings in leaders)
+    return best(replace(leader, workers=number) for number in workers)
 
 
 def loop_rates(model_name: str, *, count: int, seconds: float) -> dict[str, Any]:

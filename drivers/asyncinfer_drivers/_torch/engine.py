@@ -48,6 +48,8 @@ class Spec:
     plans: tuple[Plan, ...] | None = ()
     optimize_seconds: float = 3.0
     malloc: bool = False
+    #: whether it has a process to itself
+    isolated: bool = False
     latency_target: float | None = None
 
 
@@ -157,7 +159,7 @@ class Engine:
             item,
             batch,
             spec.optimize_seconds,
-            aot.Cache.of_user(batch, threads),
+            aot.Cache.of_user(batch, threads) if spec.isolated else None,
             self._wanted,
         )
         choice = search.run(spec.plans)

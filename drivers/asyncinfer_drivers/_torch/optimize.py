@@ -88,8 +88,10 @@ class Choice:
 class Search:
     """A search for one model on one device, in the thread that the model will run in.
 
-    ``item`` is the tensor of one task. ``budget`` is in seconds: no form is begun that is likely
-    to end after it. ``wanted`` tells whether the result is still wanted; it is asked between steps.
+    ``item`` is the tensor of one task. ``cache`` is where compiled models are kept, ``None`` where
+    none may run: they hold the interpreter's lock, and with it an event loop in another thread.
+    ``budget`` is in seconds: no form is begun that is likely to end after it. ``wanted`` tells
+    whether the result is still wanted; it is asked between steps.
     """
 
     name: str
@@ -97,7 +99,7 @@ class Search:
     item: torch.Tensor
     batch: int
     budget: float
-    cache: aot.Cache
+    cache: aot.Cache | None
     wanted: Callable[[], bool] = lambda: True
 
     def run(self, plans: tuple[Plan, ...] | None) -> Choice:
@@ -146,6 +148,8 @@ class Search:
         if self.item.device.type != "cpu":
             return [("channels_last",), ("fuse", "channels_last")]
         plans = [*(_BATCHES if len(sample) > 3 else _SINGLES)]
+        if self.cache is None:
+            return plans
         if self.budget >= _AOT_BUDGET and aot.possible():
             plans.append(("aot",))
         elif aot.cached(self.module, sample, self.cache):

@@ -63,11 +63,6 @@ class CoreShare:
             if self in self._open:
                 self._open.remove(self)
 
-    @classmethod
-    def shared(cls) -> bool:
-        """Whether several drivers are open."""
-        return len(cls._open) > 1
-
     @property
     def threads(self) -> int:
         """Intra-op threads this driver is due now."""

@@ -17,7 +17,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import _pytree as pytree
 
 from asyncinfer_drivers._torch import aot
-from asyncinfer_drivers._torch.threads import CoreShare
 
 __all__ = ("STEPS", "Forward", "Plan", "Refused", "make")
 
@@ -44,7 +43,7 @@ class Refused(Exception):
     """This form cannot be made of this model, or is not the same as the model; says why."""
 
 
-def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache) -> Forward:
+def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache | None) -> Forward:
     """``module`` in the form that ``plan`` names, for batches like ``example`` of any size.
 
     Takes up to half a second for a net of 5 million weights, with ``"aot"`` up to a minute.
@@ -61,11 +60,10 @@ def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache)
         form = copy.deepcopy(form).to(memory_format=layout)  # type: ignore[call-overload]
         example = example.contiguous(memory_format=layout)
     if "aot" in plan:
-        if not aot.cached(form, example, cache):
-            if not aot.possible():
-                raise Refused("there is no C++ compiler")
-            if CoreShare.shared():
-                raise Refused("compile while no other driver is open: its calls would go wrong")
+        if cache is None:
+            raise Refused("compiled code needs a process of its own")
+        if not aot.cached(form, example, cache) and not aot.possible():
+            raise Refused("there is no C++ compiler")
         return _in_layout(aot.compiled(form, example, cache), layout)
     if "freeze" in plan or "onednn" in plan:
         return _in_layout(_frozen(form, example, onednn="onednn" in plan), layout)
