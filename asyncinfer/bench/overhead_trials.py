@@ -69,7 +69,7 @@ def measure(
 
 
 def in_turns(
-    cases: Mapping[str, Callable[[], T]], runs: int, warm_up: int = 1, *, limit: float = 60.0
+    cases: Mapping[str, Callable[[], T]], runs: int, warm_up: int = 1, *, limit: float = 45.0
 ) -> dict[str, list[T]]:
     """As ``interleaved``, for cases that measure more than one figure, and bounded in time.
 

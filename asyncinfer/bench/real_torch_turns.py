@@ -24,7 +24,7 @@ NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
 #: rounds of the naive loop; of the others, for each repeat that was asked for
 _NAIVE_ROUNDS, _ROUNDS = 10, 12
 #: seconds after which no round is begun; and for a model that is not ``heavy``
-_LIMIT, _LIGHT_LIMIT = 70.0, 20.0
+_LIMIT, _LIGHT_LIMIT = 60.0, 20.0
 #: seconds of an image in the best loop below which what we add to each is not to be seen as small
 TINY = 50e-6
 #: seconds of a turn; of the naive loop, which does few images; and of the short form

@@ -52,7 +52,7 @@ FORMS = ("none", "freeze+onednn", "channels_last+freeze")
 #: seconds ``tune`` gives each turn of a setting, and to find the form of the model
 _EACH, _SEARCH = 0.4, 8.0
 #: settings that ``tune`` compares in turns, and turns of each
-_LEADERS, _ROUNDS = 5, 5
+_LEADERS, _ROUNDS = 4, 5
 #: turns each loop takes in ``loop_rates``
 _TURNS = 4
 #: the batch size that the form of the model for batches is sought with
