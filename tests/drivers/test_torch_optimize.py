@@ -541,6 +541,29 @@ def test_nothing_is_compiled_for_a_thread_beside_an_event_loop(monkeypatch, isol
     assert len(tried) >= 5
 
 
+@pytest.mark.parametrize(
+    ("max_batch", "micro_batch", "batch"),
+    [(512, None, 512), (512, 300, 300), (4, 8, 4), (None, None, 256), (None, 8, 8)],
+)
+def test_a_form_is_for_the_largest_batch_that_the_model_gets(
+    monkeypatch, max_batch, micro_batch, batch
+):
+    sought = []
+
+    def run(self, plans):
+        sought.append((self.batch, self.cache.max_batch))
+        return Choice(self.module)
+
+    monkeypatch.setattr(engine.Search, "run", run)
+    spec = engine.Spec(
+        "dev", conv(), max_batch=max_batch, micro_batch=micro_batch, warmup_input=PICTURE,
+        plans=None, isolated=True,
+    )  # fmt: skip
+    one = engine.Engine(spec, None, pause=lambda seconds: None, wanted=lambda: True)
+    in_thread(one.load)
+    assert sought == [(batch, batch)]
+
+
 def test_a_thread_refuses_what_is_compiled():
     for names in ("aot", "fuse+aot", ["channels_last", "aot"]):
         with pytest.raises(ConfigError, match="set isolation='process'"):

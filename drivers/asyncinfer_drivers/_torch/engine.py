@@ -151,7 +151,8 @@ class Engine:
 
     def _optimize(self, runner: Runner) -> None:
         spec, item = self._spec, runner.example(self.warmup)
-        batch = min(spec.max_batch or LIMIT, spec.micro_batch or LIMIT)
+        batch = spec.max_batch or LIMIT
+        batch = min(batch, spec.micro_batch or batch)
         threads = self._share.threads if self._share else 1
         search = Search(
             spec.name,
