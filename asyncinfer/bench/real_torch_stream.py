@@ -74,13 +74,14 @@ def steady(marks: Iterable[tuple[float, int]]) -> float:
 class Ours:
     """A dispatcher with as many drivers as the best loop has workers."""
 
-    #: images a call of a driver, which gives its model the best loop's batches of them
-    batch: int
     dispatcher: Dispatcher[Any, Any]
 
     @classmethod
     async def opened(cls, match: Match, batch: int, stack: AsyncExitStack) -> Ours:
-        """Open it; ``stack`` closes it, and its drivers."""
+        """Open it; ``stack`` closes it, and its drivers.
+
+        A call of a driver has ``batch`` images, of which its model gets the best loop's batches.
+        """
         settings = match.settings
         devices = [
             torch_device(
@@ -100,7 +101,7 @@ class Ours:
             raise AsyncInferError("; ".join(missing))
         width = max(64, _AHEAD * batch * settings.workers)
         dispatcher = Dispatcher(opened, window=width, queue_size=width)
-        return cls(batch, await stack.enter_async_context(dispatcher))
+        return cls(await stack.enter_async_context(dispatcher))
 
     async def turn(self, inputs: Sequence[Any], took: float) -> Found:
         """Stream for so many seconds; all devices are free when it ends."""

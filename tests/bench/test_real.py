@@ -243,7 +243,7 @@ def test_a_turn_without_two_times_has_no_rate():
 async def test_a_turn_of_ours_ends_with_all_devices_free():
     devices = [SimulatedDriver("a", 0.001, max_batch=4), SimulatedDriver("b", 0.02)]
     async with Dispatcher(devices, window=64) as dispatcher:
-        ours = real_torch_stream.Ours(4, dispatcher)
+        ours = real_torch_stream.Ours(dispatcher)
         for _ in range(2):
             found = await ours.turn([1, 2, 3], 0.1)
             assert found.rate > 0
