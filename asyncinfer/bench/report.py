@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asyncinfer._optional import optional
+from asyncinfer._text import seconds, size
 from asyncinfer.bench.record import Check, Outcome, Plot, Table
-from asyncinfer.bench.text import seconds, size
-from asyncinfer.bench.tools import optional
 from asyncinfer.errors import ConfigError
 
 __all__ = ("FORMATS", "check_pictures", "save_plots", "write_report")

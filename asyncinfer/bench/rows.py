@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asyncinfer._text import plain
 from asyncinfer.bench.record import Run
-from asyncinfer.bench.text import plain
 
 __all__ = ("COLUMNS", "opened", "row_of")
 

@@ -38,13 +38,13 @@ Suite: TypeAlias = Callable[[Context], Outcome]
 
 #: module and function of each suite, imported when it is asked for; in the order of ``all``
 SUITES = {
-    "paper": "asyncinfer.bench.paper:run",
-    "ablation": "asyncinfer.bench.ablation:run",
-    "scale": "asyncinfer.bench.scale:run",
-    "overhead": "asyncinfer.bench.overhead:run",
-    "link": "asyncinfer.bench.link:run",
-    "real": "asyncinfer.bench.real:run",
-    "peers": "asyncinfer.bench.peers:run",
+    "paper": "asyncinfer.bench.simulated.paper:run",
+    "ablation": "asyncinfer.bench.simulated.ablation:run",
+    "scale": "asyncinfer.bench.simulated.scale:run",
+    "overhead": "asyncinfer.bench.overhead.suite:run",
+    "link": "asyncinfer.bench.link.suite:run",
+    "real": "asyncinfer.bench.real.suite:run",
+    "peers": "asyncinfer.bench.peers.suite:run",
 }
 
 #: suites that go by the real clock: in some seconds it tells little

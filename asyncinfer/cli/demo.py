@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asyncinfer.bench.real_devices import Opened, close_all, open_all
+from asyncinfer.bench.real.devices import Opened, close_all, open_all
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.demo_board import board_stage, show_board
 from asyncinfer.cli.demo_stage import Outcome, Stage

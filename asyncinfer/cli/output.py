@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncinfer.bench.text import plain, rate, seconds
+from asyncinfer._text import plain, rate, seconds
 
 __all__ = ("emit", "fail", "note", "people", "plain", "rate", "seconds", "table")
 

@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 from asyncinfer import theory
-from asyncinfer.bench.simulation import Observed, Plan
-from asyncinfer.bench.simulation import simulate as run_plan
+from asyncinfer.bench.simulated.simulation import Observed, Plan
+from asyncinfer.bench.simulated.simulation import simulate as run_plan
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.output import emit, people, seconds, table
 from asyncinfer.cli.timeline import Timeline, check_picture, picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from asyncinfer.bench.timeline import Timeline, draw
+from asyncinfer.bench.simulated.timeline import Timeline, draw
 from asyncinfer.cli.tools import optional
 from asyncinfer.errors import ConfigError
 

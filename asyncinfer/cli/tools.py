@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncinfer.bench.tools import optional, run_async
+from asyncinfer._optional import optional, run_async
 from asyncinfer.cli.output import seconds
 from asyncinfer.config import Config, load
 from asyncinfer.lifecycle import DeviceState

@@ -17,10 +17,10 @@ from typing import Any
 
 from asyncinfer.errors import ConfigError
 from asyncinfer.serve.core import Core
-from asyncinfer.serve.http import application
-from asyncinfer.serve.http_server import HttpServer
+from asyncinfer.serve.http.routes import application
+from asyncinfer.serve.http.server import HttpServer
 from asyncinfer.serve.limits import Limits
-from asyncinfer.serve.rpc_server import RpcServer
+from asyncinfer.serve.rpc.server import RpcServer
 from asyncinfer.serve.security import Security
 from asyncinfer.serve.served import Served
 from asyncinfer.serve.setup import limits_of, models_of

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError, DeviceLost
-from asyncinfer_drivers._timing import measured
+from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.timing import measured
 from asyncinfer_drivers._torch.device import available, check_name, describe
 from asyncinfer_drivers._torch.engine import Spec
 from asyncinfer_drivers._torch.hosts import Host, ThreadHost
 from asyncinfer_drivers._torch.optimize import plans_of
 from asyncinfer_drivers._torch.process import ProcessHost
-from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import usable_cores
 
 __all__ = ("TorchDriver",)

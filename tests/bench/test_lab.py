@@ -10,11 +10,11 @@ from multiprocessing import active_children
 
 import pytest
 
-from asyncinfer.bench import ablation
-from asyncinfer.bench import lab as labs
-from asyncinfer.bench.lab import Lab
 from asyncinfer.bench.rows import COLUMNS, row_of
-from asyncinfer.bench.simulation import Plan, Throttle
+from asyncinfer.bench.simulated import ablation
+from asyncinfer.bench.simulated import lab as labs
+from asyncinfer.bench.simulated.lab import Lab
+from asyncinfer.bench.simulated.simulation import Plan, Throttle
 from asyncinfer.bench.suite import Context
 from asyncinfer.errors import ConfigError
 
@@ -112,8 +112,8 @@ def test_a_worker_that_dies_is_told():
 SCRIPT = """
 import os
 import signal
-from asyncinfer.bench.lab import Lab
-from asyncinfer.bench.simulation import Plan
+from asyncinfer.bench.simulated.lab import Lab
+from asyncinfer.bench.simulated.simulation import Plan
 from asyncinfer.bench.suite import Context
 
 if __name__ == "__main__":

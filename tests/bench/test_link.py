@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from asyncinfer.bench import link, link_board, link_lines
+from asyncinfer.bench.link import board, lines
+from asyncinfer.bench.link import suite as link
 from asyncinfer.bench.record import Run
 from asyncinfer.bench.suite import Context
 from asyncinfer.config import DeviceConfig, parse
@@ -13,37 +14,37 @@ from asyncinfer.errors import ConfigError
 
 def test_lines_by_name():
     emulated = DeviceConfig("cortex_m4_emulated", "m4", {"baudrate": 115_200})
-    assert link_lines.Line(emulated, 4).name == "m4: 115200 baud, 4 in flight"
-    unpaced = link_lines.Line(DeviceConfig("cortex_m4_emulated", "m4"), 1)
+    assert lines.Line(emulated, 4).name == "m4: 115200 baud, 4 in flight"
+    unpaced = lines.Line(DeviceConfig("cortex_m4_emulated", "m4"), 1)
     assert unpaced.name == "m4: not paced, 1 in flight"
     assert math.isnan(unpaced.baudrate)
-    real = link_lines.Line(DeviceConfig("cortex_m4", "m4", {"port": "/dev/ttyACM0"}), 1)
+    real = lines.Line(DeviceConfig("cortex_m4", "m4", {"port": "/dev/ttyACM0"}), 1)
     assert real.baudrate == 921_600  # the driver's default
 
 
 def test_a_line_gets_tasks_for_a_time():
-    line = link_lines.Line(DeviceConfig("cortex_m4_emulated", "m4", {"baudrate": 115_200}), 4)
+    line = lines.Line(DeviceConfig("cortex_m4_emulated", "m4", {"baudrate": 115_200}), 4)
     assert line.tasks(79, 2.0) == 291  # 11,520 bytes a second
     assert line.tasks(79, 0.001) == 10
-    unpaced = link_lines.Line(DeviceConfig("cortex_m4_emulated", "m4"), 1)
+    unpaced = lines.Line(DeviceConfig("cortex_m4_emulated", "m4"), 1)
     assert unpaced.tasks(79, 0.5) == 200
 
 
 def test_the_driver_has_so_many_in_flight():
     pytest.importorskip("numpy")
-    driver = link_lines.Line(DeviceConfig("cortex_m4_emulated", "m4", {"elf": "x.elf"}), 3).driver()
+    driver = lines.Line(DeviceConfig("cortex_m4_emulated", "m4", {"elf": "x.elf"}), 3).driver()
     assert (driver.max_batch, driver.concurrency) == (1, 3)
 
 
 def test_figures_of_a_line():
-    figures = link_lines.line_figures(100.0, 80, 115_200)
+    figures = lines.line_figures(100.0, 80, 115_200)
     assert figures["bytes_per_second"] == 8000
     assert figures["line_share"] == pytest.approx(80_000 / 115_200)
-    assert math.isnan(link_lines.line_figures(100.0, 80, math.nan)["line_share"])
+    assert math.isnan(lines.line_figures(100.0, 80, math.nan)["line_share"])
 
 
 def test_bytes_of_a_request():
-    assert link_lines.request_bytes(64) > 64
+    assert lines.request_bytes(64) > 64
 
 
 def _line(share, *, bare=1.0, baud=115_200, in_flight=4, policy="wire protocol"):
@@ -117,7 +118,7 @@ def test_firmware_says_what_is_missing(monkeypatch):
     pytest.importorskip("numpy")
     monkeypatch.setattr("asyncinfer_drivers.cortex_m.emulated_driver.missing", lambda: "a tool")
     with pytest.raises(ConfigError, match="a tool"):
-        link_board.firmware()
+        board.firmware()
 
 
 def test_a_board_that_is_not_there_is_skipped(monkeypatch, tmp_path):

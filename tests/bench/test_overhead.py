@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from asyncinfer.bench import overhead, overhead_calls, overhead_streams, overhead_threads
-from asyncinfer.bench.overhead_trials import Trial, compared, in_turns, measure, ratio
+from asyncinfer.bench.overhead import calls, streams, threads
+from asyncinfer.bench.overhead import suite as overhead
+from asyncinfer.bench.overhead.trials import Trial, compared, in_turns, measure, ratio
 from asyncinfer.bench.record import Run
 from asyncinfer.bench.suite import Context
 
@@ -14,22 +15,22 @@ LOOPS = {"asyncio": asyncio.new_event_loop}
 SHORT = Context(short=True, runs=1)
 
 
-@pytest.mark.parametrize("trial", overhead_streams.STREAMS, ids=lambda trial: trial.name)
+@pytest.mark.parametrize("trial", streams.STREAMS, ids=lambda trial: trial.name)
 async def test_each_stream_is_whole_and_in_order(trial):
     if trial.module:
         pytest.importorskip(trial.module)
     await trial.work(300)  # raises AssertionError otherwise
 
 
-@pytest.mark.parametrize("trial", overhead_calls.CALLS, ids=lambda trial: trial.name)
+@pytest.mark.parametrize("trial", calls.CALLS, ids=lambda trial: trial.name)
 async def test_each_call_gets_its_own_answer(trial):
     await trial.work(300)
 
 
-@pytest.mark.parametrize("way", overhead_threads.SECTIONS)
+@pytest.mark.parametrize("way", threads.SECTIONS)
 async def test_each_way_into_a_thread_and_back(way):
-    trials, skipped = overhead_threads.trials(way)
-    assert trials[0].name == overhead_threads.BARE
+    trials, skipped = threads.trials(way)
+    assert trials[0].name == threads.BARE
     assert not skipped
     for trial in trials:
         if trial.name != "anyio.to_thread":  # keeps its threads for a while
@@ -42,9 +43,9 @@ async def test_a_result_out_of_place_is_noticed():
             yield x
 
     with pytest.raises(AssertionError, match="2 came in the place of 1"):
-        await overhead_streams.check_order(swapped(), 3)
+        await streams.check_order(swapped(), 3)
     with pytest.raises(AssertionError, match="3 results for 4 tasks"):
-        await overhead_streams.check_order(_count(3), 4)
+        await streams.check_order(_count(3), 4)
 
 
 async def _count(n):

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncinfer.bench import peers
-from asyncinfer.bench._peers import client, environments, loads, report, running
-from asyncinfer.bench._peers.peer import OURS, OURS_HTTP, PEERS, Peer, raw
-from asyncinfer.bench._peers.plan import Measured, Plan, Session
-from asyncinfer.bench._peers.running import PeerFailed, Running, started
+from asyncinfer.bench.peers import client, environments, loads, report, running
+from asyncinfer.bench.peers import suite as peers
+from asyncinfer.bench.peers.peer import OURS, OURS_HTTP, PEERS, Peer, raw
+from asyncinfer.bench.peers.plan import Measured, Plan, Session
+from asyncinfer.bench.peers.running import PeerFailed, Running, started
 from asyncinfer.bench.record import Outcome
 from asyncinfer.bench.suite import Context
 
@@ -271,8 +271,8 @@ async def test_a_cancelled_measurement_leaves_no_process(folder: Path) -> None:
 def test_a_peer_ends_by_itself_when_the_measuring_process_is_killed(folder: Path) -> None:
     code = (
         "import asyncio, os\nfrom pathlib import Path\n"
-        "from asyncinfer.bench._peers.running import started\n"
-        "from asyncinfer.bench._peers.peer import Peer, raw\n"
+        "from asyncinfer.bench.peers.running import started\n"
+        "from asyncinfer.bench.peers.peer import Peer, raw\n"
         "async def main():\n"
         f"    async with started(Peer('fake', Path({str(FAKE)!r}), request=raw),"
         f" Path({str(folder)!r})) as peer:\n"

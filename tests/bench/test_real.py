@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from asyncinfer.bench import (
-    real,
-    real_batching,
-    real_devices,
-    real_memory,
-    real_stage,
-    real_torch,
-    real_torch_stream,
-    real_torch_turns,
+from asyncinfer.bench.real import (
+    batching,
+    memory,
+    stage,
+    torch_loops,
+    torch_stream,
+    torch_turns,
 )
-from asyncinfer.bench.real_devices import Opened, close_all, devices_for, open_all
-from asyncinfer.bench.real_load import closed_loop, open_loop
-from asyncinfer.bench.real_pass import Case, Work, one_pass
+from asyncinfer.bench.real import devices as real_devices
+from asyncinfer.bench.real import suite as real
+from asyncinfer.bench.real.devices import Opened, close_all, devices_for, open_all
+from asyncinfer.bench.real.load import closed_loop, open_loop
+from asyncinfer.bench.real.passes import Case, Work, one_pass
 from asyncinfer.bench.record import Outcome, Run
 from asyncinfer.bench.suite import Context
 from asyncinfer.config import DeviceConfig
@@ -152,7 +152,7 @@ def test_the_number_of_tasks_fills_a_time():
 def test_each_kind_alone_like_ones_together_and_all_under_two_policies():
     names = ("torch-1", "torch-2", "process-1", "process-2", "raspberry_pi")
     devices = [Opened(SimulatedDriver(name, 0.001)) for name in names]
-    titles = [(case.title, case.policy) for case in real_stage.cases(devices)]
+    titles = [(case.title, case.policy) for case in stage.cases(devices)]
     together = "torch-1 + torch-2 + raspberry_pi"
     assert titles == [
         ("torch-1", "eft"),
@@ -163,7 +163,7 @@ def test_each_kind_alone_like_ones_together_and_all_under_two_policies():
         (together, "eft"),
         (together, "greedy"),
     ]
-    assert len(real_stage.cases(devices[:1])) == 1
+    assert len(stage.cases(devices[:1])) == 1
 
 
 def test_answers_are_checked():
@@ -171,17 +171,17 @@ def test_answers_are_checked():
         return Run(suite="real", case="m: a", figures=figures)
 
     good = [run(same_as_alone=1.0), run(same_as_alone=0.99, bit_exact=True)]
-    assert [check.met for check in real_stage.checks(good)] == [True, True]
+    assert [check.met for check in stage.checks(good)] == [True, True]
     bad = [run(same_as_alone=0.99), run(bit_exact=False, same_as_alone=1.0)]
-    assert [check.met for check in real_stage.checks(bad)] == [False, False]
-    assert real_stage.checks([]) == []
+    assert [check.met for check in stage.checks(bad)] == [False, False]
+    assert stage.checks([]) == []
 
 
 # ---- torch against bare loops
 
 
 def _torch(rates, lags=(0.001, 0.001, 0.001)):
-    names = (real_torch.NAIVE, real_torch.BEST, real_torch.OURS)
+    names = (torch_loops.NAIVE, torch_loops.BEST, torch_loops.OURS)
     return [
         Run(
             suite="real",
@@ -195,55 +195,55 @@ def _torch(rates, lags=(0.001, 0.001, 0.001)):
 
 
 def test_the_torch_driver_is_checked_against_both_loops():
-    assert [c.met for c in real_torch.checks(_torch((10.0, 100.0, 95.0)))] == [True] * 3
-    checks = real_torch.checks(_torch((24.0, 100.0, 94.0), (0.0, 0.001, 0.0065)))
+    assert [c.met for c in torch_loops.checks(_torch((10.0, 100.0, 95.0)))] == [True] * 3
+    checks = torch_loops.checks(_torch((24.0, 100.0, 94.0), (0.0, 0.001, 0.0065)))
     assert [check.met for check in checks] == [False] * 3
     assert [check.measured for check in checks] == ["0.94 x", "3.92 x", "5.5 ms"]
-    assert real_torch.checks([]) == []
+    assert torch_loops.checks([]) == []
 
 
 def test_the_naive_loop_is_compared_with_ours_by_way_of_the_best():
     naive, best, ours = _torch((10.0, 100.0, 190.0))
     later = [replace(best, throughput=200.0, run=2), replace(ours, run=2)]
-    found = {check.claim: check.measured for check in real_torch.checks([naive, best, *later])}
+    found = {check.claim: check.measured for check in torch_loops.checks([naive, best, *later])}
     assert found["digits: stream >= 0.95 x the best bare loop"] == "0.95 x"
     assert found["digits: stream >= 4 x the naive loop"] == "9.50 x"
 
 
 def test_nothing_is_demanded_that_the_model_does_not_allow():
-    tiny = real_torch.checks(_torch((1e4, 1e5, 5e4)))
+    tiny = torch_loops.checks(_torch((1e4, 1e5, 5e4)))
     assert [check.claim for check in tiny] == [
         "digits: stream >= 4 x the naive loop",
         "digits: p99 loop lag < 5 ms beyond that beside the best bare loop",
     ]
-    heavy = real_torch.checks(_torch((10.0, 15.0, 15.0)))
+    heavy = torch_loops.checks(_torch((10.0, 15.0, 15.0)))
     assert heavy[0].claim == "digits: stream >= 0.95 x the best bare loop"
     assert len(heavy) == 2
 
 
 def test_a_turn_is_long_enough_for_some_calls():
-    assert real_torch_turns.long_enough(1.0, 32, 2, 4000.0) == 1.0
-    assert real_torch_turns.long_enough(1.0, 32, 2, 100.0) == 5.12
+    assert torch_turns.long_enough(1.0, 32, 2, 4000.0) == 1.0
+    assert torch_turns.long_enough(1.0, 32, 2, 100.0) == 5.12
 
 
 @pytest.mark.parametrize("together", [0.0, 1e-4, 0.1, 0.5])
 @pytest.mark.parametrize("calls", [2, 3, 8])
 def test_the_rate_of_a_turn_is_the_same_whether_workers_finish_together_or_in_turn(calls, together):
     marks = [(10.0 + call + late, 8) for call in range(calls) for late in (together, 0.0)]
-    assert real_torch_stream.steady(marks) == pytest.approx(16.0, rel=0.2 if calls == 2 else 0.06)
+    assert torch_stream.steady(marks) == pytest.approx(16.0, rel=0.2 if calls == 2 else 0.06)
     at_once = [(10.0 + call, 16) for call in range(calls)]
-    assert real_torch_stream.steady(at_once) == pytest.approx(16.0)
+    assert torch_stream.steady(at_once) == pytest.approx(16.0)
 
 
 def test_a_turn_without_two_times_has_no_rate():
     for marks in ([], [(10.0, 8)], [(10.0, 8), (10.0, 8)]):
-        assert math.isnan(real_torch_stream.steady(marks))
+        assert math.isnan(torch_stream.steady(marks))
 
 
 async def test_a_turn_of_ours_ends_with_all_devices_free():
     devices = [SimulatedDriver("a", 0.001, max_batch=4), SimulatedDriver("b", 0.02)]
     async with Dispatcher(devices, window=64) as dispatcher:
-        ours = real_torch_stream.Ours(dispatcher)
+        ours = torch_stream.Ours(dispatcher)
         for _ in range(2):
             found = await ours.turn([1, 2, 3], 0.1)
             assert found.rate > 0
@@ -265,7 +265,7 @@ async def test_a_turn_of_ours_ends_with_all_devices_free():
 def test_a_call_of_ours_takes_as_many_batches_as_make_it_long(batch, rate, images):
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
     settings = bare.Settings(batch, workers=2)
-    assert real_torch_turns.images_of_a_call(settings, rate) == images
+    assert torch_turns.images_of_a_call(settings, rate) == images
 
 
 async def test_ours_gives_models_the_batches_of_the_best_loop():
@@ -273,22 +273,22 @@ async def test_ours_gives_models_the_batches_of_the_best_loop():
     model = real_devices.with_own_steps("digits")
     settings = bare.Settings(8, optimize="none", workers=2)
     inputs = bare.inputs_of("digits", 64)
-    match = real_torch_stream.Match("digits", "digits", model, {}, inputs, bare, settings)
+    match = torch_stream.Match("digits", "digits", model, {}, inputs, bare, settings)
     async with AsyncExitStack() as stack:
-        ours = await real_torch_stream.Ours.opened(match, 32, stack)
+        ours = await torch_stream.Ours.opened(match, 32, stack)
         details = [device.details for device in ours.dispatcher.stats().devices]
         assert [(d["max_batch"], d["micro_batch"]) for d in details] == [(32, 8)] * 2
         assert (await ours.turn(inputs, 0.1)).rate > 0
-    run = real_torch_turns._run(match, real_torch.OURS, real_torch_stream.Found(1.0, []), 42, 32)
+    run = torch_turns._run(match, torch_loops.OURS, torch_stream.Found(1.0, []), 42, 32)
     assert (run.figures["settings"]["batch"], run.figures["settings"]["micro_batch"]) == (32, 8)
 
 
 def test_turns_with_the_naive_loop_and_with_ours_are_rounds_of_their_own():
     bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
-    match = real_torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1))
-    turn = {real_torch.BEST: lambda: real_torch_stream.Found(1.0, [])}
-    first = real_torch_turns._rounds(match, turn, 2, Context())
-    then = real_torch_turns._rounds(match, turn, 3, Context(), before=len(first))
+    match = torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1))
+    turn = {torch_loops.BEST: lambda: torch_stream.Found(1.0, [])}
+    first = torch_turns._rounds(match, turn, 2, Context())
+    then = torch_turns._rounds(match, turn, 3, Context(), before=len(first))
     assert [run.run for run in (*first, *then)] == [1, 2, 3, 4, 5]
 
 
@@ -302,16 +302,16 @@ def test_a_bare_loop_tells_when_its_batches_were_done():
         marks = loop.run(0.1).marks
         assert {images for _, images in marks} == {16}
         assert len(marks) > 2
-        assert real_torch_stream.steady(marks) > 0
+        assert torch_stream.steady(marks) > 0
 
 
 def test_without_the_loops(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(real_torch.importlib, "import_module", missing)
+    monkeypatch.setattr(torch_loops.importlib, "import_module", missing)
     outcome = Outcome("real")
-    real_torch.torch_comparison("digits", Context(short=True), outcome)
+    torch_loops.torch_comparison("digits", Context(short=True), outcome)
     assert len(outcome.skipped) == 1
     assert outcome.skipped[0].startswith("digits against bare loops: No module")
 
@@ -353,12 +353,12 @@ def test_adaptive_batches_are_checked_where_there_are_any():
         _batch("open loop, 20%", "batch 1", 20.0, 0.010),
         _batch("open loop, 20%", "batch 32", 20.0, 0.020),
     ]
-    assert real_batching.checks(fixed) == []
+    assert batching.checks(fixed) == []
     ours = [
-        _batch("closed loop", real_batching.ADAPTIVE, 96.0, 1.0),
-        _batch("open loop, 20%", real_batching.ADAPTIVE, 20.0, 0.012),
+        _batch("closed loop", batching.ADAPTIVE, 96.0, 1.0),
+        _batch("open loop, 20%", batching.ADAPTIVE, 20.0, 0.012),
     ]
-    assert [check.met for check in real_batching.checks(fixed + ours)] == [True, False]
+    assert [check.met for check in batching.checks(fixed + ours)] == [True, False]
 
 
 def test_adaptive_batches_are_compared_with_the_best_size_round_by_round():
@@ -367,8 +367,8 @@ def test_adaptive_batches_are_compared_with_the_best_size_round_by_round():
         return [replace(run, run=number) for number, run in enumerate(runs, 1)]
 
     fixed = rounds("batch 8", 60.0, 60.0, 60.0) + rounds("batch 32", 100.0, 70.0, 130.0)
-    ours = rounds(real_batching.ADAPTIVE, 96.0, 68.0, 110.0)
-    (check,) = real_batching.checks(fixed + ours)
+    ours = rounds(batching.ADAPTIVE, 96.0, 68.0, 110.0)
+    (check,) = batching.checks(fixed + ours)
     assert (check.measured, check.met) == ("0.96", True)
 
 
@@ -379,7 +379,7 @@ def test_the_latency_plot():
         for policy, samples in (("batch 1", [0.002, 0.001]), ("batch 8", [0.003]))
     ]
     ax = figure.Figure().subplots()
-    real_batching.latencies(runs, "open loop, 50%").draw(ax)
+    batching.latencies(runs, "open loop, 50%").draw(ax)
     assert [list(line.get_xdata()) for line in ax.lines] == [[1.0, 2.0], [3.0]]
 
 
@@ -390,8 +390,8 @@ def test_nothing_can_be_run(monkeypatch):
     def broken(*_):
         raise ConfigError("driver 'torch' needs torch: pip install 'asyncinfer[torch]'")
 
-    monkeypatch.setattr(real_stage, "stage", broken)
-    monkeypatch.setattr(real_torch, "torch_comparison", lambda *_: None)
+    monkeypatch.setattr(stage, "stage", broken)
+    monkeypatch.setattr(torch_loops, "torch_comparison", lambda *_: None)
     outcome = real.run(Context(short=True))
     assert outcome.skipped[0].startswith("digits: driver 'torch' needs torch")
     assert outcome.runs == outcome.checks == []
@@ -402,13 +402,13 @@ def test_memory_is_shown_by_model():
         Run(suite="real", case="digits: memory", policy=policy, figures={"memory_mib": mib})
         for policy, mib in (("plain loop", 300.4), ("asyncinfer run, one device", 310.0))
     ]
-    table = real_memory.memory_table(runs)
+    table = memory.memory_table(runs)
     assert table.rows == [["digits", "300 MiB", "310 MiB"]]
 
 
 def test_memory_of_this_process():
     pytest.importorskip("memory_profiler")
-    assert real_memory.memory_now() > 1
+    assert memory.memory_now() > 1
 
 
 @pytest.mark.slow

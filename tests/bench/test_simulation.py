@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncinfer import theory
-from asyncinfer.bench import checks
-from asyncinfer.bench.changes import throttled_optimum
-from asyncinfer.bench.lab import Case, Lab
-from asyncinfer.bench.simulation import Plan, Throttle, observe, simulate
+from asyncinfer.bench.simulated import checks
+from asyncinfer.bench.simulated.changes import throttled_optimum
+from asyncinfer.bench.simulated.lab import Case, Lab
+from asyncinfer.bench.simulated.simulation import Plan, Throttle, observe, simulate
+from asyncinfer.bench.simulated.sweeps import spread
 from asyncinfer.bench.suite import Context
-from asyncinfer.bench.sweeps import spread
 from asyncinfer.errors import TaskError
 from asyncinfer.testing import SimulatedDriver, run_virtual
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from asyncinfer.bench import ablation, named, paper, scale
 from asyncinfer.bench.report import save_plots
+from asyncinfer.bench.simulated import ablation, named, paper, scale
 from asyncinfer.bench.suite import Context
 from asyncinfer.config import parse
 from asyncinfer.errors import ConfigError, DeviceLost

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncinfer import device_config, model
+from asyncinfer import model
 from asyncinfer.cli import inputs as cli_inputs
+from asyncinfer.config import device as device_config
 from asyncinfer.errors import InputError
 from asyncinfer.testing import SimulatedDriver
 

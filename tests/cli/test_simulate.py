@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncinfer.bench.simulation import Plan, simulate
+from asyncinfer.bench.simulated.simulation import Plan, simulate
 
 THREE = ["0.005", "0.1", "1.0"]
 PAPER = ["1.2", "1.5", "1.1", "2.0", "1.8", "1.3", "1.7", "1.4"]

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncinfer import config, device_config, model
+from asyncinfer import config, model
+from asyncinfer.config import device as device_config
+from asyncinfer.config import names
 from asyncinfer.errors import ConfigError, InputError
 from asyncinfer.hedging import Hedge
 from asyncinfer.testing import SimulatedDriver
@@ -194,7 +196,7 @@ def test_names_that_always_work(torch):
 def test_raspberry_pi_is_a_stated_stand_in_unless_configured():
     (pi,) = config.select(["raspberry_pi"])
     assert "stand-in" in pi.note
-    assert (pi.options["threads"], pi.options["slowdown"]) == (1, config.STAND_IN_SLOWDOWN)
+    assert (pi.options["threads"], pi.options["slowdown"]) == (1, names.STAND_IN_SLOWDOWN)
     own = config.parse(device("").replace("'x'", "'raspberry_pi'"))
     (pi,) = config.select(["raspberry_pi"], own)
     assert (pi.driver, pi.note) == ("simulated", "")

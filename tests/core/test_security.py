@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
-from asyncinfer import config, device_config, trust
+from asyncinfer import config
+from asyncinfer.config import device as device_config
+from asyncinfer.config import file as config_file
+from asyncinfer.config import permission
 from asyncinfer.errors import ConfigError
 
 
@@ -86,9 +89,9 @@ def test_a_driver_that_cannot_say_is_not_trusted(monkeypatch):
     def missing(name):
         raise ConfigError(f"{name} cannot be imported")
 
-    monkeypatch.setattr(trust, "load_driver", missing)
+    monkeypatch.setattr(permission, "load_driver", missing)
     with pytest.raises(ConfigError, match="'model' names what can run code"):
-        trust.refuse_code("open_inference", {"model": "a:b"}, "here")
+        permission.refuse_code("open_inference", {"model": "a:b"}, "here")
 
 
 def test_a_driver_says_what_else_can_run_code(monkeypatch):
@@ -122,9 +125,9 @@ def test_toml_that_is_made_to_hurt(text):
 
 def test_a_config_has_a_size(tmp_path):
     file = tmp_path / "large.toml"
-    file.write_text("#" * config.MAX_BYTES)
+    file.write_text("#" * config_file.MAX_BYTES)
     assert config.load(file).devices == ()
-    file.write_text("#" * (config.MAX_BYTES + 1))
+    file.write_text("#" * (config_file.MAX_BYTES + 1))
     with pytest.raises(ConfigError, match="larger than 1,048,576 bytes"):
         config.load(file)
     with pytest.raises(ConfigError, match="larger than"):
@@ -133,8 +136,9 @@ def test_a_config_has_a_size(tmp_path):
 
 def test_a_config_has_so_many_devices():
     text = "[[device]]\ndriver = 'simulated'\nname = 'a'\ncount = {}\n"
-    assert len(config.parse(text.format(config.MAX_DEVICES)).devices) == config.MAX_DEVICES
-    for many in (config.MAX_DEVICES + 1, 10**15):
+    most = config_file.MAX_DEVICES
+    assert len(config.parse(text.format(most)).devices) == most
+    for many in (config_file.MAX_DEVICES + 1, 10**15):
         with pytest.raises(ConfigError, match=r"more than 10,000"):
             config.parse(text.format(many))
     both = text.format(6000) + text.format(6000).replace("'a'", "'b'")

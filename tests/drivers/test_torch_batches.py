@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch.runner import Runner
-from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers.models import digits, imagenet
 from asyncinfer_drivers.torch_host import TorchDriver
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from asyncinfer.driver import ServiceTime, SupportsCalibrate, SupportsProbe
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
-from asyncinfer_drivers._timing import line
+from asyncinfer_drivers._shared.timing import line
 from asyncinfer_drivers._torch import engine
 from asyncinfer_drivers._torch.threads import CoreShare
 from asyncinfer_drivers.torch_host import TorchDriver
@@ -635,7 +635,7 @@ async def test_calibration_finds_the_line_within_a_second(
         clock[0] += per_batch + per_task * len(batch)
 
     monkeypatch.setattr(driver, "infer", infer)
-    monkeypatch.setattr("asyncinfer_drivers._timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("asyncinfer_drivers._shared.timing.time.perf_counter", lambda: clock[0])
     time = await driver.calibrate()
     assert sizes == calls
     assert time.of(1) == pytest.approx(per_batch + per_task)

@@ -16,8 +16,8 @@ from torch import nn
 from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
 from asyncinfer.testing import check_driver
+from asyncinfer_drivers._shared.worker import portable
 from asyncinfer_drivers._torch.wire import Area, dump, load, packed
-from asyncinfer_drivers._worker import portable
 from asyncinfer_drivers.models import digits
 from asyncinfer_drivers.torch_host import TorchDriver
 

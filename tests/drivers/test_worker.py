@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from asyncinfer.errors import DeviceLost, DeviceTimeout
-from asyncinfer_drivers._worker import Worker, _Job
+from asyncinfer_drivers._shared.worker import Worker, _Job
 
 WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
 
@@ -352,10 +352,10 @@ def test_a_loop_that_is_closed_when_the_job_ends():
 
 WEDGED = """
 import asyncio, threading
-from asyncinfer_drivers import _worker
-_worker.EXIT_GRACE = 0.01
+from asyncinfer_drivers._shared import worker
+worker.EXIT_GRACE = 0.01
 async def main():
-    idle, wedged = _worker.Worker("idle"), _worker.Worker("wedged")
+    idle, wedged = worker.Worker("idle"), worker.Worker("wedged")
     idle.start(), wedged.start()
     began = threading.Event()
     def never_ends():

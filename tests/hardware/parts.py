@@ -17,7 +17,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from asyncinfer.model import builtin
-from asyncinfer_drivers._process import dies_with_us
+from asyncinfer_drivers._shared.process import dies_with_us
 from asyncinfer_drivers.ray_cluster.session import join
 
 

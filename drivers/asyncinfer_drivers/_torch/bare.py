@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch import aot, malloc
 from asyncinfer_drivers._torch.batch import rows, to_tensor
 from asyncinfer_drivers._torch.load import load
@@ -27,7 +28,6 @@ from asyncinfer_drivers._torch.optimize import Search, plans_of
 from asyncinfer_drivers._torch.sizes import LONGEST_CALL
 from asyncinfer_drivers._torch.small_net import build as build_small_net
 from asyncinfer_drivers._torch.small_net import images
-from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import Forward
 

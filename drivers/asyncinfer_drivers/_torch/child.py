@@ -20,10 +20,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._shared.worker import as_exception, portable
 from asyncinfer_drivers._torch.channel import Channel
 from asyncinfer_drivers._torch.engine import Engine
 from asyncinfer_drivers._torch.wire import Area, packed
-from asyncinfer_drivers._worker import as_exception, portable
 
 __all__ = ("Loaded", "Order", "main")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
+from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch import aot, malloc
 from asyncinfer_drivers._torch.device import available, choose, is_device_fault, timer
 from asyncinfer_drivers._torch.guard import Guarded
@@ -17,7 +18,6 @@ from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.sizes import LIMIT, LONGEST_CALL, best_size, memory_left
-from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import CoreShare, Share, usable_cores
 from asyncinfer_drivers._torch.variants import Plan
 

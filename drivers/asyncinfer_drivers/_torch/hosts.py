@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from asyncinfer.errors import DeviceLost, DeviceTimeout
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers._torch.engine import Engine, Spec, claim
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.threads import CoreShare
-from asyncinfer_drivers._worker import Worker
 
 __all__ = ("Host", "ThreadHost")
 

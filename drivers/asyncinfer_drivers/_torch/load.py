@@ -16,8 +16,8 @@ from torch import nn
 
 from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer_drivers import models
+from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch.device import is_device_fault
-from asyncinfer_drivers._torch.steps import Steps
 
 __all__ = ("FILES", "Loaded", "load")
 

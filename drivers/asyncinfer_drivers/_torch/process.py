@@ -15,12 +15,12 @@ from multiprocessing.spawn import get_preparation_data
 from typing import Any
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers._torch.channel import Channel
 from asyncinfer_drivers._torch.child import Order
 from asyncinfer_drivers._torch.engine import Spec, claim
 from asyncinfer_drivers._torch.threads import CoreShare
 from asyncinfer_drivers._torch.wire import Area, packed
-from asyncinfer_drivers._worker import Worker
 
 __all__ = ("ProcessHost",)
 

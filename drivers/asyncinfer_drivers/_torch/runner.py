@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
-from asyncinfer_drivers._torch.steps import Steps
 from asyncinfer_drivers._torch.threads import Share, bind
 from asyncinfer_drivers._torch.variants import Forward
-from asyncinfer_drivers._worker import as_exception
 
 __all__ = ("Runner",)
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError, DeviceTimeout
+from asyncinfer_drivers.cortex_m.ports import SERIALX, is_serial
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import SERIALX, is_serial
 
 __all__ = ("leads",)
 

@@ -18,10 +18,11 @@ from asyncinfer.errors import (
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import ErrorCode
 from asyncinfer_drivers.cortex_m.link import Link, LinkStats
+from asyncinfer_drivers.cortex_m.ports import connector, is_serial
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.steps import Steps
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import Connect, connector, is_serial
+from asyncinfer_drivers.cortex_m.transport import Connect
 
 __all__ = ("CortexM4Driver", "DriverStats")
 

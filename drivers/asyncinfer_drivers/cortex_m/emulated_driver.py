@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4, missing_emulator
 from asyncinfer_drivers.cortex_m.link import Link
+from asyncinfer_drivers.cortex_m.ports import connector
 from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE, Faults
-from asyncinfer_drivers.cortex_m.transport import ByteTransport, Receiver, connector
+from asyncinfer_drivers.cortex_m.transport import ByteTransport, Receiver
 
 __all__ = ("EmulatedCortexM4Driver", "missing")
 

@@ -26,9 +26,10 @@ from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import PING_BYTES
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
 from asyncinfer_drivers.cortex_m.link import Link
+from asyncinfer_drivers.cortex_m.ports import connector
 from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect, Receiver, connector
+from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect, Receiver
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from asyncinfer_drivers._process import dies_with_us
+from asyncinfer_drivers._shared.process import dies_with_us
 
 __all__ = ("Program",)
 

@@ -11,7 +11,7 @@ import serial  # type: ignore[import-untyped]
 import serial_asyncio  # type: ignore[import-untyped]
 
 from asyncinfer.errors import DeviceLost
-from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m.transport import (
     ByteTransport,
     Receiver,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asyncinfer.errors import DeviceLost
-from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.tensors import InputCodec, OutputCodec, is_torch
 

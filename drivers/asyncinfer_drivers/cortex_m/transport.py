@@ -1,19 +1,16 @@
 """How bytes get to the board and back: a serial port, a pty, TCP, or this process's memory.
 
 A ``Connect`` is all that the link needs: called with a receiver, it gives a ``ByteTransport``. To
-use another serial library, write such a function and pass it to the driver as its port.
+use another serial library, write such a function and pass it to the driver as its port. Those for
+the ports that have names are made in ``ports``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias, cast
-from urllib.parse import urlsplit
-
-from asyncinfer.errors import ConfigError, DeviceLost
 
 __all__ = (
     "ByteTransport",
@@ -22,13 +19,8 @@ __all__ = (
     "Receiver",
     "SerialOptions",
     "Stream",
-    "connector",
-    "is_serial",
     "memory_pair",
 )
-
-#: before a serial port's name: open it by serialx
-SERIALX = "serialx://"
 
 #: ``baudrate``, ``dtr`` and ``rts`` of a serial port
 SerialOptions: TypeAlias = tuple[int, bool, bool]
@@ -60,67 +52,6 @@ class ByteTransport(Protocol):
 
 #: opens a connection; raises ``OSError``, ``DeviceError`` or ``ConfigError``
 Connect: TypeAlias = Callable[[Receiver], Awaitable[ByteTransport]]
-
-
-def is_serial(port: str) -> bool:
-    """Whether ``port`` is a serial port's (or pty's) name, not an address in a network."""
-    return "://" not in port or port.startswith(SERIALX)
-
-
-def connector(name: str, port: str, options: SerialOptions) -> Connect:
-    """The ``Connect`` for ``tcp://host:port`` or a serial port's (or pty's) name.
-
-    ``serialx://`` before the name chooses ``serialx``, which Windows always has.
-    """
-    path = port.removeprefix(SERIALX)
-    if not path:
-        raise ConfigError(f"{name}: port must be a serial port or tcp://host:port, not {port!r}")
-    if "://" in path:
-        return _tcp(name, port)
-    if path != port or sys.platform == "win32":
-        return _by_serialx(name, path, options)
-
-    async def connect(receiver: Receiver) -> ByteTransport:
-        try:
-            from asyncinfer_drivers.cortex_m.serial_port import open_serial
-        except ModuleNotFoundError as error:
-            command = "pip install 'asyncinfer[serial]'"
-            raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
-        return await open_serial(name, port, options, receiver)
-
-    return connect
-
-
-def _by_serialx(name: str, port: str, options: SerialOptions) -> Connect:
-    async def connect(receiver: Receiver) -> ByteTransport:
-        try:
-            from asyncinfer_drivers.cortex_m.serialx_port import open_serialx
-        except ModuleNotFoundError as error:
-            command = "pip install serialx (on Windows: 'asyncinfer[serial]')"
-            raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
-        return await open_serialx(name, port, options, receiver)
-
-    return connect
-
-
-def _tcp(name: str, url: str) -> Connect:
-    try:
-        parts = urlsplit(url)
-        host, number = parts.hostname, parts.port
-    except ValueError:
-        host = number = None
-    if not url.startswith("tcp://") or host is None or number is None:
-        raise ConfigError(f"{name}: a port over the network is tcp://host:port, not {url!r}")
-
-    async def connect(receiver: Receiver) -> ByteTransport:
-        loop = asyncio.get_running_loop()
-        try:
-            _, stream = await loop.create_connection(lambda: Stream(receiver), host, number)
-        except OSError as error:
-            raise DeviceLost(name, f"cannot connect to {url}: {error}") from error
-        return stream.transport
-
-    return connect
 
 
 class Stream(asyncio.Protocol):

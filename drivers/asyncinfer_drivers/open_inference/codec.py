@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asyncinfer.errors import InputError, ProtocolError
-from asyncinfer_drivers._torch.steps import Steps
-from asyncinfer_drivers._worker import as_exception
+from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers.open_inference.specs import ModelSpec, TensorSpec, fits
 from asyncinfer_drivers.open_inference.tensors import (
     DATATYPES,

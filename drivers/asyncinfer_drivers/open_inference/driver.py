@@ -16,8 +16,8 @@ from asyncinfer.errors import (
     InputError,
     ProtocolError,
 )
-from asyncinfer_drivers._timing import measured
-from asyncinfer_drivers._torch.steps import Steps
+from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.timing import measured
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.codec import Codec, Job
 from asyncinfer_drivers.open_inference.faults import Failure, while_opening, while_probing

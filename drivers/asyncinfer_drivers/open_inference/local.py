@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from asyncinfer.errors import ConfigError, DeviceError, DeviceLost, DeviceTimeout
 from asyncinfer_drivers import models
-from asyncinfer_drivers._process import dies_with_us
+from asyncinfer_drivers._shared.process import dies_with_us
 from asyncinfer_drivers.open_inference.access import Address
 from asyncinfer_drivers.open_inference.driver import OpenInferenceDriver
 from asyncinfer_drivers.open_inference.faults import one_line

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
-from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
 from asyncinfer_drivers.open_inference.tensors import Message

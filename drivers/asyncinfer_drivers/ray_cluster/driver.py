@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError, DeviceLost
-from asyncinfer_drivers._timing import measured
-from asyncinfer_drivers._torch.steps import Steps
+from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.timing import measured
 from asyncinfer_drivers.ray_cluster.group import Group, Plan
 from asyncinfer_drivers.ray_cluster.host import Order
 from asyncinfer_drivers.ray_cluster.nodes import found

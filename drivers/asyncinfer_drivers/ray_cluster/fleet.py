@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError, DeviceError
-from asyncinfer_drivers._worker import Worker
+from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.ray_cluster.driver import RayDriver
 from asyncinfer_drivers.ray_cluster.nodes import Node, alive
 from asyncinfer_drivers.ray_cluster.session import join

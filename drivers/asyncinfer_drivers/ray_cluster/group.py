@@ -14,7 +14,7 @@ import ray.cloudpickle
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
-from asyncinfer_drivers._worker import Worker, outlast
+from asyncinfer_drivers._shared.worker import Worker, outlast
 from asyncinfer_drivers.ray_cluster.actor import Answer, Loaded, ModelActor
 from asyncinfer_drivers.ray_cluster.host import Order
 from asyncinfer_drivers.ray_cluster.parcel import Parcel, pack, small, unpack

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer_drivers._torch.steps import Steps
-from asyncinfer_drivers._worker import Worker, as_exception
+from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.worker import Worker, as_exception
 from asyncinfer_drivers.models import import_object
 
 __all__ = ("Host", "Order", "host_of")

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from asyncinfer.errors import ConfigError, DeviceLost
-from asyncinfer_drivers._worker import as_exception
+from asyncinfer_drivers._shared.worker import as_exception
 
 __all__ = ("existing", "join")
 

@@ -14,7 +14,7 @@ from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer.testing import check_driver
 from asyncinfer_drivers.cortex_m import CortexM4Driver
-from asyncinfer_drivers.cortex_m.transport import connector
+from asyncinfer_drivers.cortex_m.ports import connector
 
 PICTURES = [np.full((2, 2), n, float) for n in range(-4, 4)] + [
     np.arange(4.0).reshape(2, 2) * n for n in range(1, 5)

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from asyncinfer.errors import ConfigError, DeviceError, ProtocolError
-from asyncinfer_drivers._torch.steps import Steps
+from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers.open_inference import OpenInferenceDriver, http_transport
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import one_line

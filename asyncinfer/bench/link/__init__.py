@@ -1,0 +1,1 @@
+"""The suite ``link``: the line to a Cortex-M4."""

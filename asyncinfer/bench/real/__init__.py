@@ -1,0 +1,1 @@
+"""The suite ``real``: real models on real devices."""

@@ -1,0 +1,1 @@
+"""The suites ``paper``, ``ablation`` and ``scale``: simulated devices in virtual time."""

@@ -1,0 +1,1 @@
+"""What drivers of different devices share: threads, processes, timing, the steps around a model."""

@@ -1,0 +1,82 @@
+"""The port of a board by its name: a serial port, a pty, or an address in a network."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from urllib.parse import urlsplit
+
+from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer_drivers.cortex_m.transport import (
+    ByteTransport,
+    Connect,
+    Receiver,
+    SerialOptions,
+    Stream,
+)
+
+__all__ = ("SERIALX", "connector", "is_serial")
+
+#: before a serial port's name: open it by serialx
+SERIALX = "serialx://"
+
+
+def is_serial(port: str) -> bool:
+    """Whether ``port`` is a serial port's (or pty's) name, not an address in a network."""
+    return "://" not in port or port.startswith(SERIALX)
+
+
+def connector(name: str, port: str, options: SerialOptions) -> Connect:
+    """The ``Connect`` for ``tcp://host:port`` or a serial port's (or pty's) name.
+
+    ``serialx://`` before the name chooses ``serialx``, which Windows always has.
+    """
+    path = port.removeprefix(SERIALX)
+    if not path:
+        raise ConfigError(f"{name}: port must be a serial port or tcp://host:port, not {port!r}")
+    if "://" in path:
+        return _tcp(name, port)
+    if path != port or sys.platform == "win32":
+        return _by_serialx(name, path, options)
+
+    async def connect(receiver: Receiver) -> ByteTransport:
+        try:
+            from asyncinfer_drivers.cortex_m.serial_port import open_serial
+        except ModuleNotFoundError as error:
+            command = "pip install 'asyncinfer[serial]'"
+            raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
+        return await open_serial(name, port, options, receiver)
+
+    return connect
+
+
+def _by_serialx(name: str, port: str, options: SerialOptions) -> Connect:
+    async def connect(receiver: Receiver) -> ByteTransport:
+        try:
+            from asyncinfer_drivers.cortex_m.serialx_port import open_serialx
+        except ModuleNotFoundError as error:
+            command = "pip install serialx (on Windows: 'asyncinfer[serial]')"
+            raise ConfigError(f"{name}: {error.name} is not installed: {command}") from error
+        return await open_serialx(name, port, options, receiver)
+
+    return connect
+
+
+def _tcp(name: str, url: str) -> Connect:
+    try:
+        parts = urlsplit(url)
+        host, number = parts.hostname, parts.port
+    except ValueError:
+        host = number = None
+    if not url.startswith("tcp://") or host is None or number is None:
+        raise ConfigError(f"{name}: a port over the network is tcp://host:port, not {url!r}")
+
+    async def connect(receiver: Receiver) -> ByteTransport:
+        loop = asyncio.get_running_loop()
+        try:
+            _, stream = await loop.create_connection(lambda: Stream(receiver), host, number)
+        except OSError as error:
+            raise DeviceLost(name, f"cannot connect to {url}: {error}") from error
+        return stream.transport
+
+    return connect
