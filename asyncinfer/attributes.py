@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError
 
-__all__ = ("name_of", "optional_seconds", "positive")
+__all__ = ("Attributes", "attributes_of")
 
 
-def name_of(driver: object) -> str:
-    """Its name. Raises ``ConfigError`` for what is no driver, as all of these do."""
+class Attributes(NamedTuple):
+    """The attributes of a driver that the dispatcher goes by."""
+
+    name: str
+    max_batch: int
+    concurrency: int
+    #: seconds a task may wait for a fuller batch
+    max_wait: float
+    #: seconds one call should take at most
+    latency_target: float | None
+
+
+def attributes_of(driver: Driver[Any, Any]) -> Attributes:
+    """Those of ``driver``. Raises ``ConfigError`` for what is no driver."""
+    return Attributes(
+        _name_of(driver),
+        _positive(driver, "max_batch"),
+        _positive(driver, "concurrency"),
+        _optional_seconds(driver, "max_wait") or 0.0,
+        _optional_seconds(driver, "latency_target"),
+    )
+
+
+def _name_of(driver: object) -> str:
     name = getattr(driver, "name", None)
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{driver!r} is no driver: it needs a name, a non-empty string")
@@ -21,7 +43,7 @@ def name_of(driver: object) -> str:
     return name
 
 
-def positive(driver: Driver[Any, Any], attribute: str) -> int:
+def _positive(driver: Driver[Any, Any], attribute: str) -> int:
     """A whole number of 1 or more; 1 if it has none."""
     value = getattr(driver, attribute, 1)
     if not isinstance(value, int) or value < 1:
@@ -29,7 +51,7 @@ def positive(driver: Driver[Any, Any], attribute: str) -> int:
     return value
 
 
-def optional_seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
+def _optional_seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
     """Seconds of 0 or more, or ``None``."""
     value = getattr(driver, attribute, None)
     if value is None:

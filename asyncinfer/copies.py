@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import Protocol
 
-from asyncinfer.burst import Burst, give_back
-from asyncinfer.device import Device
+from asyncinfer.device import Burst, Device, put_back
 from asyncinfer.hedging import Hedge
+from asyncinfer.outcomes import Outcomes
 from asyncinfer.recorder import Recorder
 from asyncinfer.roster import Roster
 from asyncinfer.span import Span
@@ -18,27 +16,12 @@ __all__ = ("Copies",)
 
 #: calls of a device that are remembered
 HISTORY = 128
-#: shortest pause between two looks at all devices, in seconds, and for how many of them
-PAUSE = 0.001
-MANY = 64
+#: shortest pause between two looks at all devices, in seconds
+LOOK_PAUSE = 0.001
+#: it is so many times as long where there are so many times as many devices as this
+LOOK_DEVICES = 64
 #: two moments closer than this are the same, in seconds
-TIE = 1e-9
-
-
-class Runner(Protocol):
-    """What an executor does for copies."""
-
-    def start(self, burst: Burst) -> None:
-        """Run ``burst``."""
-        ...
-
-    def pass_on(self, burst: Burst, started: float) -> None:
-        """Give the lane what ``burst`` has finished."""
-        ...
-
-    def abandon(self, burst: Burst) -> None:
-        """Cancel a call nobody waits for any more."""
-        ...
+SAME_MOMENT = 1e-9
 
 
 class Copies:
@@ -48,12 +31,16 @@ class Copies:
     finishes them; for the other they are done, and it is cancelled as an abandoned one is.
     """
 
-    def __init__(self, hedge: Hedge, roster: Roster, recorder: Recorder, runner: Runner) -> None:
+    def __init__(
+        self, hedge: Hedge, roster: Roster, recorder: Recorder, outcomes: Outcomes
+    ) -> None:
         self.hedge = hedge
         self._roster = roster
         self._recorder = recorder
-        self._runner = runner
+        self._outcomes = outcomes
         self._copies: list[_Copy] = []
+        #: those made in the present pass, which are to begin
+        self._new: list[Burst] = []
         self._started = self._won = self._lost = self._cancelled = 0
         #: busy seconds of the copies that have ended
         self._seconds = 0.0
@@ -70,18 +57,20 @@ class Copies:
 
     def pause(self, now: float) -> float:
         """Seconds until the next look is due; infinite if that depends on what happens."""
-        return max(PAUSE, self._next - now)
+        return max(LOOK_PAUSE, self._next - now)
 
     def note(self, device: Device, now: float) -> None:
         """A call of it begins or has ended: look again before one can be overdue."""
         self._next = min(self._next, max(now + device.quickest, self._earliest))
 
-    def serve(self, now: float) -> None:
-        """Settle what has ended; then hand out copies, before other tasks are handed out."""
+    def serve(self, now: float) -> list[Burst]:
+        """Settle what has ended; then return the copies that are to begin, before other tasks."""
+        self._new = []
         if self._copies:
             self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
-        if self._watching or now >= self._next - TIE:
+        if self._watching or now >= self._next - SAME_MOMENT:
             self._look(now)
+        return self._new
 
     def close(self, now: float) -> None:
         """Settle the rest: all devices are closed."""
@@ -96,11 +85,10 @@ class Copies:
     def _look(self, now: float) -> None:
         """Look at all calls, and note when the next look is due."""
         self._watching = False
-        self._earliest = now + PAUSE * max(1.0, len(self._roster.up) / MANY)
+        self._earliest = now + LOOK_PAUSE * max(1.0, len(self._roster.up) / LOOK_DEVICES)
         pause = math.inf
         for device in self._roster.members:
-            if device.estimator.ratios is None:
-                device.estimator.ratios = deque(maxlen=HISTORY)
+            device.estimator.keep_ratios(HISTORY)
             for burst in device.bursts:
                 pause = min(pause, self._consider(burst, now))
         self._next = now + pause
@@ -111,13 +99,13 @@ class Copies:
         if not burst.live or burst.abandoned or math.isnan(expected) or _acts(burst.device):
             return math.inf
         late = now - burst.since - expected
-        if late < self.hedge.least - TIE:
+        if late < self.hedge.least - SAME_MOMENT:
             return self.hedge.least - late
         usual = self._usual(burst.device) * expected - expected
-        if late < usual - TIE:
+        if late < usual - SAME_MOMENT:
             return usual - late
-        self._runner.pass_on(burst, burst.began)
-        give_back(burst.take_reserved())
+        self._outcomes.pass_on(burst, burst.began)
+        put_back(burst.take_reserved())
         return self._copy(burst, late, now) if self._in_demand(burst) else self._watch()
 
     def _usual(self, device: Device) -> float:
@@ -150,7 +138,7 @@ class Copies:
             return self._watch()
         if not best.free:
             self._watch()
-        if seconds > late + TIE:
+        if seconds > late + SAME_MOMENT:
             return seconds - late
         if not best.free:
             return math.inf
@@ -166,7 +154,7 @@ class Copies:
             task.copied = True
             self._recorder.hedged(task, best.name)
         best.begin(copy, now)
-        self._runner.start(copy)
+        self._new.append(copy)
         return math.inf
 
     def _best_for(self, device: Device, tasks: int, now: float) -> tuple[Device | None, float]:
@@ -197,7 +185,7 @@ class Copies:
                 original.device.gave_up(original.running, now - original.since)
             for call in (original, burst):
                 if call in call.device.bursts and call.abandoned:
-                    self._runner.abandon(call)
+                    self._outcomes.abandon(call)
         if not running:
             self._seconds += now - burst.began
         return running
@@ -234,7 +222,7 @@ def _acts(device: Device) -> bool:
 
 
 def _may_copy(device: Device) -> bool:
-    return device.trusted and device.quickest < math.inf and not _acts(device)
+    return not device.suspect and device.quickest < math.inf and not _acts(device)
 
 
 def _may_be_copied(task: Span) -> bool:

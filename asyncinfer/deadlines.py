@@ -1,23 +1,102 @@
-"""Ends tasks whose time has run out, with one timer for all of them."""
+"""Ends tasks whose time has run out."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
-from asyncinfer.span import Span
+from asyncinfer.alarm import Alarm
+from asyncinfer.errors import DeadlineExceeded, NoDeviceError, QueueTimeout, TaskError
+from asyncinfer.lanes import Lanes
+from asyncinfer.span import NOT_RUN, Span
+from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Deadlines",)
 
-#: shortest pause between two looks, in seconds: a timer may ring a little early
-PAUSE = 1e-6
+#: shortest wait, in seconds: a timer may ring a little early
+SHORTEST_WAIT = 1e-6
+
+#: tasks in several places, in each the oldest first
+Places: TypeAlias = Iterable[Iterable[Span]]
+#: ends tasks with an error of this kind and with this text
+Expire: TypeAlias = Callable[[list[Span], type[TaskError], str], None]
 
 
 class Deadlines:
+    """The limits on the whole time of a task, and on the time until it is started.
+
+    Where tasks are that have been started, and whether it is for want of a device that they have
+    not ended, is for others to say: ``started`` and ``no_device``.
+    """
+
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        lanes: Lanes,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        expire: Expire,
+        started: Callable[[], Places],
+        reclaim: Callable[[], None],
+        no_device: Callable[[], str | None],
+    ) -> None:
+        self._lanes = lanes
+        self._expire = expire
+        self._started = started
+        self._reclaim = reclaim
+        self._no_device = no_device
+        limits = (
+            (timeouts.total, self._unfinished, self._out_of_time),
+            (timeouts.queue, self._unstarted, self._not_started),
+        )
+        self._limits = [
+            _Limit(seconds, clock, loop, places, expired)
+            for seconds, places, expired in limits
+            if seconds is not None
+        ]
+
+    def watch(self, span: Span) -> None:
+        """Watch the tasks of ``span``, accepted just now."""
+        for limit in self._limits:
+            limit.watch(span)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        for limit in self._limits:
+            limit.stop()
+
+    def _unfinished(self) -> Iterator[Iterable[Span]]:
+        yield from self._started()
+        for lane in list(self._lanes):
+            yield lane.waiting
+            yield lane.intake
+
+    def _unstarted(self) -> Iterator[Iterable[Span]]:
+        self._reclaim()
+        for lane in list(self._lanes):
+            yield [span for span in lane.waiting if span.run is NOT_RUN]
+            yield lane.intake
+
+    def _out_of_time(self, spans: list[Span], seconds: float) -> None:
+        devices = self._no_device()
+        if devices is None:
+            self._expire(spans, DeadlineExceeded, f"not finished within {seconds} s")
+        else:
+            text = f"no device is up after {seconds} s; there are {devices}"
+            self._expire(spans, NoDeviceError, text)
+
+    def _not_started(self, spans: list[Span], seconds: float) -> None:
+        text = f"not started within the queue timeout of {seconds} s"
+        self._expire(spans, QueueTimeout, text)
+
+
+class _Limit:
     """One time limit, counted from the acceptance of each task.
 
-    Nothing is remembered of a task: the timer is set for the oldest one that the limit concerns,
+    Nothing is remembered of a task: the alarm is set for the oldest one that the limit concerns,
     and when it rings, those are looked through.
     """
 
@@ -26,45 +105,38 @@ class Deadlines:
         seconds: float,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        rows: Callable[[], Iterable[Iterable[Span]]],
-        expire: Callable[[list[Span]], None],
+        places: Callable[[], Places],
+        expired: Callable[[list[Span], float], None],
     ) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._loop = loop
-        #: the tasks that the limit concerns, each row with the oldest first
-        self._rows = rows
-        self._expire = expire
-        self._timer: asyncio.TimerHandle | None = None
+        self._places = places
+        self._expired = expired
+        self._alarm = Alarm(loop, self._ring)
 
     def watch(self, span: Span) -> None:
-        """Watch the tasks of ``span``, accepted just now."""
-        if self._timer is None:
-            self._arm(span.submitted + self._seconds)
+        if not self._alarm.is_set:
+            self._set(span.submitted + self._seconds)
 
     def stop(self) -> None:
-        """Watch no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
+        self._alarm.cancel()
 
-    def _arm(self, due: float) -> None:
-        self._timer = self._loop.call_later(max(PAUSE, due - self._clock()), self._ring)
+    def _set(self, due: float) -> None:
+        self._alarm.within(max(SHORTEST_WAIT, due - self._clock()))
 
     def _ring(self) -> None:
-        self._timer = None
         overdue, due = self._look(self._clock())
         if overdue:
-            self._expire(overdue)
+            self._expired(overdue, self._seconds)
         if due < math.inf:
-            self._arm(due)
+            self._set(due)
 
     def _look(self, now: float) -> tuple[list[Span], float]:
         """What is overdue, and when the next one will be."""
         overdue: list[Span] = []
         next_due = math.inf
-        for row in self._rows():
-            for span in row:
+        for place in self._places():
+            for span in place:
                 if span.done:
                     continue
                 due = span.submitted + self._seconds

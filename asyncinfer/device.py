@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Protocol
 
-from asyncinfer.attributes import name_of, optional_seconds, positive
+from asyncinfer.alarm import Alarm
+from asyncinfer.attributes import attributes_of
 from asyncinfer.batching import BatchSize
 from asyncinfer.breaker import Breaker
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.estimator import Estimator
 from asyncinfer.leftovers import Leftovers
 from asyncinfer.lifecycle import UP, DeviceState, check
+from asyncinfer.span import Row, Span
 
-if TYPE_CHECKING:
-    from asyncinfer.burst import Burst
+__all__ = ("Burst", "Device", "DeviceListener", "names", "put_back")
 
-__all__ = ("Device", "DeviceState")
-
-#: a device is suspect once it is silent for this many times what its call should take, or for more
-#: if its recent calls came within a factor ``SILENCE / USUAL_PEAK`` of that; and so many seconds
-SILENCE = 8.0
+#: a device is suspect once it is silent for this many times what its call should take
+BEARABLE = 8.0
+#: for more times that, where recent calls took more than this many times what was expected
 USUAL_PEAK = 4.0
+#: and for so many seconds in any case
 GRACE = 0.1
+
+
+class DeviceListener(Protocol):
+    """Is told of every change of a device."""
+
+    def changed(self, device: Device) -> None:
+        """What it runs, or how fast it is, has changed."""
+        ...
+
+    def became(
+        self, device: Device, before: DeviceState | None, error: BaseException | None
+    ) -> None:
+        """It has changed its state, because of ``error`` if there is one."""
+        ...
 
 
 class Device:
     """A driver with its state. Changed only by the dispatcher's own synchronous code."""
 
-    def __init__(self, driver: Driver[Any, Any], position: int) -> None:
+    def __init__(self, driver: Driver[Any, Any], position: int, listener: DeviceListener) -> None:
+        said = attributes_of(driver)
         self.driver = driver
-        self.name = name_of(driver)
+        self.name = said.name
         self.position = position
-        self.max_batch = positive(driver, "max_batch")
-        self.concurrency = positive(driver, "concurrency")
+        self.max_batch = said.max_batch
+        self.concurrency = said.concurrency
         #: seconds a task may wait for a fuller batch
-        self.max_wait = optional_seconds(driver, "max_wait") or 0.0
-        self._size = BatchSize(self.max_batch, optional_seconds(driver, "latency_target"))
+        self.max_wait = said.max_wait
+        self._size = BatchSize(said.max_batch, said.latency_target)
         #: most tasks one call should have
         self.batch_limit = self._size.limit
         self.estimator = Estimator()
-        #: told of every change of its state, of what it runs and of how fast it is
-        self.changed: Callable[[Device], None] = nobody
-        #: told of every change of its state, with the one before and the error behind it
-        self.told: Callable[[Device, DeviceState | None, BaseException | None], None] = untold
+        self._listener = listener
         #: seconds of one call with a single task; infinite while unknown
         self.quickest = math.inf
         #: seconds of one call with ``batch_limit`` tasks; ``nan`` while unknown
@@ -74,7 +88,7 @@ class Device:
         self.breaker = Breaker(f"42/{self.name}")
         self.leftovers = Leftovers()
         self._state = DeviceState.OPENING
-        #: calls it may be running at once, as far as it is trusted
+        #: calls it may be running at once in its present state
         self._slots = 0
         self._busy_seconds = 0.0
         self._busy_since = 0.0
@@ -102,8 +116,7 @@ class Device:
         self.up = state in UP
         self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
         self._touched = now
-        self.changed(self)
-        self.told(self, before, error)
+        self._listener.became(self, before, error)
 
     @property
     def free(self) -> bool:
@@ -111,9 +124,9 @@ class Device:
         return len(self.bursts) < self._slots
 
     @property
-    def trusted(self) -> bool:
-        """Whether it may be given more than one task."""
-        return self._state is not DeviceState.SUSPECT
+    def suspect(self) -> bool:
+        """Whether it may be given one task at a time only."""
+        return self._state is DeviceState.SUSPECT
 
     @property
     def failures(self) -> int:
@@ -122,9 +135,10 @@ class Device:
 
     def opened(self) -> None:
         """Its driver was opened: that may have found out how many tasks a call takes."""
-        before, self.max_batch = self.max_batch, positive(self.driver, "max_batch")
+        said = attributes_of(self.driver)
+        before, self.max_batch = self.max_batch, said.max_batch
         if self.max_batch != before:
-            self._size = BatchSize(self.max_batch, optional_seconds(self.driver, "latency_target"))
+            self._size = BatchSize(said.max_batch, said.latency_target)
             self.batch_limit = self._size.limit
 
     # ---- what it runs
@@ -134,9 +148,9 @@ class Device:
         if not self.bursts:
             self._busy_since = now
         self.bursts.append(burst)
-        self.changed(self)
+        self._listener.changed(self)
 
-    def end(self, burst: Burst, now: float) -> None:
+    def release(self, burst: Burst, now: float) -> None:
         """A burst left it, finished or taken away. Idempotent."""
         if burst not in self.bursts:
             return
@@ -144,7 +158,7 @@ class Device:
         self._touched = now
         if not self.bursts:
             self._busy_seconds += now - self._busy_since
-        self.changed(self)
+        self._listener.changed(self)
 
     def answered(self, now: float) -> None:
         """A call brought results."""
@@ -183,7 +197,7 @@ class Device:
 
     def bearable(self, expected: float) -> float:
         """Seconds of silence that are nothing unusual; infinite while its speed is unknown."""
-        usual = SILENCE * max(1.0, self.estimator.peak / USUAL_PEAK)
+        usual = BEARABLE * max(1.0, self.estimator.peak / USUAL_PEAK)
         return GRACE + usual * expected if expected >= 0 else math.inf
 
     def busy_seconds(self, now: float) -> float:
@@ -223,7 +237,7 @@ class Device:
         self.quickest = self.estimator.expect(1)
         self.latency = self.estimator.expect(self.batch_limit)
         self.interval = self.latency / (self.batch_limit * self.concurrency)
-        self.changed(self)
+        self._listener.changed(self)
 
     def batch_within(self, seconds: float) -> int:
         """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
@@ -256,14 +270,144 @@ class Device:
         return now - self._touched
 
 
-def nobody(device: Device) -> None:
-    """Stand in where nobody needs to know of a change."""
+class Burst:
+    """Tasks of one lane handed to a device at once: run one batch after the other."""
+
+    __slots__ = (
+        "alarm",
+        "batch",
+        "began",
+        "device",
+        "generation",
+        "inputs",
+        "lane",
+        "live",
+        "outputs",
+        "passed_on",
+        "runner",
+        "since",
+        "spans",
+        "tasks",
+    )
+
+    def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
+        self.device = device
+        #: which opening of the device it belongs to
+        self.generation = device.generation
+        self.lane = spans[0].lane
+        self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
+        self.batch = batch
+        #: those whose outputs were not passed on, or that have none
+        self.spans = Row(spans)
+        self.tasks = self.spans.tasks
+        #: number of tasks whose outputs were passed on, and the outputs after those
+        self.passed_on = 0
+        self.outputs: list[Any] = []
+        #: when its first call started
+        self.began = now
+        #: when its present call started and the one before ended
+        self.since = now
+        #: False once its tasks were taken away: what it still brings is ignored
+        self.live = True
+        self.runner: asyncio.Task[None] | None = None
+        #: rings when a call takes too long
+        self.alarm: Alarm | None = None
+
+    def batches(self) -> Iterator[list[Any]]:
+        """The inputs of each call, as far as they are not taken away meanwhile."""
+        inputs, size = self.inputs, self.batch
+        if size == 1:
+            for item in inputs:
+                yield [item]
+            return
+        at = 0
+        while at < len(inputs):
+            yield inputs[at : at + size]
+            at += size
+
+    @property
+    def at(self) -> int:
+        """Number of tasks that have been run; the next batch is running."""
+        return self.passed_on + len(self.outputs)
+
+    @property
+    def calls(self) -> int:
+        """Number of calls that returned."""
+        return -(-self.at // self.batch)
+
+    @property
+    def reserved(self) -> int:
+        """Number of tasks that were not started."""
+        return max(0, self.tasks - self.at - self.batch)
+
+    def take_finished(self) -> list[Span]:
+        """Remove and return the tasks that have been run, with their outputs."""
+        outputs = self.outputs[:]
+        self.outputs.clear()
+        self.passed_on += len(outputs)
+        spans = self.spans.take(len(outputs))
+        if len(spans) == 1 and not spans[0].done:
+            spans[0].outputs = outputs
+            return spans
+        at = 0
+        for span in spans:
+            if not span.done:  # else it has an outcome, which stays
+                span.outputs = outputs[at : at + span.count]
+            at += span.count
+        return spans
+
+    @property
+    def running(self) -> int:
+        """Number of tasks of the present call."""
+        return min(self.batch, self.tasks - self.at)
+
+    def share_running(self) -> list[Span]:
+        """The tasks of the present call, each by itself: they stay, and may be run elsewhere too.
+
+        All outputs must have been passed on before.
+        """
+        return self.spans.singles(self.running)
+
+    def take_running(self) -> list[Span]:
+        """Remove and return the tasks of the present call, each by itself."""
+        return [task for span in self._take(self.batch) for task in span.singles()]
+
+    def take_reserved(self) -> list[Span]:
+        """Remove and return the tasks that were not started."""
+        reserved = self.reserved
+        del self.inputs[self.at + self.batch :]
+        return self._take(reserved, self.batch)
+
+    def take_rest(self) -> list[Span]:
+        """Remove and return the tasks that have no output."""
+        self.inputs.clear()
+        return self._take(self.tasks - self.at)
+
+    def _take(self, count: int, behind: int = 0) -> list[Span]:
+        """Remove and return ``count`` tasks, from so many ``behind`` those that have been run."""
+        spans = self.spans.take(count, len(self.outputs) + behind)
+        self.tasks = self.passed_on + self.spans.tasks
+        return spans
+
+    def remaining(self, now: float) -> float:
+        """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
+        expected = self.device.expect(self.running)
+        if math.isnan(expected):
+            return now - self.since
+        return abs(self.since + expected - now)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody wants any of its tasks any more."""
+        return self.at < self.tasks and all(span.done for span in self.spans)
 
 
-def untold(device: Device, before: DeviceState | None, error: BaseException | None) -> None:
-    """Stand in where nobody needs to know of a change of state."""
+def put_back(spans: list[Span]) -> None:
+    """Have tasks of one lane, which were not started, wait there again."""
+    if spans:
+        spans[0].lane.put_back(spans)
 
 
-def names(devices: Sequence[Device]) -> str:
+def names(devices: Iterable[Device]) -> str:
     """The devices and their states, for messages."""
     return ", ".join(f"{device.name} ({device.state})" for device in devices) or "none"

@@ -9,7 +9,7 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from asyncinfer.device import Device
+from asyncinfer.attributes import attributes_of
 from asyncinfer.driver import Driver
 from asyncinfer.engine import Engine
 from asyncinfer.errors import ClosedError, ConfigError, TaskError
@@ -82,15 +82,15 @@ class Dispatcher(Generic[InT, OutT]):
         self._on_event = on_event
         self._engine: Engine | None = None
         policy_named(policy)
-        _devices(self._drivers)
+        _check_names(self._drivers)
 
     # ---- life
 
     async def __aenter__(self) -> Dispatcher[InT, OutT]:
         if self._engine is not None and self._engine.running:
             raise ClosedError("the dispatcher is open already: enter it once at a time")
+        _check_names(self._drivers)
         engine = Engine(
-            _devices(self._drivers),
             policy=policy_named(self._policy),
             window=self._window,
             queue_size=self._queue_size,
@@ -101,7 +101,7 @@ class Dispatcher(Generic[InT, OutT]):
         )
         async with AsyncExitStack() as undo:
             undo.push_async_callback(engine.close)
-            await engine.open()
+            await engine.open(self._drivers)
             undo.pop_all()
         self._engine = engine
         return self
@@ -248,14 +248,13 @@ class Dispatcher(Generic[InT, OutT]):
         return self._engine
 
 
-def _devices(drivers: Sequence[Driver[InT, OutT]]) -> list[Device]:
-    devices = [Device(driver, position) for position, driver in enumerate(drivers)]
+def _check_names(drivers: Sequence[Driver[InT, OutT]]) -> None:
     seen: set[str] = set()
-    for device in devices:
-        if device.name in seen:
-            raise ConfigError(f"two devices are called {device.name!r}: names must differ")
-        seen.add(device.name)
-    return devices
+    for driver in drivers:
+        name = attributes_of(driver).name
+        if name in seen:
+            raise ConfigError(f"two devices are called {name!r}: names must differ")
+        seen.add(name)
 
 
 def _iterable(xs: Iterable[InT] | AsyncIterable[InT]) -> Iterable[InT] | AsyncIterable[InT]:

@@ -1,4 +1,4 @@
-"""What runs while a dispatcher is open: lanes, devices, and the parts that serve them."""
+"""What runs while a dispatcher is open: it makes the parts, begins streams, and ends everything."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from typing import Any
 
 import anyio
 
-from asyncinfer.burst import Burst
 from asyncinfer.copies import Copies
 from asyncinfer.deadlines import Deadlines
-from asyncinfer.device import Device, names
-from asyncinfer.errors import (
-    ClosedError,
-    DeadlineExceeded,
-    NoDeviceError,
-    QueueTimeout,
-    TaskError,
-)
+from asyncinfer.device import names
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ClosedError
 from asyncinfer.events import EventHook
 from asyncinfer.executor import Executor
-from asyncinfer.failures import Failures
 from asyncinfer.hedging import Hedge
 from asyncinfer.intake import feed
 from asyncinfer.keeper import Keeper
 from asyncinfer.lane import CallLane, Lane
+from asyncinfer.lanes import Lanes
+from asyncinfer.outcomes import Outcomes
+from asyncinfer.policy import Policy
 from asyncinfer.pool import Pool
+from asyncinfer.quarantine import Retries
+from asyncinfer.recheck import Recheck
 from asyncinfer.recorder import Recorder, logger
-from asyncinfer.scheduling import Policy
-from asyncinfer.span import NOT_RUN, Span
+from asyncinfer.roster import Roster
+from asyncinfer.span import Span
 from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Engine",)
 
 
 class Engine:
-    """One opening of a dispatcher. Made on the event loop it belongs to."""
+    """One opening of a dispatcher. Made on the event loop it belongs to.
+
+    ``wake`` is called on every change (a task came, a device is free, the window moved); tasks are
+    assigned to devices once per turn of the event loop, so a thousand changes cost one pass.
+    """
 
     def __init__(
         self,
-        devices: Sequence[Device],
         *,
         policy: Policy,
         window: int,
@@ -53,9 +54,42 @@ class Engine:
         hedge: Hedge | None,
         on_event: EventHook | None,
     ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.clock = clock_of(self.loop)
-        self.recorder = Recorder(self.clock, on_event)
+        self.loop = loop = asyncio.get_running_loop()
+        self.clock = clock = clock_of(loop)
+        self.recorder = recorder = Recorder(clock, on_event)
+        self.lanes = lanes = Lanes()
+        self.roster = roster = Roster(recorder)
+        #: failed tasks, to be run alone, on a device that has not failed them if there is one
+        self.retries = Retries(roster)
+        self._outcomes = Outcomes(
+            roster, self.retries, recorder, clock, most_retries=retries, wake=self.wake
+        )
+        #: makes copies of overdue tasks, if it is asked to
+        self.copies = None if hedge is None else Copies(hedge, roster, recorder, self._outcomes)
+        self._recheck = Recheck(roster, loop, clock, self.wake)
+        self._pool = Pool(policy, lanes, roster, self.retries, self.copies, self._recheck)
+        self.keeper = Keeper(
+            roster,
+            recorder,
+            clock,
+            loop,
+            timeouts,
+            take_back=self._outcomes.take_back,
+            wake=self.wake,
+        )
+        self._executor = Executor(
+            self._outcomes, clock, loop, run_timeout=timeouts.run, lost=self.keeper.fail
+        )
+        self._deadlines = Deadlines(
+            timeouts,
+            lanes,
+            clock,
+            loop,
+            expire=self._outcomes.out_of_time,
+            started=self._started,
+            reclaim=self._reclaim,
+            no_device=self._no_device,
+        )
         #: from the end of opening to the beginning of closing
         self.accepting = False
         #: from the beginning of opening to the end of closing
@@ -65,57 +99,54 @@ class Engine:
         self._timeouts = timeouts
         self._feeders: dict[Lane, asyncio.Task[None]] = {}
         self._closing: asyncio.Task[None] | None = None
-        self._lanes = 0
-        self.keeper = Keeper(devices, self.recorder, self.clock, self.loop, timeouts)
-        failures = Failures(self.recorder, retries)
-        self._executor = Executor(
-            self.recorder,
-            self.clock,
-            self.loop,
-            failures=failures,
-            run_timeout=timeouts.run,
-            lost=self.keeper.recover,
-        )
-        self.pool = Pool(policy, self.recorder, self.clock, self.loop, self._executor.start)
-        if hedge is not None:
-            roster = self.pool.roster
-            self.pool.copies = Copies(hedge, roster, self.recorder, self._executor)
-        self._executor.pool = failures.pool = self.pool
-        self.keeper.serve(self.pool, self._executor)
-        self._deadlines = self._watch(timeouts)
+        self._lanes_made = 0
+        self._wakeup: asyncio.Handle | None = None
+        #: set once every accepted task has ended, where somebody waits for that
+        self._quiet: asyncio.Event | None = None
         self.calls = self.new_lane(ordered=False, kind=CallLane)
-        self.pool.lanes.append(self.calls)
+        self.lanes.join(self.calls)
 
-    def _watch(self, timeouts: Timeouts) -> list[Deadlines]:
-        limits = (
-            (timeouts.total, self._unfinished, self._out_of_time),
-            (timeouts.queue, self._unstarted, self._not_started),
-        )
-        return [
-            Deadlines(seconds, self.clock, self.loop, rows, expire)
-            for seconds, rows, expire in limits
-            if seconds is not None
-        ]
+    # ---- assigning tasks to devices
+
+    def wake(self) -> None:
+        """Assign tasks to devices in the next turn of the event loop."""
+        if self._wakeup is None:
+            self._wakeup = self.loop.call_soon(self._assign)
+
+    def more(self, lane: Lane) -> None:
+        """Tasks came, or the window moved: no reason to assign anew while no device is free."""
+        if not self._pool.full:
+            self.wake()
+        elif lane.intake.full():
+            lane.admit()  # so that its source can go on
+
+    def _assign(self) -> None:
+        self._wakeup = None
+        for burst in self._pool.assign(self.clock()):
+            self._executor.start(burst)
+        self.keeper.look_after()
+        if self._quiet is not None and not self.lanes.unfinished:
+            self._quiet.set()
 
     # ---- lanes
 
     def new_lane(self, *, ordered: bool, kind: type[Lane] = Lane) -> Lane:
         """A lane for one stream, in the context of who asks for it."""
         lane = kind(
-            self._lanes,
+            self._lanes_made,
             self.recorder,
             self.clock,
             window=self._window,
             queue_size=self._queue_size,
             ordered=ordered,
         )
-        self._lanes += 1
+        self._lanes_made += 1
         return lane
 
     def begin(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Start to read ``source`` into ``lane``. Raises ``ClosedError``."""
         self.check_open()
-        self.pool.lanes.append(lane)
+        self.lanes.join(lane)
         feeding = feed(source, lane.intake, partial(self._accept, lane), self.clock)
         name = f"asyncinfer source {lane.number}"
         feeder = self.loop.create_task(feeding, name=name, context=lane.context)
@@ -127,24 +158,23 @@ class Engine:
         if lane.closed:
             raise ClosedError("nobody reads this stream any more")
         self.check_open()
-        self.accept(lane, inputs)
+        self._queue(lane, inputs)
 
     def _fed(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
         """The source is at its end, or is not read any further."""
         self._feeders.pop(lane, None)
         if feeder.cancelled():
             text = "the dispatcher was closed before the source was read to its end"
-            lane.end(ClosedError(text))
+            lane.no_more(ClosedError(text))
         else:
-            lane.end(feeder.exception())
-        self.pool.wake()
+            lane.no_more(feeder.exception())
+        self.wake()
 
-    def accept(self, lane: Lane, inputs: list[Any]) -> Span:
-        """Queue tasks made of inputs, watched for their deadlines."""
+    def _queue(self, lane: Lane, inputs: list[Any]) -> Span:
+        """Make tasks of inputs, watched for their deadlines."""
         span = lane.accept(inputs)
-        for limit in self._deadlines:
-            limit.watch(span)
-        self.pool.more(lane)
+        self._deadlines.watch(span)
+        self.more(lane)
         return span
 
     async def call(self, value: Any) -> Any:
@@ -152,7 +182,7 @@ class Engine:
         if self.calls.intake.full():
             await self.calls.intake.room()
         self.check_open()
-        task = self.accept(self.calls, [value])
+        task = self._queue(self.calls, [value])
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()
         try:
@@ -160,21 +190,20 @@ class Engine:
         except asyncio.CancelledError:
             if not task.done:
                 self.calls.discard(task)
-                self._release()
+                self._outcomes.abandon_unwanted()
             raise
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
         lane.source_error = error or lane.source_error
-        running = [s for burst in self._bursts() for s in burst.spans if s.lane is lane]
-        failed = [task for task in self.pool.retries if task.lane is lane]
+        running = [s for burst in self.roster.bursts for s in burst.spans if s.lane is lane]
+        failed = [task for task in self.retries if task.lane is lane]
         for span in (*lane.close(), *running, *failed):
             if not span.done:
                 span.settle()
-                self.recorder.dropped += span.count
                 if span.future is not None and not span.future.done():
                     span.future.set_exception(error or ClosedError("the call was dropped"))
-        self._release()
+        self._outcomes.abandon_unwanted()
         self.leave(lane)
         feeder = self._feeders.get(lane)
         if feeder is not None:
@@ -183,73 +212,31 @@ class Engine:
 
     def leave(self, lane: Lane) -> None:
         """The lane is finished: count it no more among those that take turns."""
-        if lane in self.pool.lanes and lane is not self.calls:
-            self.pool.lanes.remove(lane)
+        if lane is not self.calls:
+            self.lanes.leave(lane)
 
-    def _bursts(self) -> Iterator[Burst]:
-        for device in self.keeper.devices:
-            yield from list(device.bursts)
+    # ---- what time limits concern
 
-    def _release(self) -> None:
-        """Free devices of tasks nobody waits for."""
-        for burst in self._bursts():
-            if burst.abandoned:
-                self._executor.abandon(burst)
-        self.pool.wake()
-
-    # ---- deadlines
-
-    def _unfinished(self) -> Iterator[Iterable[Span]]:
-        for burst in self._bursts():
-            self._executor.pass_on(burst, burst.began)
+    def _started(self) -> Iterator[Iterable[Span]]:
+        for burst in self.roster.bursts:
+            self._outcomes.pass_on(burst, burst.began)
             yield burst.spans
-        for task in list(self.pool.retries):
+        for task in list(self.retries):
             yield (task,)
-        for lane in list(self.pool.lanes):
-            yield lane.waiting
-            yield lane.intake
 
-    def _unstarted(self) -> Iterator[Iterable[Span]]:
-        self.pool.reclaim()
-        self.pool.wake()
-        for lane in list(self.pool.lanes):
-            yield [span for span in lane.waiting if span.run is NOT_RUN]
-            yield lane.intake
+    def _reclaim(self) -> None:
+        self.roster.reclaim()
+        self.wake()
 
-    def _out_of_time(self, spans: list[Span]) -> None:
-        seconds = self._timeouts.total
-        if any(device.up for device in self.keeper.devices):
-            self._end(spans, DeadlineExceeded, f"not finished within {seconds} s")
-            return
-        text = f"no device is up after {seconds} s; there are {names(self.keeper.devices)}"
-        self._end(spans, NoDeviceError, text)
-
-    def _not_started(self, spans: list[Span]) -> None:
-        text = f"not started within the queue timeout of {self._timeouts.queue} s"
-        self._end(spans, QueueTimeout, text)
-
-    def _end(self, spans: list[Span], kind: type[TaskError], text: str) -> None:
-        """End every task of ``spans`` with an error, wherever it is now."""
-        now = self.clock()
-        for span in spans:
-            if span.done:
-                continue
-            tasks = span.singles()
-            for task in tasks:
-                task.fail(now, kind, text)
-            span.lane.withdraw(span)
-            span.settle()  # where it is queued or running, it only keeps its place
-            span.lane.finish(tasks)
-            self.recorder.failed += len(tasks)
-            for task in tasks:
-                self.recorder.task_event("task.failed", task, task.error)
-        self._release()
+    def _no_device(self) -> str | None:
+        """What devices there are, if none of them is up."""
+        return None if self.roster.any_up else names(self.roster.devices)
 
     # ---- from opening to closing
 
-    async def open(self) -> None:
+    async def open(self, drivers: Sequence[Driver[Any, Any]]) -> None:
         """Open all devices, then accept work."""
-        await self.keeper.open_all()
+        await self.keeper.open_all(drivers)
         self.accepting = True
 
     def check_open(self) -> None:
@@ -261,11 +248,17 @@ class Engine:
         """Accept no more, and wait for what was accepted. Raises ``TimeoutError``."""
         self.accepting = False
         await self._stop_reading()
-        for lane in self.pool.lanes:
+        for lane in self.lanes:
             lane.lift_window()
-        self.pool.wake()
+        self.wake()
         async with asyncio.timeout(timeout):
-            await self.pool.quiet()
+            await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        while self.lanes.unfinished:
+            if self._quiet is None:
+                self._quiet = asyncio.Event()
+            await self._quiet.wait()
 
     async def _stop_reading(self) -> None:
         feeders = list(self._feeders.values())
@@ -279,12 +272,12 @@ class Engine:
     async def close(self) -> None:
         """Cancel what is not finished, and close all devices.
 
-        Who is cancelled while waiting for that, even twice, is so at its end.
+        If the caller is cancelled, closing still completes; the cancellation is raised afterwards.
         """
         if self._closing is None:
             self.accepting = False
             error = ClosedError("the dispatcher was closed before this was finished")
-            for lane in list(self.pool.lanes):
+            for lane in list(self.lanes):
                 if not lane.finished:
                     self.drop(lane, error)
             self._closing = self.loop.create_task(self._close(), name="asyncinfer close")
@@ -292,9 +285,13 @@ class Engine:
 
     async def _close(self) -> None:
         await asyncio.gather(self._stop_reading(), self.keeper.close_all())
-        for limit in self._deadlines:
-            limit.stop()
-        self.pool.stop()
+        self._deadlines.stop()
+        self._recheck.cancel()
+        if self.copies is not None:
+            self.copies.close(self.clock())
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._wakeup = None
         self.running = False
 
 

@@ -51,6 +51,11 @@ class Estimator:
         #: whether recent calls differed in size, so that the line's two figures are its own
         self.told_apart = False
 
+    def keep_ratios(self, calls: int) -> None:
+        """Remember ``ratios`` from now on, those of so many calls."""
+        if self.ratios is None:
+            self.ratios = deque(maxlen=calls)
+
     def start_from(self, line: ServiceTime) -> None:
         """Take a calibration as the truth until the first real call."""
         self.known = True

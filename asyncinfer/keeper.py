@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import anyio
 
-from asyncinfer.burst import Burst
-from asyncinfer.device import Device, names
+from asyncinfer.device import Burst, Device, names
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError, DeviceError
-from asyncinfer.events import EventKind
-from asyncinfer.lifecycle import UP, DeviceState
+from asyncinfer.lifecycle import DeviceState
 from asyncinfer.opening import Opening
-from asyncinfer.pool import Pool, nothing
 from asyncinfer.recorder import Recorder, logger
+from asyncinfer.roster import Roster
 from asyncinfer.timeouts import Timeouts
 from asyncinfer.watch import Watch
 
@@ -29,152 +27,128 @@ ALONE = 1.0
 LEFT_BEHIND = 2
 
 
-class Runner(Protocol):
-    """What an executor does when a device fails or leaves."""
-
-    def take_back(self, device: Device) -> list[Burst]:
-        """Take all its tasks from a device; return the calls that were cancelled."""
-        ...
-
-    def fail(self, device: Device, error: DeviceError) -> None:
-        """Treat the device as failed."""
-        ...
-
-
 class Keeper:
-    """Decides what becomes of devices; every slow step of their lives is begun here."""
+    """Decides what becomes of devices; every slow step of their lives is begun here.
 
-    pool: Pool
-    _runner: Runner
-    _watch: Watch
+    Of tasks it knows only that a device may have to give them back: ``take_back`` does that, and
+    returns the calls that were cancelled. ``wake`` has tasks assigned anew.
+    """
 
     def __init__(
         self,
-        devices: Sequence[Device],
+        roster: Roster,
         recorder: Recorder,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         timeouts: Timeouts,
+        *,
+        take_back: Callable[[Device, DeviceError | None], list[Burst]],
+        wake: Callable[[], None],
     ) -> None:
-        self.devices = list(devices)
-        self._recorder = recorder
+        self._roster = roster
         self._clock = clock
         self._loop = loop
         self._timeouts = timeouts
+        self._take_back = take_back
+        self._wake = wake
         self._opening = Opening(recorder, clock, loop, timeouts)
+        self._watch = Watch(roster, clock, loop, self.fail)
         self._recovering: dict[Device, asyncio.Task[None]] = {}
-        self._up = 0
-        self._none_up = asyncio.Event()
-        for device in devices:
-            device.told = self._told
-
-    def serve(self, pool: Pool, runner: Runner) -> None:
-        """Look after the devices of ``pool``."""
-        self.pool, self._runner = pool, runner
-        self._watch = Watch(pool.roster, self._clock, self._loop, runner.fail)
-        pool.handed_out = self._watch.arm
-
-    def _told(
-        self, device: Device, before: DeviceState | None, error: BaseException | None
-    ) -> None:
-        """A device has changed its state."""
-        self._up += device.up - (before in UP)
-        self._none_up.clear() if self._up else self._none_up.set()
-        state = DeviceState.READY if device.state is DeviceState.BUSY else device.state
-        kind = cast("EventKind", f"device.{state}")
-        facts = {"before": before or "", "reason": device.reason}
-        self._recorder.device_event(kind, device.name, error, **facts)
 
     # ---- all of them
 
-    async def open_all(self) -> None:
-        """Open all devices at once. One that fails is tried again later, if another is up.
+    async def open_all(self, drivers: Iterable[Driver[Any, Any]]) -> None:
+        """Open all at once. One that fails is tried again later, if another is up.
 
         Raises the ``DeviceError`` if all fail, and at once what is no ``DeviceError``.
         """
+        devices = [self._roster.new(driver) for driver in drivers]
         errors: dict[Device, Exception] = {}
         async with anyio.create_task_group() as group:
 
             async def attempt(device: Device) -> None:
                 try:
-                    await self.open(device)
+                    await self._open(device)
                 except Exception as error:
                     errors[device] = error
                     if not isinstance(error, DeviceError):
                         group.cancel_scope.cancel()
 
-            for device in self.devices:
+            for device in devices:
                 group.start_soon(attempt, device)
         fatal = [error for error in errors.values() if not isinstance(error, DeviceError)]
         if fatal:
             raise fatal[0]
-        if errors and len(errors) == len(self.devices):
+        if errors and len(errors) == len(devices):
             first, *others = errors.values()
             for other in others:
                 first.add_note(str(other))
             raise first
-        for device in self.devices:
-            self.pool.roster.join(device)
-        self.pool.wake()
+        for device in devices:
+            self._roster.join(device)
+        self._wake()
         for device, error in errors.items():
-            self.recover(device, error)
+            self._recover(device, error)
 
     async def add(self, driver: Driver[Any, Any]) -> None:
         """Open one more device and let it take part. Raises what opening it raises."""
-        position = max((device.position for device in self.devices), default=-1) + 1
-        device = Device(driver, position)
-        device.told = self._told
-        if any(other.name == device.name for other in self.devices):
-            raise ConfigError(f"there is a device {device.name!r} already: names must differ")
-        self.devices.append(device)
+        device = self._roster.new(driver)
         try:
-            await self.open(device)
+            await self._open(device)
         except BaseException as error:
-            self.devices.remove(device)
+            self._roster.forget(device)
             await self._close(device, f"it could not be added: {error}")
             raise
-        self.pool.roster.join(device)
-        self.pool.wake()
+        self._roster.join(device)
+        self._wake()
 
     async def remove(self, name: str, *, drain: bool) -> None:
         """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
-        device = next((d for d in self.pool.roster.members if d.name == name), None)
+        roster = self._roster
+        device = next((d for d in roster.members if d.name == name), None)
         if device is None:
-            raise ConfigError(f"no device {name!r} to remove: there are {names(self.devices)}")
+            raise ConfigError(f"no device {name!r} to remove: there are {names(roster.devices)}")
         drained = drain and (device.up or device.state is DeviceState.DRAINING)
         if device.state is not DeviceState.DRAINING:
             device.become(DeviceState.DRAINING, self._clock(), "it is being removed")
-        self.pool.reclaim()
-        self.pool.wake()  # devices that rested because of this one
+        roster.reclaim()
+        self._wake()  # devices that rested because of this one
         if drained:
             await self._opening.finish(device)
-        if device not in self.pool.roster.members:  # another call of this has removed it meanwhile
+        if device not in roster.members:  # another call of this has removed it meanwhile
             return
-        self._leave(device, self._runner.take_back(device))
-        self.pool.roster.leave(device)
+        self._leave(device, self._take_back(device, None))
+        roster.leave(device)
         await self._close(device, "it is being removed")
-        self.devices.remove(device)
+        roster.forget(device)
 
     async def close_all(self) -> None:
         """Close every device for good."""
-        self.pool.handed_out = nothing
-        self._watch.stop()
+        self._watch.close()
         async with anyio.create_task_group() as group:
-            for device in list(self.devices):
+            for device in list(self._roster.devices):
                 group.start_soon(self._close, device, "the dispatcher is closing")
-        self._watch.stop()  # again: a device that was being added may have come up meanwhile
+
+    def look_after(self) -> None:
+        """Tasks were handed out: see to it that devices which fall silent are noticed."""
+        self._watch.arm()
 
     # ---- one
 
-    async def open(self, device: Device) -> None:
+    async def _open(self, device: Device) -> None:
         """Open it and let it take tasks. Raises what the driver raises, or ``DeviceTimeout``."""
         await self._opening.open(device)
-        self._watch.reset()
-        self.pool.wake()
+        self._watch.arm_anew()
+        self._wake()
 
-    def recover(self, device: Device, error: Exception, bursts: Iterable[Burst] = ()) -> None:
-        """A device failed: close it and open it again, with growing pauses, in the background."""
-        self._leave(device, bursts)
+    def fail(self, device: Device, error: DeviceError) -> None:
+        """The device failed: its tasks go to the others, and it is to be opened again."""
+        device.errors += 1
+        self._leave(device, self._take_back(device, error))
+        self._recover(device, error)
+
+    def _recover(self, device: Device, error: Exception) -> None:
+        """Close it and open it again, with growing pauses, in the background."""
         if device.state in (DeviceState.DRAINING, DeviceState.REMOVED):
             logger.warning("%s (it is being closed anyway)", error)
             return
@@ -186,7 +160,7 @@ class Keeper:
             device.breaker.not_opened()
         device.become(DeviceState.LOST, self._clock(), error=error)
         task = self._loop.create_task(
-            self._recover(device), name=f"asyncinfer recover {device.name}"
+            self._reopen(device), name=f"asyncinfer recover {device.name}"
         )
         self._recovering[device] = task
         task.add_done_callback(lambda _: self._recovering.pop(device, None))
@@ -196,14 +170,14 @@ class Keeper:
         self._watch.leave(device)
         for burst in bursts:
             if burst.runner is not None:
-                device.leftovers.add(burst.runner, burst.generation)
+                device.leftovers.expect_end(burst.runner, burst.generation)
 
-    async def _recover(self, device: Device) -> None:
+    async def _reopen(self, device: Device) -> None:
         await self._opening.close(device)
         while True:
             await self._hold_off(device)
             try:
-                await self.open(device)
+                await self._open(device)
             except Exception as error:
                 if device.state is not DeviceState.OPENING:
                     return
@@ -221,7 +195,7 @@ class Keeper:
         await asyncio.sleep(min(pause, ALONE))
         if pause > ALONE:
             with anyio.move_on_after(pause - ALONE):
-                await self._none_up.wait()
+                await self._roster.none_up.wait()
         if left.generations >= LEFT_BEHIND:
             device.next_attempt = math.inf
             device.reason = f"waiting for one of {left.wedged} calls left behind to end"
@@ -236,7 +210,7 @@ class Keeper:
         recovering = self._recovering.pop(device, None)
         if recovering is not None:
             recovering.cancel()
-            device.leftovers.add(recovering, device.generation)
+            device.leftovers.expect_end(recovering, device.generation)
         self._opening.give_up(device)
         self._opening.end_calls(device)
         self._leave(device, ())

@@ -85,7 +85,7 @@ class Lane:
             self.intake.put_nowait(span)
         return span
 
-    def end(self, error: BaseException | None = None) -> None:
+    def no_more(self, error: BaseException | None = None) -> None:
         """Accept no more; wake the consumer, who may have been waiting for more."""
         self.ended = True
         if not self.closed:
@@ -108,7 +108,7 @@ class Lane:
 
     # ---- waiting tasks
 
-    def give_back(self, spans: list[Span]) -> None:
+    def put_back(self, spans: list[Span]) -> None:
         """Return tasks that were taken and not started; they keep their place in the order."""
         spans = [span for span in spans if not span.done]
         if spans and not self.closed:
@@ -158,7 +158,6 @@ class Lane:
         span.settle()
         self.delivered += span.count
         self.ended_tasks += span.count
-        self._recorder.dropped += span.count
         self.withdraw(span)
 
     # ---- the consumer
@@ -171,7 +170,12 @@ class Lane:
     @property
     def finished(self) -> bool:
         """Whether all it accepted has ended, and it accepts no more."""
-        return self.ended and self.ended_tasks == self.accepted
+        return self.ended and not self.unfinished
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks accepted that have not ended; none that nobody waits for any more."""
+        return 0 if self.closed else self.accepted - self.ended_tasks
 
     async def results_ready(self) -> None:
         """Wait until a result is ready or no more will come."""
@@ -214,7 +218,6 @@ class Lane:
         dropped = self.waiting.clear()
         while self.intake.tasks:
             dropped.append(self.intake.take(self.intake.tasks))
-        self._recorder.dropped += self.held
         self._hold(-self.held)
         self.closed = self.ended = True
         self.early.clear()

@@ -18,7 +18,7 @@ class Leftovers:
         self._calls: dict[asyncio.Task[Any], int] = {}
         self._wedged: set[asyncio.Task[Any]] = set()
 
-    def add(self, call: asyncio.Task[Any], generation: int) -> None:
+    def expect_end(self, call: asyncio.Task[Any], generation: int) -> None:
         """A call is to end: it was cancelled, or is the driver's ``close``."""
         if not call.done():
             self._calls[call] = generation

@@ -51,7 +51,7 @@ class Opening:
             await asyncio.wait([opening], timeout=seconds)
         finally:
             overdue = opening.cancel()
-            device.leftovers.add(opening, device.generation)
+            device.leftovers.expect_end(opening, device.generation)
             if self._under_way.get(device) is opening:
                 del self._under_way[device]
         if device.state is not DeviceState.OPENING:
@@ -64,7 +64,7 @@ class Opening:
             opening.result()
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error
-        self._trust(device)
+        self._comes_up(device)
 
     async def _opened(self, device: Device, generation: int) -> None:
         opening = asyncio.current_task()
@@ -89,7 +89,7 @@ class Opening:
             timer.cancel()
             self._undoing.pop(device, None)
 
-    def _trust(self, device: Device) -> None:
+    def _comes_up(self, device: Device) -> None:
         now = self._clock()
         device.breaker.opened(now)
         if device.breaker.half_open:
@@ -123,7 +123,7 @@ class Opening:
             burst.inputs.clear()  # whatever becomes of the present call, there is no further one
             if burst.runner is not None:
                 burst.runner.cancel()
-                device.leftovers.add(burst.runner, burst.generation)
+                device.leftovers.expect_end(burst.runner, burst.generation)
 
     async def close(self, device: Device) -> None:
         """Let what was cancelled end, and close the driver; within the close timeout.
@@ -133,7 +133,7 @@ class Opening:
         begun, seconds, left = self._clock(), self._timeouts.close, device.leftovers
         await left.ended(CALLS * seconds)
         closing = self._loop.create_task(_closed(device), name=f"asyncinfer close {device.name}")
-        left.add(closing, device.generation)
+        left.expect_end(closing, device.generation)
         try:
             await asyncio.wait([closing], timeout=begun + DRIVER * seconds - self._clock())
         finally:

@@ -36,7 +36,7 @@ class Retries:
         self._tasks: deque[Span] = deque()
         #: the suspects that run, and how many of them may
         self._suspects: dict[Span, Device] = {}
-        self._trust = 1
+        self._at_once = 1
         #: when one of them cost a device that ran nothing else
         self._guilt = -math.inf
 
@@ -56,12 +56,12 @@ class Retries:
         """Whether a task waits for a device that runs another one."""
         return self._blocked and len(self._tasks) > 0
 
-    def add(self, task: Span) -> None:
+    def queue(self, task: Span) -> None:
         """Have a task run again."""
         self._suspects.pop(task, None)
         self._tasks.append(task)
         if task.causes and isinstance(task.causes[-1], DeviceError):
-            self._trust = 1
+            self._at_once = 1
             if strikes(task) > 1:
                 self._guilt = task.run.finished
 
@@ -82,7 +82,7 @@ class Retries:
         """Suspects that ended have not cost another device."""
         for task in [task for task in self._suspects if task.done]:
             del self._suspects[task]
-            self._trust += task.error is None
+            self._at_once += task.error is None
 
     def _device_for(self, task: Span, now: float) -> Device | None:
         """The fastest free device that has not failed the task; any, if all have or are stuck."""
@@ -91,7 +91,7 @@ class Retries:
             held = self._held(task, now)
             if held > 0:
                 self._pause = min(self._pause, held)
-            if held > 0 or len(self._suspects) >= self._trust:
+            if held > 0 or len(self._suspects) >= self._at_once:
                 return None
         untried = [d for d in up if d.name not in task.devices and not d.stuck(now)]
         free = [device for device in untried or up if device.free]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from asyncinfer.alarm import Alarm
 from asyncinfer.roster import Roster
 from asyncinfer.scheduling import MANY
 
 __all__ = ("Recheck",)
 
 #: shortest pause, in seconds
-SHORTEST = 0.0005
-#: of many devices, each is looked at once for so many completions none has come
-SILENCE = 8
+SHORTEST_PAUSE = 0.0005
+#: with MANY devices, look again after the time in which this many completions were due
+DUE_COMPLETIONS = 8
 
 
 class Recheck:
@@ -27,12 +28,9 @@ class Recheck:
         again: Callable[[], None],
     ) -> None:
         self._roster = roster
-        self._loop = loop
         self._clock = clock
         self._again = again
-        self._timer: asyncio.Handle | None = None
-        #: when it rings: uvloop's handles cannot tell where that is within a millisecond
-        self._at = 0.0
+        self._alarm = Alarm(loop, self._ring)
         self._passes = 0
         self._passes_then = 0
         #: whether no pass was made from when the timer was set until it rang
@@ -42,33 +40,24 @@ class Recheck:
         """Free devices have been asked, and some of them ``rest`` though tasks wait."""
         self._passes += 1
         if rest:
-            self._set(max(SHORTEST, self._patience()))
+            self.within(max(SHORTEST_PAUSE, self._patience()))
         self._silent = False
 
     def within(self, seconds: float) -> None:
         """Ask again after so many seconds at the latest."""
-        self._set(seconds)
-
-    def _set(self, delay: float) -> None:
-        at = self._loop.time() + delay
-        if self._timer is not None:
-            if self._at <= at:
-                return
-            self._timer.cancel()
-        self._timer, self._at = self._loop.call_later(delay, self._ring), at
-        self._passes_then = self._passes
+        if self._alarm.within(seconds):
+            self._passes_then = self._passes
 
     def _patience(self) -> float:
         """Seconds until some device should have finished: of many, without a look at each."""
         roster = self._roster
         if len(roster.up) >= MANY and not self._silent and roster.census.rate > 0:
-            return SILENCE / roster.census.rate
+            return DUE_COMPLETIONS / roster.census.rate
         now = self._clock()
         busy = [burst.remaining(now) for device in roster.up for burst in device.bursts]
-        return 1.1 * min(busy, default=SHORTEST)
+        return 1.1 * min(busy, default=SHORTEST_PAUSE)
 
     def _ring(self) -> None:
-        self._timer = None
         self._silent = self._passes == self._passes_then
         if self._silent:
             self._roster.doubt_all(self._clock())
@@ -76,6 +65,4 @@ class Recheck:
 
     def cancel(self) -> None:
         """Ask no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
+        self._alarm.cancel()

@@ -28,7 +28,6 @@ class Recorder:
         self.failed = 0
         self.retried = 0
         self.quarantined = 0
-        self.dropped = 0
         self.reorder_buffer = 0
         self.max_reorder = 0
         self.first_start = math.nan
@@ -40,11 +39,6 @@ class Recorder:
         self._recent_tasks = 0
         self._clock = clock
         self._hook = on_event
-
-    @property
-    def unfinished(self) -> int:
-        """Tasks accepted that have not ended."""
-        return self.submitted - self.finished - self.dropped
 
     def ended(self, spans: Sequence[Span], now: float) -> int:
         """Tasks became ready for their consumer at ``now``; return how many."""

@@ -1,13 +1,20 @@
-"""The devices of a pool: which are up, which are free, what they do together."""
+"""The devices of a dispatcher: which are there, which are up, which are free."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from bisect import bisect_left, insort
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Any, cast
 
 from asyncinfer.census import Census, Figures
-from asyncinfer.device import Device, nobody
+from asyncinfer.device import Burst, Device, put_back
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError
+from asyncinfer.events import EventKind
+from asyncinfer.lifecycle import UP, DeviceState
+from asyncinfer.recorder import Recorder
 
 __all__ = ("Entry", "Roster")
 
@@ -19,63 +26,119 @@ Entry = tuple[float, int, Device]
 
 
 class Roster:
-    """Keeps its lists by what changed, so that a pass over them need not look at every device.
+    """Owns the devices, and tells of every change of their states.
 
-    A device tells of each change by ``Device.changed``; ``update`` then takes all of them in.
+    It keeps its lists by what changed, so that a pass over them need not look at every device:
+    each device tells it of every change, and ``update`` then takes all of them in.
     """
 
-    def __init__(self) -> None:
-        self.members: list[Device] = []
-        #: those that are up, by position
+    def __init__(self, recorder: Recorder) -> None:
+        #: those that take part and are up, in the order they were added
         self.up: list[Device] = []
         #: those that are free, the fastest first and those of unknown speed last
         self.free: list[Entry] = []
-        #: those that were given more than they have started
-        self.reserving: dict[Device, None] = {}
+        #: set while no device is up
+        self.none_up = asyncio.Event()
+        self.none_up.set()
+        self._recorder = recorder
+        self._devices: dict[str, Device] = {}
+        self._positions = 0
+        self._number_up = 0
         self._seats: dict[Device, _Seat] = {}
         self._changed: dict[Device, None] = {}
+        #: whether ``up`` is to be made anew
+        self._came_or_went = False
+        #: those that were given more than they have started
+        self._reserving: dict[Device, None] = {}
         self._census = Census()
         #: those to be counted anew when somebody asks: with few devices nobody does
         self._uncounted: dict[Device, None] = {}
         self._next = 0
 
-    @property
-    def census(self) -> Census:
-        """Those that are up, of known speed, and finish what they run about when they should."""
-        if self._uncounted:
-            for device in self._uncounted:
-                self._recount(device)
-            self._uncounted.clear()
-        return self._census
+    # ---- coming and going
+
+    def new(self, driver: Driver[Any, Any]) -> Device:
+        """A device for this driver, which takes no part yet. Raises ``ConfigError``."""
+        device = Device(driver, self._positions, self)
+        if device.name in self._devices:
+            raise ConfigError(f"there is a device {device.name!r} already: names must differ")
+        self._positions += 1
+        self._devices[device.name] = device
+        return device
 
     def join(self, device: Device) -> None:
         """Let a device take part."""
-        self.members.append(device)
         self._seats[device] = _Seat()
-        device.changed = self._note
-        self._note(device)
+        self._came_or_went = True
+        self.changed(device)
 
     def leave(self, device: Device) -> None:
         """Let it take part no more. It is not up any longer."""
         self._refresh(device)
         self._uncount(device)
-        self.members.remove(device)
         self._changed.pop(device, None)
         del self._seats[device]
-        device.changed = nobody
-        self.up = [member for member in self.up if member is not device]
+        self.up = [other for other in self.up if other is not device]
 
-    def _note(self, device: Device) -> None:
-        self._changed[device] = None
+    def forget(self, device: Device) -> None:
+        """It is closed, or was never opened: there is no such device."""
+        del self._devices[device.name]
+
+    @property
+    def devices(self) -> Collection[Device]:
+        """All there are, in the order they were added: also one that is just being opened."""
+        return self._devices.values()
+
+    @property
+    def members(self) -> Collection[Device]:
+        """Those that take part."""
+        return self._seats.keys()
+
+    @property
+    def any_up(self) -> bool:
+        """Whether any device takes tasks."""
+        return self._number_up > 0
+
+    @property
+    def bursts(self) -> Iterator[Burst]:
+        """What they run now."""
+        for device in self._devices.values():
+            yield from list(device.bursts)
+
+    # ---- what devices tell
+
+    def changed(self, device: Device) -> None:
+        """What it runs, or how fast it is, has changed."""
+        if device in self._seats:
+            self._changed[device] = None
+
+    def became(
+        self, device: Device, before: DeviceState | None, error: BaseException | None
+    ) -> None:
+        """It has changed its state."""
+        was_up = before in UP
+        if device.up is not was_up:
+            self._came_or_went = True
+            self._number_up += 1 if device.up else -1
+            self.none_up.clear() if self.any_up else self.none_up.set()
+        self.changed(device)
+        state = DeviceState.READY if device.state is DeviceState.BUSY else device.state
+        kind = cast("EventKind", f"device.{state}")
+        facts = {"before": before or "", "reason": device.reason}
+        self._recorder.device_event(kind, device.name, error, **facts)
+
+    # ---- taking in what has changed
 
     def update(self) -> Collection[Device]:
         """Take in what has changed since the last time; return the devices it concerns."""
         if not self._changed:
             return ()
         changed, self._changed = self._changed, {}
-        states = [self._refresh(device) for device in changed]
-        if any(states):
-            self.up = [member for member in self.members if member.up]
+        for device in changed:
+            self._refresh(device)
+        if self._came_or_went:
+            self._came_or_went = False
+            self.up = [device for device in self.devices if device.up and device in self._seats]
         return changed
 
     def taken(self, asked: int) -> None:
@@ -91,9 +154,9 @@ class Roster:
                     self._changed.pop(device, None)
         self.free[:asked] = still
 
-    def _refresh(self, device: Device) -> bool:
-        """Put the device where it belongs now; tell whether it came up or went down."""
-        seat, up = self._seats[device], device.up
+    def _refresh(self, device: Device) -> None:
+        """Put the device where it belongs among those that are free."""
+        seat = self._seats[device]
         free = (device.quickest, device.position, device) if device.free else None
         if free != seat.free:
             if seat.free is not None:
@@ -102,8 +165,38 @@ class Roster:
                 insort(self.free, free)
             seat.free = free
         self._uncounted[device] = None
-        was_up, seat.up = seat.up, up
-        return was_up is not up
+
+    # ---- tasks they have and have not started
+
+    def reserves(self, device: Device) -> None:
+        """It was given more than it starts at once."""
+        self._reserving[device] = None
+
+    @property
+    def reserved(self) -> int:
+        """Tasks that devices have and have not started."""
+        if not self._reserving:
+            return 0
+        counts = {device: device.reserved for device in self._reserving if device.up}
+        self._reserving = {device: None for device, count in counts.items() if count}
+        return sum(counts.values())
+
+    def reclaim(self) -> None:
+        """Have those tasks wait again: another device may start them sooner."""
+        for device in self.up:
+            for burst in device.bursts:
+                put_back(burst.take_reserved())
+
+    # ---- the census
+
+    @property
+    def census(self) -> Census:
+        """Those that are up, of known speed, and finish what they run about when they should."""
+        if self._uncounted:
+            for device in self._uncounted:
+                self._recount(device)
+            self._uncounted.clear()
+        return self._census
 
     def _recount(self, device: Device) -> None:
         """Count it with the figures it has now."""
@@ -130,13 +223,8 @@ class Roster:
         self._uncounted.pop(device, None)
         self._count(device, None)
 
-    def _doubt(self, device: Device, now: float) -> None:
-        """Count no more on a device that should long have finished, until it does."""
-        if device.stuck(now):
-            self._uncount(device)
-
     def doubt_one(self, now: float) -> None:
-        """Look for such a device; each time at another one."""
+        """Look for a device that should long have finished; each time at another one."""
         if self.up:
             self._next = (self._next + 1) % len(self.up)
             self._doubt(self.up[self._next], now)
@@ -146,23 +234,18 @@ class Roster:
         for device in self.up:
             self._doubt(device, now)
 
-    @property
-    def reserved(self) -> int:
-        """Tasks that devices have and have not started."""
-        if not self.reserving:
-            return 0
-        counts = {device: device.reserved for device in self.reserving if device.up}
-        self.reserving = {device: None for device, count in counts.items() if count}
-        return sum(counts.values())
+    def _doubt(self, device: Device, now: float) -> None:
+        """Count no more on a device that should long have finished, until it does."""
+        if device.stuck(now):
+            self._uncount(device)
 
 
 class _Seat:
-    """What the roster has noted of a device."""
+    """What the roster has noted of a device that takes part."""
 
-    __slots__ = ("counted", "free", "up")
+    __slots__ = ("counted", "free")
 
     def __init__(self) -> None:
-        self.up = False
         self.free: Entry | None = None
         self.counted: Figures | None = None
 

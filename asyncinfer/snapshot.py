@@ -14,21 +14,20 @@ __all__ = ("snapshot",)
 
 def snapshot(engine: Engine) -> DispatcherStats:
     """The counters of an engine, as they are now."""
-    recorder, lanes = engine.recorder, engine.pool.lanes
+    recorder, lanes = engine.recorder, engine.lanes
     elapsed = recorder.elapsed
     finished = recorder.finished
-    copies = engine.pool.copies
     return DispatcherStats(
-        devices=tuple(_device_stats(device, engine) for device in engine.keeper.devices),
+        devices=tuple(_device_stats(device, engine) for device in engine.roster.devices),
         submitted=recorder.submitted,
         finished=finished,
         failed=recorder.failed,
         retried=recorder.retried,
         quarantined=recorder.quarantined,
-        hedging=HedgeStats() if copies is None else copies.stats(engine.clock()),
+        hedging=HedgeStats() if engine.copies is None else engine.copies.stats(engine.clock()),
         queue_depth=sum(lane.intake.qsize() for lane in lanes),
-        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.pool.retries),
-        running=sum(device.in_flight for device in engine.keeper.devices),
+        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.retries),
+        running=sum(device.in_flight for device in engine.roster.devices),
         reorder_buffer=recorder.reorder_buffer,
         max_reorder=recorder.max_reorder,
         elapsed=elapsed,

@@ -29,7 +29,7 @@ class SpanHome(Protocol):
         """Take the results or errors of some of its tasks."""
         ...
 
-    def give_back(self, spans: list[Span]) -> None:
+    def put_back(self, spans: list[Span]) -> None:
         """Take back tasks that were not started."""
         ...
 

@@ -63,7 +63,7 @@ class Stream(AsyncIterator[ItemT]):
         """Get some more of the results, or the error to raise in their place."""
         lane = self._lane
         spans = lane.next_piece()
-        self._engine.pool.more(lane)
+        self._engine.more(lane)
         if self._raises and spans[0].error is not None:
             return spans[0].error
         lane.piece = chain.from_iterable(map(self._items, spans))
@@ -76,7 +76,7 @@ class Stream(AsyncIterator[ItemT]):
             self._engine.begin(lane, self._source)
             self._source = None
         lane.used_up()
-        self._engine.pool.more(lane)
+        self._engine.more(lane)
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
+from asyncinfer.alarm import Alarm
 from asyncinfer.device import Device
 from asyncinfer.driver import SupportsProbe
 from asyncinfer.errors import DeviceError, DeviceLost
@@ -15,9 +16,10 @@ from asyncinfer.roster import Roster
 
 __all__ = ("Watch",)
 
-#: shortest pause between two looks, in seconds, and for how many devices at a time
-PAUSE = 0.1
-MANY = 256
+#: shortest pause between two looks, in seconds
+LOOK_PAUSE = 0.1
+#: devices looked at at a time: of more, some in each part of that pause
+LOOK_DEVICES = 256
 #: a device that stays silent is looked into again after twice the time, until it is so much
 LONGEST_PATIENCE = 1024.0
 #: seconds a device has for its ``probe``
@@ -43,40 +45,40 @@ class Watch:
         self._clock = clock
         self._loop = loop
         self._fail = fail
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(loop, self._look)
+        self._closed = False
         self._at = 0
         self._next = math.inf
         self._probes: dict[Device, asyncio.Task[None]] = {}
 
     def arm(self) -> None:
         """Tasks were handed out: look after the devices, unless that is due anyway."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(PAUSE, self._look)
+        if not (self._closed or self._alarm.is_set):
+            self._alarm.within(LOOK_PAUSE)
 
-    def reset(self) -> None:
+    def arm_anew(self) -> None:
         """A device came up: it may have to be looked after sooner than the others."""
-        self.stop()
+        self._alarm.cancel()
         self.arm()
 
-    def stop(self) -> None:
-        """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
+    def close(self) -> None:
+        """Look no more, whatever comes."""
+        self._closed = True
+        self._alarm.cancel()
 
     def _look(self) -> None:
         """Look at some devices, and note when the next look is due: never, if none is busy."""
-        self._timer, now, up = None, self._clock(), self._roster.up
-        some = up[self._at : self._at + MANY]
+        now, up = self._clock(), self._roster.up
+        some = up[self._at : self._at + LOOK_DEVICES]
         self._next = min([self._next, *(self._due(device, now) for device in some)])
-        self._at += MANY
+        self._at += LOOK_DEVICES
         if self._at < len(up):
-            self._timer = self._loop.call_later(PAUSE * MANY / len(up), self._look)
+            self._alarm.within(LOOK_PAUSE * LOOK_DEVICES / len(up))
             return
         due, self._at, self._next = self._next, 0, math.inf
         if due < math.inf:
             shortest = min(device.bearable(device.quickest) for device in up)
-            self._timer = self._loop.call_later(max(PAUSE, min(due - now, shortest)), self._look)
+            self._alarm.within(max(LOOK_PAUSE, min(due - now, shortest)))
 
     def _due(self, device: Device, now: float) -> float:
         """When to look at it again. It is suspect if it has been silent for too long by now."""
@@ -89,7 +91,7 @@ class Watch:
     def _suspect(self, device: Device, now: float) -> None:
         since = min(burst.since for burst in device.bursts)
         device.patience *= 2
-        if device.trusted:
+        if not device.suspect:
             text = f"no answer for {now - since:.3g} s, expected after {device.latency:.3g} s"
             device.become(DeviceState.SUSPECT, now, text)
         if isinstance(device.driver, SupportsProbe) and device not in self._probes:
@@ -103,7 +105,7 @@ class Watch:
         probe = self._probes.pop(device, None)
         if probe is not None:
             probe.cancel()
-            device.leftovers.add(probe, device.generation)
+            device.leftovers.expect_end(probe, device.generation)
 
     async def _probe(self, device: Device) -> None:
         asked_at, generation = device.answered_at, device.generation

@@ -38,7 +38,7 @@ def test_a_burst_that_breaks_off_loses_none_of_what_it_had_reserved(virtual, err
             got = []
             async for y in d.stream(range(2000), ordered=ordered, return_exceptions=True):
                 got.append(y)
-                bursts = [b for device in d._engine.keeper.devices for b in device.bursts]
+                bursts = list(d._engine.roster.bursts)
                 most = max([most, *(burst.reserved for burst in bursts)])
         assert most > 1, "or this tests nothing"
         assert not [y for y in got if isinstance(y, TaskError)]

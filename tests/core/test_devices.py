@@ -9,6 +9,7 @@ import pytest
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout
 from asyncinfer.recheck import Recheck
+from asyncinfer.recorder import Recorder
 from asyncinfer.roster import Roster
 from asyncinfer.testing import SimulatedDriver
 
@@ -160,7 +161,7 @@ def test_pauses_grow_to_a_limit_and_shrink_after_success(virtual):
 async def test_a_look_that_is_due_at_once_can_be_asked_for_again():
     """uvloop hands out plain handles for what is due within its millisecond."""
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
-    recheck = Recheck(Roster(), loop, loop.time, asked.set)
+    recheck = Recheck(Roster(Recorder(loop.time, None)), loop, loop.time, asked.set)
     recheck.within(0.0)
     recheck.within(10.0)
     await asyncio.wait_for(asked.wait(), 5.0)

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from asyncinfer import Dispatcher, Timeouts
-from asyncinfer.device import Device
 from asyncinfer.errors import ClosedError
 from asyncinfer.lifecycle import DeviceState
+from asyncinfer.recorder import Recorder
+from asyncinfer.roster import Roster
 from asyncinfer.testing import SimulatedDriver
 
 
@@ -106,7 +107,7 @@ def test_a_device_that_rested_is_asked_anew_when_a_faster_one_begins_to_leave(vi
 
 
 def test_a_device_lost_just_now_may_be_asked_when_it_will_be_free():
-    device = Device(SimulatedDriver("a", 1.0), 0)
+    device = Roster(Recorder(lambda: 0.0, None)).new(SimulatedDriver("a", 1.0))
     for state in (DeviceState.OPENING, DeviceState.READY, DeviceState.LOST):
         device.become(state, 0.0)
     assert device.stuck(0.0)
@@ -163,7 +164,7 @@ def test_nobody_suspects_a_device_that_is_being_closed(virtual):
             calls = [asyncio.create_task(d.infer(x)) for x in range(3)]
             await asyncio.sleep(0.0125)
             keeper = d._engine.keeper
-            (device,) = keeper.devices
+            (device,) = d._engine.roster.devices
             device.become(DeviceState.DRAINING, asyncio.get_running_loop().time())
             keeper._watch._look()  # before the roster has taken that in
             assert device.state is DeviceState.DRAINING

@@ -443,8 +443,10 @@ class Unknown(Slow):
 @pytest.mark.parametrize("fast", [None, 0.001])
 def test_time_alone_wakes_nobody(virtual, monkeypatch, slow, fast):
     """One call goes on for long and is not overdue, and nothing else happens."""
-    passes, pair = [], Pool._pair
-    monkeypatch.setattr(Pool, "_pair", lambda pool: (passes.append(None), pair(pool)))
+    passes, assign = [], Pool.assign
+    monkeypatch.setattr(
+        Pool, "assign", lambda pool, now: (passes.append(None), assign(pool, now))[1]
+    )
 
     async def main():
         async with Dispatcher([slow("slow", 1e4)], hedge=EAGER) as d:

@@ -161,15 +161,15 @@ def test_waiting_for_a_second_device_takes_no_time_of_the_processor(virtual):
         drivers = pool(3, {0}, reopen=1e5)
         passes = 0
         async with Dispatcher(drivers, timeout=Timeouts(close=1.0, drain=1.0)) as d:
-            pool_ = d._engine.pool
-            pair = pool_._pair
+            engine = d._engine
+            assign = engine._assign
 
             def counted():
                 nonlocal passes
                 passes += 1
-                pair()
+                assign()
 
-            pool_._pair = counted
+            engine._assign = counted
             await anext(d.results([0]))
         assert passes < 100
 

@@ -249,7 +249,7 @@ def test_a_stream_left_at_its_last_result_is_forgotten(virtual):
                 await asyncio.sleep(0.001)
             del stream
             await asyncio.sleep(0)
-            return d._engine.pool.lanes
+            return d._engine.lanes
 
     assert len(virtual(run())) == 1
 

@@ -20,7 +20,7 @@ __all__ = ("check_at_rest", "check_ended", "described")
 def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
     """Time is about to pass: whatever could be done was done."""
     check = ledger.check
-    devices, lanes, retries = engine.keeper.devices, engine.pool.lanes, engine.pool.retries
+    devices, lanes, retries = engine.roster.devices, engine.lanes, engine.retries
     up = [device for device in devices if device.up]
     free = [device for device in up if device.free]
     waiting = sum(lane.waiting.tasks for lane in lanes)
@@ -33,7 +33,7 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         held = suspected or retries.pause < math.inf
         check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
     here = _unfinished(engine) + engine.recorder.reorder_buffer
-    missing = engine.recorder.unfinished - here
+    missing = engine.lanes.unfinished - here
     check(not missing, "lost", missing, "tasks are nowhere")
     for lane in lanes:
         consumer, intake = lane._consumer, lane.intake
@@ -48,19 +48,19 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
 
 def _unfinished(engine: Engine) -> int:
     """Tasks that wait somewhere for their outcome; one that runs twice counts once."""
-    places: list[Iterable[Span]] = [engine.pool.retries]
-    for lane in engine.pool.lanes:
+    places: list[Iterable[Span]] = [engine.retries]
+    for lane in engine.lanes:
         places += [lane.intake, lane.waiting]
-    places += [burst.spans for device in engine.keeper.devices for burst in device.bursts]
+    places += [burst.spans for device in engine.roster.devices for burst in device.bursts]
     spans = {span for place in places for span in place if not span.done}
     return sum(span.count for span in spans)
 
 
 def check_ended(engine: Engine, ledger: Ledger) -> None:
     """The dispatcher was left: nothing is counted as unfinished, or kept."""
-    left = engine.recorder.unfinished
+    left = engine.lanes.unfinished
     ledger.check(left == 0, "lost", left, "tasks are counted as unfinished")
-    kept = [device.name for device in engine.keeper.devices if device.bursts]
+    kept = [device.name for device in engine.roster.devices if device.bursts]
     ledger.check(not kept, "leak", "bursts are kept by", kept)
     ledger.check(not engine._feeders, "leak", "feeders are kept")
 
@@ -71,16 +71,16 @@ def described(engine: Engine | None) -> str:
         return "it was never open"
     devices = [
         f"{device.name} {device.state} with {[_burst(burst) for burst in device.bursts]}"
-        for device in engine.keeper.devices
+        for device in engine.roster.devices
     ]
     lanes = [
         f"lane {lane.number}: accepted {lane.accepted} admitted {lane.admitted} "
         f"delivered {lane.delivered} head {lane.head} queued {lane.intake.qsize()} "
         f"waiting {lane.waiting.tasks} early {sorted(lane.early)} ready {len(lane.ready)} "
         f"ended {lane.ended}"
-        for lane in engine.pool.lanes
+        for lane in engine.lanes
     ]
-    retries = [(task.lane.number, task.first) for task in engine.pool.retries]
+    retries = [(task.lane.number, task.first) for task in engine.retries]
     return "\n  ".join(["", *devices, *lanes, f"retries {retries}"])
 
 

@@ -9,15 +9,11 @@ from typing import Any
 from unittest.mock import patch
 
 from asyncinfer import opening
-from asyncinfer.burst import Burst
-from asyncinfer.device import Device
-from asyncinfer.engine import Engine
-from asyncinfer.executor import Executor
-from asyncinfer.failures import Failures
+from asyncinfer.device import Burst, Device
 from asyncinfer.intake import Intake
 from asyncinfer.keeper import Keeper
 from asyncinfer.lane import Lane
-from asyncinfer.pool import Pool
+from asyncinfer.outcomes import Outcomes
 from asyncinfer.span import Run, Span
 
 __all__ = ("PLANTED", "planted")
@@ -29,34 +25,34 @@ def _cancelled_call_loses_its_neighbours() -> list[Any]:
     def abandoned(self: Burst) -> bool:
         return self.at < self.tasks and any(span.done for span in self.spans)
 
-    def end(self: Executor, burst: Burst) -> None:
-        with patch.object(Failures, "give_back", lambda self, device, tasks: None):
+    def end(self: Outcomes, burst: Burst) -> None:
+        with patch.object(Outcomes, "_reassign", lambda self, device, tasks: None):
             whole(self, burst)
 
-    whole = Executor._end
+    whole = Outcomes.call_ended
     return [
         patch.object(Burst, "abandoned", property(abandoned)),
-        patch.object(Executor, "_end", end),
+        patch.object(Outcomes, "call_ended", end),
     ]
 
 
 def _removal_loses_what_runs() -> list[Any]:
     """A device is removed without draining: what it runs is not given back."""
 
-    def take_back(self: Executor, device: Device, error: Any = None) -> list[Burst]:
+    def take_back(self: Outcomes, device: Device, error: Any = None) -> list[Burst]:
         if error is None:
             for burst in device.bursts:
                 burst.take_running()
         return whole(self, device, error)
 
-    whole = Executor.take_back
-    return [patch.object(Executor, "take_back", take_back)]
+    whole = Outcomes.take_back
+    return [patch.object(Outcomes, "take_back", take_back)]
 
 
 def _second_result_taken(which: Callable[[Span], bool]) -> Any:
     """``pass_on`` that does not ask, of some tasks, whether they have an outcome."""
 
-    def pass_on(self: Executor, burst: Burst, started: float) -> None:
+    def pass_on(self: Outcomes, burst: Burst, started: float) -> None:
         if burst.outputs and burst.live and any(map(which, burst.spans)):
             run = Run(burst.device.name, started, burst.since)
             outputs = iter(list(burst.outputs))
@@ -70,35 +66,35 @@ def _second_result_taken(which: Callable[[Span], bool]) -> Any:
         else:
             whole(self, burst, started)
 
-    whole = Executor.pass_on
-    return patch.object(Executor, "pass_on", pass_on)
+    whole = Outcomes.pass_on
+    return patch.object(Outcomes, "pass_on", pass_on)
 
 
 def _result_doubled_after_hedging() -> list[Any]:
     """The call that comes second finishes its tasks as well."""
 
-    def abandon(self: Executor, burst: Burst) -> None:
+    def abandon(self: Outcomes, burst: Burst) -> None:
         if not any(span.copied for span in burst.spans):
             whole(self, burst)
 
-    whole = Executor.abandon
+    whole = Outcomes.abandon
     return [
         _second_result_taken(lambda span: span.copied),
-        patch.object(Executor, "abandon", abandon),
+        patch.object(Outcomes, "abandon", abandon),
     ]
 
 
 def _result_doubled_after_a_retry() -> list[Any]:
     """A failed task is queued for two more attempts, and both results are taken."""
 
-    def again(self: Failures, task: Span, device: str) -> None:
+    def again(self: Outcomes, task: Span, device: str) -> None:
         once(self, task, device)
-        self.pool.retries._tasks.append(task)
+        self._retries._tasks.append(task)
 
-    once = Failures.again
+    once = Outcomes._again
     return [
         _second_result_taken(lambda span: len(span.causes) > 0),
-        patch.object(Failures, "again", again),
+        patch.object(Outcomes, "_again", again),
     ]
 
 
@@ -119,7 +115,7 @@ def _source_read_too_far() -> list[Any]:
 def _late_answer_accepted() -> list[Any]:
     """What a device was told to stop still counts."""
 
-    def take_back(self: Executor, device: Device, error: Any = None) -> list[Burst]:
+    def take_back(self: Outcomes, device: Device, error: Any = None) -> list[Burst]:
         bursts = list(device.bursts)
         tasks = [list(burst.spans) for burst in bursts]
         whole(self, device, error)
@@ -129,8 +125,8 @@ def _late_answer_accepted() -> list[Any]:
                 burst.spans.append(span)
         return bursts
 
-    whole = Executor.take_back
-    return [patch.object(Executor, "take_back", take_back)]
+    whole = Outcomes.take_back
+    return [patch.object(Outcomes, "take_back", take_back)]
 
 
 def _order_forgotten() -> list[Any]:
@@ -169,16 +165,19 @@ def _room_lost_with_who_gave_up() -> list[Any]:
 def _device_not_served_after_a_loss() -> list[Any]:
     """Nobody looks for another device once tasks were taken from one."""
 
-    def take_back(self: Executor, device: Device, error: Any = None) -> list[Burst]:
-        with patch.object(Pool, "wake", lambda self: None):
+    def take_back(self: Outcomes, device: Device, error: Any = None) -> list[Burst]:
+        with patch.object(self, "_wake", lambda: None):
             return whole(self, device, error)
 
-    def end(self: Executor, burst: Burst) -> None:
-        with patch.object(Pool, "wake", wake if burst.live else lambda self: None):
+    def end(self: Outcomes, burst: Burst) -> None:
+        with patch.object(self, "_wake", self._wake if burst.live else lambda: None):
             whole_end(self, burst)
 
-    whole, whole_end, wake = Executor.take_back, Executor._end, Pool.wake
-    return [patch.object(Executor, "take_back", take_back), patch.object(Executor, "_end", end)]
+    whole, whole_end = Outcomes.take_back, Outcomes.call_ended
+    return [
+        patch.object(Outcomes, "take_back", take_back),
+        patch.object(Outcomes, "call_ended", end),
+    ]
 
 
 def _reserved_tasks_forgotten() -> list[Any]:
@@ -193,11 +192,11 @@ def _reserved_tasks_forgotten() -> list[Any]:
 
 
 def _one_attempt_too_many() -> list[Any]:
-    def init(self: Failures, recorder: Any, retries: int) -> None:
-        whole(self, recorder, retries + 1)
+    def init(self: Outcomes, *parts: Any, most_retries: int, **more: Any) -> None:
+        whole(self, *parts, most_retries=most_retries + 1, **more)
 
-    whole = Failures.__init__
-    return [patch.object(Failures, "__init__", init)]
+    whole = Outcomes.__init__
+    return [patch.object(Outcomes, "__init__", init)]
 
 
 def _values_mixed_up() -> list[Any]:
@@ -214,12 +213,12 @@ def _values_mixed_up() -> list[Any]:
 def _timer_left() -> list[Any]:
     """The run timeout of a call that has ended goes on."""
 
-    def end(self: Executor, burst: Burst) -> None:
-        burst.timer = None
+    def end(self: Outcomes, burst: Burst) -> None:
+        burst.alarm = None
         whole(self, burst)
 
-    whole = Executor._end
-    return [patch.object(Executor, "_end", end)]
+    whole = Outcomes.call_ended
+    return [patch.object(Outcomes, "call_ended", end)]
 
 
 def _device_left_open() -> list[Any]:
@@ -243,7 +242,7 @@ def _dropped_task_counted() -> list[Any]:
 
     def discard(self: Lane, span: Span) -> None:
         whole(self, span)
-        self._recorder.dropped -= span.count
+        self.ended_tasks -= span.count
 
     whole = Lane.discard
     return [patch.object(Lane, "discard", discard)]
@@ -251,7 +250,7 @@ def _dropped_task_counted() -> list[Any]:
 
 def _deadlines_forgotten() -> list[Any]:
     """Time limits end nothing."""
-    return [patch.object(Engine, "_end", lambda self, spans, kind, text: None)]
+    return [patch.object(Outcomes, "out_of_time", lambda self, spans, kind, text: None)]
 
 
 PLANTED: dict[str, Callable[[], list[Any]]] = {

@@ -1,0 +1,46 @@
+"""One timer that rings once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+__all__ = ("Alarm",)
+
+
+class Alarm:
+    """Calls ``ring`` once, at the earliest moment it was set to; then it can be set anew."""
+
+    __slots__ = ("_at", "_loop", "_ring", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
+        self._loop = loop
+        self._ring = ring
+        self._timer: asyncio.TimerHandle | None = None
+        #: when it rings: uvloop's handles cannot tell where that is within a millisecond
+        self._at = 0.0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is going to ring."""
+        return self._timer is not None
+
+    def within(self, seconds: float) -> bool:
+        """Have it ring after so many seconds at the latest; tell whether it had to be set."""
+        at = self._loop.time() + seconds
+        if self._timer is not None:
+            if self._at <= at:
+                return False
+            self._timer.cancel()
+        self._timer, self._at = self._loop.call_later(seconds, self._rings), at
+        return True
+
+    def cancel(self) -> None:
+        """It does not ring, unless it is set again."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _rings(self) -> None:
+        self._timer = None
+        self._ring()
