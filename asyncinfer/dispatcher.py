@@ -9,20 +9,19 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from asyncinfer.attributes import attributes_of
+from asyncinfer._core.devices.attributes import attributes_of
+from asyncinfer._core.engine import Engine
+from asyncinfer._core.snapshot import snapshot
+from asyncinfer._core.tasks.recorder import logger
+from asyncinfer._core.tasks.spans import Span
 from asyncinfer.driver import Driver
-from asyncinfer.engine import Engine
 from asyncinfer.errors import ClosedError, ConfigError, TaskError
 from asyncinfer.events import EventHook
-from asyncinfer.hedging import Hedge
-from asyncinfer.recorder import logger
+from asyncinfer.options import Hedge, Timeouts
 from asyncinfer.result import Result
 from asyncinfer.scheduling import Policy, policy_named
-from asyncinfer.snapshot import snapshot
-from asyncinfer.span import Span
 from asyncinfer.stats import DispatcherStats
 from asyncinfer.stream import Stream
-from asyncinfer.timeouts import Timeouts
 
 __all__ = ("Dispatcher",)
 
@@ -222,7 +221,7 @@ class Dispatcher(Generic[InT, OutT]):
 
         Raises ``ConfigError`` if the name is taken, ``ClosedError``, or what opening it raises.
         """
-        await self._open_engine().keeper.add(driver)
+        await self._open_engine().supervisor.add(driver)
 
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Close a device and forget it.
@@ -230,7 +229,7 @@ class Dispatcher(Generic[InT, OutT]):
         With ``drain`` it finishes what it runs; without, that goes to other devices. Raises
         ``ConfigError`` if there is no such device.
         """
-        await self._open_engine().keeper.remove(name, drain=drain)
+        await self._open_engine().supervisor.remove(name, drain=drain)
 
     def stats(self) -> DispatcherStats:
         """A snapshot of counters and times since the dispatcher was opened.

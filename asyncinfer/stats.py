@@ -5,10 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from asyncinfer.lifecycle import DeviceState
+__all__ = ("DeviceState", "DeviceStats", "DispatcherStats", "HedgeStats", "percentile")
 
-__all__ = ("DeviceStats", "DispatcherStats", "HedgeStats", "percentile")
+
+class DeviceState(StrEnum):
+    """Where a device is in its life."""
+
+    #: not ready yet
+    OPENING = "opening"
+    #: up, nothing to do
+    READY = "ready"
+    #: up, running tasks
+    BUSY = "busy"
+    #: up, but silent for far too long, or on trial after repeated failures: one task at a time
+    SUSPECT = "suspect"
+    #: failed; being closed
+    LOST = "lost"
+    #: pausing before it is opened again
+    BACKING_OFF = "backing_off"
+    #: takes no more tasks; finishes what it runs if it may, and is then closed
+    DRAINING = "draining"
+    #: closed for good
+    REMOVED = "removed"
 
 
 @dataclass(frozen=True, slots=True)

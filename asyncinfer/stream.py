@@ -8,9 +8,9 @@ from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
 
-from asyncinfer.engine import Engine
+from asyncinfer._core.engine import Engine
+from asyncinfer._core.tasks.spans import Span
 from asyncinfer.errors import TaskError
-from asyncinfer.span import Span
 
 __all__ = ("Stream",)
 

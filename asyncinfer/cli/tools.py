@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asyncinfer._optional import optional, run_async
 from asyncinfer.cli.output import seconds
 from asyncinfer.config import Config, load
-from asyncinfer.lifecycle import DeviceState
+from asyncinfer.stats import DeviceState
 
 if TYPE_CHECKING:
     from asyncinfer.stats import DeviceStats

@@ -7,9 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from asyncinfer.errors import ConfigError
-from asyncinfer.hedging import Hedge
+from asyncinfer.options import Hedge, Timeouts
 from asyncinfer.registry import did_you_mean
-from asyncinfer.timeouts import Timeouts
 
 __all__ = ("check_keys", "dispatcher", "typed")
 

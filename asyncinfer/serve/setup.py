@@ -14,11 +14,11 @@ import numpy as np
 from asyncinfer.config import Config, DeviceConfig
 from asyncinfer.errors import ConfigError
 from asyncinfer.model import MODEL_FILES, Model, resolve
+from asyncinfer.options import Timeouts
 from asyncinfer.registry import did_you_mean
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.served import Served
 from asyncinfer.serve.tensors import Array, TensorSpec
-from asyncinfer.timeouts import Timeouts
 
 __all__ = ("limits_of", "models_of")
 

@@ -9,10 +9,9 @@ from collections import Counter
 import pytest
 
 from asyncinfer import Dispatcher, config
-from asyncinfer.batching import BatchSize
+from asyncinfer._core.devices.speed import BatchSize, Estimator
 from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import ConfigError
-from asyncinfer.estimator import Estimator
 from asyncinfer.testing import SimulatedDriver
 
 

@@ -7,7 +7,13 @@ import asyncio
 import pytest
 
 from asyncinfer import Dispatcher
-from asyncinfer.breaker import FIRST_PAUSE, FORGIVEN, LONGEST_PAUSE, MOST_LOSSES, Breaker
+from asyncinfer._core.devices.breaker import (
+    FIRST_PAUSE,
+    FORGIVEN,
+    LONGEST_PAUSE,
+    MOST_LOSSES,
+    Breaker,
+)
 from asyncinfer.errors import DeviceLost
 from asyncinfer.testing import SimulatedDriver
 

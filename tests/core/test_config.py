@@ -10,9 +10,8 @@ from asyncinfer import config, model
 from asyncinfer.config import device as device_config
 from asyncinfer.config import names
 from asyncinfer.errors import ConfigError, InputError
-from asyncinfer.hedging import Hedge
+from asyncinfer.options import Hedge, Timeouts
 from asyncinfer.testing import SimulatedDriver
-from asyncinfer.timeouts import Timeouts
 
 GOOD = """
 [dispatcher]

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from asyncinfer import Dispatcher, Timeouts
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.dispatch.recheck import Recheck
+from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout
-from asyncinfer.recheck import Recheck
-from asyncinfer.recorder import Recorder
-from asyncinfer.roster import Roster
 from asyncinfer.testing import SimulatedDriver
 
 

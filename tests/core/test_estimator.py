@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncinfer._core.devices.speed import Estimator
 from asyncinfer.driver import ServiceTime
-from asyncinfer.estimator import Estimator
 
 seconds = st.floats(1e-6, 1e3)
 

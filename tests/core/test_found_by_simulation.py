@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from asyncinfer import Dispatcher, Timeouts
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer.errors import ClosedError
-from asyncinfer.lifecycle import DeviceState
-from asyncinfer.recorder import Recorder
-from asyncinfer.roster import Roster
+from asyncinfer.stats import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
 
@@ -163,10 +163,10 @@ def test_nobody_suspects_a_device_that_is_being_closed(virtual):
         async with Dispatcher([Deaf("a", 0.00001)]) as d:
             calls = [asyncio.create_task(d.infer(x)) for x in range(3)]
             await asyncio.sleep(0.0125)
-            keeper = d._engine.keeper
+            supervisor = d._engine.supervisor
             (device,) = d._engine.roster.devices
             device.become(DeviceState.DRAINING, asyncio.get_running_loop().time())
-            keeper._watch._look()  # before the roster has taken that in
+            supervisor._watchdog._look()  # before the roster has taken that in
             assert device.state is DeviceState.DRAINING
             await asyncio.gather(*calls)
 

@@ -1,4 +1,4 @@
-"""Copies of overdue tasks: when they are made, which result counts, and what it all costs."""
+"""Hedging of overdue tasks: when they are made, which result counts, and what it all costs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 
 from asyncinfer import Dispatcher, Hedge
+from asyncinfer._core.dispatch.pool import Pool
 from asyncinfer.errors import ConfigError, DeviceLost, InputError, TaskError
-from asyncinfer.pool import Pool
 from asyncinfer.stats import HedgeStats
 from asyncinfer.testing import SimulatedDriver
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncinfer.intake import Intake, feed
-from asyncinfer.span import Span
+from asyncinfer._core.tasks.intake import Intake
+from asyncinfer._core.tasks.source import feed
+from asyncinfer._core.tasks.spans import Span
 
 
 class Clock:

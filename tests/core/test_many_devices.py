@@ -9,8 +9,8 @@ import random
 import pytest
 
 from asyncinfer import Dispatcher, theory
-from asyncinfer.census import Census
 from asyncinfer.scheduling import ALL_REST, EarliestFinish, Grant
+from asyncinfer.scheduling.census import Census
 from asyncinfer.testing import SimulatedDriver
 
 

@@ -53,8 +53,8 @@ HYGIENE = """
 import sys
 sys.path.insert(0, {folder!r})
 import hygiene
-from asyncinfer.outcomes import Outcomes
-from asyncinfer.lane import Lane
+from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer._core.tasks.lane import Lane
 
 kept = []
 

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncinfer import Dispatcher, Timeouts
+from asyncinfer._core.tasks.spans import Row, Run, Span, Waiting
 from asyncinfer.errors import ClosedError, DeadlineExceeded, QueueTimeout, TaskError
-from asyncinfer.span import Row, Run, Span
 from asyncinfer.testing import SimulatedDriver
-from asyncinfer.waiting import Waiting
 
 QUICK = 0.00002
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from asyncinfer import Dispatcher, Hedge, Timeouts
-from asyncinfer.device import Device
+from asyncinfer._core.devices.device import Device
+from asyncinfer._core.devices.states import TRANSITIONS, IllegalTransition
 from asyncinfer.errors import DeviceLost
-from asyncinfer.lifecycle import TRANSITIONS, DeviceState, IllegalTransition
+from asyncinfer.stats import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
 STATES = [state for state in DeviceState if state is not DeviceState.BUSY]

@@ -9,8 +9,8 @@ import math
 import pytest
 
 from asyncinfer import Dispatcher, Timeouts
+from asyncinfer._core.tasks.spans import Span
 from asyncinfer.errors import ConfigError, DeadlineExceeded, NoDeviceError, QueueTimeout, TaskError
-from asyncinfer.span import Span
 from asyncinfer.testing import SimulatedDriver
 
 

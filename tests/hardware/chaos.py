@@ -31,7 +31,7 @@ from chaos_stage import ACTOR, NODE, Stage
 from parts import Nodes
 
 from asyncinfer import Dispatcher
-from asyncinfer.timeouts import Timeouts
+from asyncinfer.options import Timeouts
 
 #: seconds without faults: before the pace is taken, and between two of them
 SETTLING, CALM = 2.0, (0.5, 3.0)

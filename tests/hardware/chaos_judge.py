@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asyncinfer.breaker import FIRST_PAUSE, LONGEST_PAUSE
+from asyncinfer._core.devices.breaker import FIRST_PAUSE, LONGEST_PAUSE
 
 __all__ = ("Episode", "Lives", "Tasks", "processor_seconds")
 

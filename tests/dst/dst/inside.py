@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from asyncinfer.engine import Engine
-from asyncinfer.span import Span
+from asyncinfer._core.engine import Engine
+from asyncinfer._core.tasks.spans import Span
 from dst.ledger import Ledger
 from dst.schedule import Settings
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from asyncinfer import opening
-from asyncinfer.device import Burst, Device
-from asyncinfer.intake import Intake
-from asyncinfer.keeper import Keeper
-from asyncinfer.lane import Lane
-from asyncinfer.outcomes import Outcomes
-from asyncinfer.span import Run, Span
+from asyncinfer._core.devices import connecting
+from asyncinfer._core.devices.device import Burst, Device
+from asyncinfer._core.devices.supervisor import Supervisor
+from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer._core.tasks.intake import Intake
+from asyncinfer._core.tasks.lane import Lane
+from asyncinfer._core.tasks.spans import Run, Span
 
 __all__ = ("PLANTED", "planted")
 
@@ -224,17 +224,17 @@ def _timer_left() -> list[Any]:
 def _device_left_open() -> list[Any]:
     """Closing forgets a device that is up and idle."""
 
-    async def close(self: Keeper, device: Device, reason: str) -> None:
+    async def close(self: Supervisor, device: Device, reason: str) -> None:
         if device.bursts or not device.up:
             await whole(self, device, reason)
 
-    whole = Keeper._close
-    return [patch.object(Keeper, "_close", close)]
+    whole = Supervisor._close
+    return [patch.object(Supervisor, "_close", close)]
 
 
 def _late_opening_left() -> list[Any]:
     """An opening that succeeds once nobody waits for it is taken to be wanted."""
-    return [patch.object(opening, "_serves", lambda device, generation: True)]
+    return [patch.object(connecting, "_serves", lambda device, generation: True)]
 
 
 def _dropped_task_counted() -> list[Any]:

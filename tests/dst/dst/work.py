@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from asyncinfer import Dispatcher
+from asyncinfer._core.dispatch.retries import POISON
 from asyncinfer.errors import (
     ClosedError,
     DeadlineExceeded,
@@ -16,7 +17,6 @@ from asyncinfer.errors import (
     QueueTimeout,
     TaskError,
 )
-from asyncinfer.quarantine import POISON
 from dst.devices import Faults, until
 from dst.ledger import OWNER, Input, Ledger
 from dst.schedule import Calls, Settings, Stream

@@ -1,0 +1,1 @@
+"""What runs behind a dispatcher. Nothing in here is public: it may change with any release."""

@@ -1,0 +1,1 @@
+"""Devices: their states, their speed, their connections. Of tasks they know what they run."""

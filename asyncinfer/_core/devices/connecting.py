@@ -1,0 +1,184 @@
+"""Opens and closes drivers, each in an asyncio task that can be left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from asyncinfer._core.devices.device import Device
+from asyncinfer._core.tasks.recorder import Recorder, logger
+from asyncinfer.driver import SupportsCalibrate, SupportsProbe
+from asyncinfer.errors import ClosedError, DeviceError, DeviceLost, DeviceTimeout
+from asyncinfer.options import Timeouts
+from asyncinfer.stats import DeviceState
+
+__all__ = ("Connecting",)
+
+#: part of the close timeout in which calls may end before their driver is closed
+CALLS = 0.5
+#: part of it after which closing the driver is cancelled; in the rest that may end
+DRIVER = 0.9
+
+
+class Connecting:
+    """Makes connections and ends them, within the timeouts, whatever a driver does."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        timeouts: Timeouts,
+    ) -> None:
+        self._recorder = recorder
+        self._clock = clock
+        self._loop = loop
+        self._timeouts = timeouts
+        self._under_way: dict[Device, asyncio.Task[None]] = {}
+        #: closes what was opened after it had been given up
+        self._undoing: dict[Device, asyncio.Task[None]] = {}
+
+    async def open(self, device: Device) -> None:
+        """Open and calibrate; raises what the driver raises, a timeout as ``DeviceTimeout``."""
+        device.become(DeviceState.OPENING, self._clock())
+        name = f"asyncinfer open {device.name}"
+        opening = self._loop.create_task(self._opened(device, device.generation), name=name)
+        self._under_way[device] = opening
+        seconds = self._timeouts.open
+        try:
+            await asyncio.wait([opening], timeout=seconds)
+        finally:
+            overdue = opening.cancel()
+            device.leftovers.expect_end(opening, device.generation)
+            if self._under_way.get(device) is opening:
+                del self._under_way[device]
+        if device.state is not DeviceState.OPENING:
+            raise ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
+        if overdue:
+            raise DeviceTimeout(device.name, f"did not open within {seconds} s")
+        if opening.cancelled():
+            raise DeviceLost(device.name, "did not open: it cancelled its own opening")
+        try:
+            opening.result()
+        except OSError as error:
+            raise DeviceError(device.name, f"did not open: {error}") from error
+        self._comes_up(device)
+
+    async def _opened(self, device: Device, generation: int) -> None:
+        opening = asyncio.current_task()
+        assert opening is not None  # noqa: S101  # asyncio runs nothing else
+        if device in self._undoing:
+            await asyncio.wait([self._undoing[device]])
+        await _call(device, "open")
+        if opening.cancelling():  # which the driver ignored: nobody waits for this any more
+            if not _serves(device, generation):
+                await self._undo(device, opening)
+            return
+        device.opened()
+        await _made_ready(device)
+
+    async def _undo(self, device: Device, opening: asyncio.Task[None]) -> None:
+        """Close what was opened too late, within the close timeout."""
+        self._undoing[device] = opening
+        timer = self._loop.call_later(self._timeouts.close, opening.cancel)
+        try:
+            await _closed(device)
+        finally:
+            timer.cancel()
+            self._undoing.pop(device, None)
+
+    def _comes_up(self, device: Device) -> None:
+        now = self._clock()
+        device.breaker.opened(now)
+        if device.breaker.half_open:
+            text = f"on trial with one task, after {device.failures} failures"
+            device.become(DeviceState.SUSPECT, now, text)
+        else:
+            device.become(DeviceState.READY, now)
+
+    def give_up(self, device: Device) -> None:
+        """Stop opening it, if it is being opened."""
+        opening = self._under_way.get(device)
+        if opening is not None:
+            opening.cancel()
+
+    async def finish(self, device: Device) -> None:
+        """Let it finish what it runs, for as long as it answers and the drain timeout allows."""
+        seconds = self._timeouts.drain
+        until = math.inf if seconds is None else self._clock() + seconds
+        while device.bursts:
+            left = min(until, device.silent_at()) - self._clock()
+            if left <= 0:
+                logger.warning("device %r does not finish: its tasks go elsewhere", device.name)
+                return
+            runners = [burst.runner for burst in device.bursts if burst.runner is not None]
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait(runners, timeout=min(left, 1e6), return_when=first)
+
+    def end_calls(self, device: Device) -> None:
+        """Cancel what it runs."""
+        for burst in device.bursts:
+            burst.inputs.clear()  # whatever becomes of the present call, there is no further one
+            if burst.runner is not None:
+                burst.runner.cancel()
+                device.leftovers.expect_end(burst.runner, burst.generation)
+
+    async def close(self, device: Device) -> None:
+        """Let what was cancelled end, and close the driver; within the close timeout.
+
+        What then still goes on is wedged: it is left behind.
+        """
+        begun, seconds, left = self._clock(), self._timeouts.close, device.leftovers
+        await left.ended(CALLS * seconds)
+        closing = self._loop.create_task(_closed(device), name=f"asyncinfer close {device.name}")
+        left.expect_end(closing, device.generation)
+        try:
+            await asyncio.wait([closing], timeout=begun + DRIVER * seconds - self._clock())
+        finally:
+            late = closing.cancel()
+        if late:
+            logger.warning("device %r did not close within %s s", device.name, seconds)
+        await left.ended(begun + seconds - self._clock())
+        self._tell(device, left.give_up())
+
+    def _tell(self, device: Device, new: int) -> None:
+        if new:
+            left = device.leftovers.wedged
+            text = f"{left} call{'s'[: left > 1]} left behind"
+            logger.warning("device %r is wedged: %s", device.name, text)
+            self._recorder.device_event("device.wedged", device.name, reason=text)
+
+
+def _serves(device: Device, generation: int) -> bool:
+    """Whether a later opening of it than this one is in use, or about to be."""
+    if device.state is DeviceState.OPENING:
+        return device.generation != generation
+    return device.up or (device.state is DeviceState.DRAINING and len(device.bursts) > 0)
+
+
+async def _made_ready(device: Device) -> None:
+    driver = device.driver
+    if isinstance(driver, SupportsCalibrate):
+        line = await driver.calibrate()
+        if line is not None:
+            device.calibrate(line)
+    if device.breaker.half_open and isinstance(driver, SupportsProbe):
+        await driver.probe()
+
+
+async def _closed(device: Device) -> None:
+    try:
+        await _call(device, "close")
+    except Exception as error:
+        logger.warning("device %r did not close cleanly: %r", device.name, error)
+
+
+def _call(device: Device, method: str) -> Coroutine[Any, Any, None]:
+    function = getattr(device.driver, method, None)
+    return _nothing() if function is None else function()
+
+
+async def _nothing() -> None:
+    """Stand in for a method the driver does not have."""

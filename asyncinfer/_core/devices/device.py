@@ -1,0 +1,413 @@
+"""One device as the dispatcher sees it: its driver, its state, what it runs, how fast it is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, Protocol
+
+from asyncinfer._core.alarm import Alarm
+from asyncinfer._core.devices.attributes import attributes_of
+from asyncinfer._core.devices.breaker import Breaker
+from asyncinfer._core.devices.leftovers import Leftovers
+from asyncinfer._core.devices.speed import BatchSize, Estimator
+from asyncinfer._core.devices.states import UP, check
+from asyncinfer._core.tasks.spans import Row, Span
+from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.stats import DeviceState
+
+__all__ = ("Burst", "Device", "DeviceListener", "names", "put_back")
+
+#: a device is suspect once it is silent for this many times what its call should take
+BEARABLE = 8.0
+#: for more times that, where recent calls took more than this many times what was expected
+USUAL_PEAK = 4.0
+#: and for so many seconds in any case
+GRACE = 0.1
+
+
+class DeviceListener(Protocol):
+    """Is told of every change of a device."""
+
+    def changed(self, device: Device) -> None:
+        """What it runs, or how fast it is, has changed."""
+        ...
+
+    def became(
+        self, device: Device, before: DeviceState | None, error: BaseException | None
+    ) -> None:
+        """It has changed its state, because of ``error`` if there is one."""
+        ...
+
+
+class Device:
+    """A driver with its state. Changed only by the dispatcher's own synchronous code."""
+
+    def __init__(self, driver: Driver[Any, Any], position: int, listener: DeviceListener) -> None:
+        said = attributes_of(driver)
+        self.driver = driver
+        self.name = said.name
+        self.position = position
+        self.max_batch = said.max_batch
+        self.concurrency = said.concurrency
+        #: seconds a task may wait for a fuller batch
+        self.max_wait = said.max_wait
+        self._size = BatchSize(said.max_batch, said.latency_target)
+        #: most tasks one call should have
+        self.batch_limit = self._size.limit
+        self.estimator = Estimator()
+        self._listener = listener
+        #: seconds of one call with a single task; infinite while unknown
+        self.quickest = math.inf
+        #: seconds of one call with ``batch_limit`` tasks; ``nan`` while unknown
+        self.latency = math.nan
+        #: seconds between two finished tasks under load; ``nan`` while unknown
+        self.interval = math.nan
+        self.bursts: list[Burst] = []
+        self.tasks = 0
+        self.batches = 0
+        self.errors = 0
+        #: how often it was opened, or tried to be: what an earlier opening still brings is ignored
+        self.generation = 0
+        #: when it came into its state, and why
+        self.since = 0.0
+        self.reason = ""
+        #: whether it takes tasks, now or when it has finished the present ones
+        self.up = False
+        #: when it will be opened again, while it is backing off
+        self.next_attempt = math.nan
+        #: when a call last brought results
+        self.answered_at = -math.inf
+        #: seconds that calls took since which were given up, and what was bearable before them
+        self._given_up = 0.0
+        self._bearable = math.inf
+        #: by what factor the silence has grown too long for it to be looked into again
+        self.patience = 1.0
+        self.breaker = Breaker(f"42/{self.name}")
+        self.leftovers = Leftovers()
+        self._state = DeviceState.OPENING
+        #: calls it may be running at once in its present state
+        self._slots = 0
+        self._busy_seconds = 0.0
+        self._busy_since = 0.0
+        self._touched = 0.0
+
+    # ---- state
+
+    @property
+    def state(self) -> DeviceState:
+        """Its state, with ready and busy told apart."""
+        if self._state is DeviceState.READY and self.bursts:
+            return DeviceState.BUSY
+        return self._state
+
+    def become(
+        self, state: DeviceState, now: float, reason: str = "", error: BaseException | None = None
+    ) -> None:
+        """Change state. The only place that does; ``IllegalTransition`` if the table has it not."""
+        before = self._state if self.generation else None
+        check(self.name, before, state)
+        if state is DeviceState.OPENING:
+            self.generation += 1
+            self._given_up = 0.0
+        self._state, self.since, self.reason = state, now, reason or str(error or "")
+        self.up = state in UP
+        self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
+        self._touched = now
+        self._listener.became(self, before, error)
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a call now."""
+        return len(self.bursts) < self._slots
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be given one task at a time only."""
+        return self._state is DeviceState.SUSPECT
+
+    @property
+    def failures(self) -> int:
+        """How often it was lost or could not be opened, as far as that is not forgiven."""
+        return self.breaker.failures(self.answered_at)
+
+    def opened(self) -> None:
+        """Its driver was opened: that may have found out how many tasks a call takes."""
+        said = attributes_of(self.driver)
+        before, self.max_batch = self.max_batch, said.max_batch
+        if self.max_batch != before:
+            self._size = BatchSize(said.max_batch, said.latency_target)
+            self.batch_limit = self._size.limit
+
+    # ---- what it runs
+
+    def begin(self, burst: Burst, now: float) -> None:
+        """A burst was handed to it."""
+        if not self.bursts:
+            self._busy_since = now
+        self.bursts.append(burst)
+        self._listener.changed(self)
+
+    def release(self, burst: Burst, now: float) -> None:
+        """A burst left it, finished or taken away. Idempotent."""
+        if burst not in self.bursts:
+            return
+        self.bursts.remove(burst)
+        self._touched = now
+        if not self.bursts:
+            self._busy_seconds += now - self._busy_since
+        self._listener.changed(self)
+
+    def answered(self, now: float) -> None:
+        """A call brought results."""
+        self.answered_at = now
+        self._given_up = 0.0
+        self.patience = 1.0
+        if self._state is DeviceState.SUSPECT:
+            self.become(DeviceState.READY, now, "it answered")
+
+    def gave_up(self, tasks: int, seconds: float) -> None:
+        """A call was given up, as a copy was faster. It would have taken ``seconds`` at least.
+
+        The second in a row doubles what is expected, as a second time-out does for TCP (RFC 6298).
+        What silence is bearable stays as it was before the first.
+        """
+        if not self._given_up:
+            self._bearable = self.bearable(self.expect(tasks))
+        self._given_up += seconds
+        cost, each = self.estimator.line
+        if self.estimator.given_up:
+            self.calibrate(ServiceTime(2 * cost, 2 * each))
+        else:
+            self.learn(tasks, seconds)
+        self.estimator.given_up = True
+
+    def silent_at(self) -> float:
+        """When it will have been silent for far too long; infinite if that is unknown."""
+        if not self.bursts:
+            return math.inf
+        longest = max(self.expect(burst.running) for burst in self.bursts)
+        since = max(self.answered_at, min(burst.since for burst in self.bursts))
+        at = since + self.patience * self.bearable(longest)
+        if self._given_up:
+            at = min(at, since - self._given_up + self.patience * self._bearable)
+        return at
+
+    def bearable(self, expected: float) -> float:
+        """Seconds of silence that are nothing unusual; infinite while its speed is unknown."""
+        usual = BEARABLE * max(1.0, self.estimator.peak / USUAL_PEAK)
+        return GRACE + usual * expected if expected >= 0 else math.inf
+
+    def busy_seconds(self, now: float) -> float:
+        """Seconds in which it had at least one call in flight."""
+        return self._busy_seconds + (now - self._busy_since if self.bursts else 0.0)
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks it is running or has reserved."""
+        return sum(burst.tasks - burst.at for burst in self.bursts)
+
+    @property
+    def reserved(self) -> int:
+        """Tasks it has and has not started."""
+        return sum(burst.reserved for burst in self.bursts)
+
+    # ---- how fast it is (a scheduling.WorkerView)
+
+    def expect(self, batch: int) -> float:
+        """Seconds a call with ``batch`` tasks should take; ``nan`` while unknown."""
+        return self.estimator.expect(batch)
+
+    def learn(self, batch: float, seconds: float) -> None:
+        """Take a call with ``batch`` tasks into the estimate."""
+        self.estimator.add(batch, seconds)
+        self._measure()
+
+    def calibrate(self, line: ServiceTime) -> None:
+        """Start from a known service time."""
+        self.estimator.start_from(line)
+        self._measure()
+
+    def _measure(self) -> None:
+        if self.max_batch > 1:
+            self._size.learn(self.estimator)
+            self.batch_limit = self._size.limit
+        self.quickest = self.estimator.expect(1)
+        self.latency = self.estimator.expect(self.batch_limit)
+        self.interval = self.latency / (self.batch_limit * self.concurrency)
+        self._listener.changed(self)
+
+    def batch_within(self, seconds: float) -> int:
+        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
+        tasks = self.estimator.batch_within(seconds)
+        if not tasks > 1:
+            return 0
+        return min(self.batch_limit, math.ceil(tasks - 1e-6) - 1)
+
+    @property
+    def deviation(self) -> float:
+        """Mean relative deviation of its calls from what was expected, 0 to 1."""
+        return self.estimator.deviation
+
+    def free_in(self, now: float) -> float:
+        """Seconds until it can start another call."""
+        if self.free:
+            return 0.0
+        if not self.bursts:  # it is not up any more, which the roster has not taken in yet
+            return math.inf
+        if self.concurrency == 1:
+            return self.bursts[0].remaining(now)
+        return min(burst.remaining(now) for burst in self.bursts)
+
+    def stuck(self, now: float) -> bool:
+        """Whether it takes more than twice as long as expected; so while its speed is unknown."""
+        return not (self.free or self.free_in(now) <= 1.01 * self.latency)  # 1 %: it is rounded
+
+    def rested(self, now: float) -> float:
+        """Seconds since it last finished something or was opened."""
+        return now - self._touched
+
+
+class Burst:
+    """Tasks of one lane handed to a device at once: run one batch after the other."""
+
+    __slots__ = (
+        "alarm",
+        "batch",
+        "began",
+        "device",
+        "generation",
+        "inputs",
+        "lane",
+        "live",
+        "outputs",
+        "passed_on",
+        "runner",
+        "since",
+        "spans",
+        "tasks",
+    )
+
+    def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
+        self.device = device
+        #: which opening of the device it belongs to
+        self.generation = device.generation
+        self.lane = spans[0].lane
+        self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
+        self.batch = batch
+        #: those whose outputs were not passed on, or that have none
+        self.spans = Row(spans)
+        self.tasks = self.spans.tasks
+        #: number of tasks whose outputs were passed on, and the outputs after those
+        self.passed_on = 0
+        self.outputs: list[Any] = []
+        #: when its first call started
+        self.began = now
+        #: when its present call started and the one before ended
+        self.since = now
+        #: False once its tasks were taken away: what it still brings is ignored
+        self.live = True
+        self.runner: asyncio.Task[None] | None = None
+        #: rings when a call takes too long
+        self.alarm: Alarm | None = None
+
+    def batches(self) -> Iterator[list[Any]]:
+        """The inputs of each call, as far as they are not taken away meanwhile."""
+        inputs, size = self.inputs, self.batch
+        if size == 1:
+            for item in inputs:
+                yield [item]
+            return
+        at = 0
+        while at < len(inputs):
+            yield inputs[at : at + size]
+            at += size
+
+    @property
+    def at(self) -> int:
+        """Number of tasks that have been run; the next batch is running."""
+        return self.passed_on + len(self.outputs)
+
+    @property
+    def calls(self) -> int:
+        """Number of calls that returned."""
+        return -(-self.at // self.batch)
+
+    @property
+    def reserved(self) -> int:
+        """Number of tasks that were not started."""
+        return max(0, self.tasks - self.at - self.batch)
+
+    def take_finished(self) -> list[Span]:
+        """Remove and return the tasks that have been run, with their outputs."""
+        outputs = self.outputs[:]
+        self.outputs.clear()
+        self.passed_on += len(outputs)
+        spans = self.spans.take(len(outputs))
+        if len(spans) == 1 and not spans[0].done:
+            spans[0].outputs = outputs
+            return spans
+        at = 0
+        for span in spans:
+            if not span.done:  # else it has an outcome, which stays
+                span.outputs = outputs[at : at + span.count]
+            at += span.count
+        return spans
+
+    @property
+    def running(self) -> int:
+        """Number of tasks of the present call."""
+        return min(self.batch, self.tasks - self.at)
+
+    def share_running(self) -> list[Span]:
+        """The tasks of the present call, each by itself: they stay, and may be run elsewhere too.
+
+        All outputs must have been passed on before.
+        """
+        return self.spans.singles(self.running)
+
+    def take_running(self) -> list[Span]:
+        """Remove and return the tasks of the present call, each by itself."""
+        return [task for span in self._take(self.batch) for task in span.singles()]
+
+    def take_reserved(self) -> list[Span]:
+        """Remove and return the tasks that were not started."""
+        reserved = self.reserved
+        del self.inputs[self.at + self.batch :]
+        return self._take(reserved, self.batch)
+
+    def take_rest(self) -> list[Span]:
+        """Remove and return the tasks that have no output."""
+        self.inputs.clear()
+        return self._take(self.tasks - self.at)
+
+    def _take(self, count: int, behind: int = 0) -> list[Span]:
+        """Remove and return ``count`` tasks, from so many ``behind`` those that have been run."""
+        spans = self.spans.take(count, len(self.outputs) + behind)
+        self.tasks = self.passed_on + self.spans.tasks
+        return spans
+
+    def remaining(self, now: float) -> float:
+        """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
+        expected = self.device.expect(self.running)
+        if math.isnan(expected):
+            return now - self.since
+        return abs(self.since + expected - now)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody wants any of its tasks any more."""
+        return self.at < self.tasks and all(span.done for span in self.spans)
+
+
+def put_back(spans: list[Span]) -> None:
+    """Have tasks of one lane, which were not started, wait there again."""
+    if spans:
+        spans[0].lane.put_back(spans)
+
+
+def names(devices: Iterable[Device]) -> str:
+    """The devices and their states, for messages."""
+    return ", ".join(f"{device.name} ({device.state})" for device in devices) or "none"

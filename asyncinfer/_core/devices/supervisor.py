@@ -1,0 +1,220 @@
+"""Takes devices through their lives: opened, opened again when they fail, and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import anyio
+
+from asyncinfer._core.devices.connecting import Connecting
+from asyncinfer._core.devices.device import Burst, Device, names
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.devices.watchdog import Watchdog
+from asyncinfer._core.tasks.recorder import Recorder, logger
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ConfigError, DeviceError
+from asyncinfer.options import Timeouts
+from asyncinfer.stats import DeviceState
+
+__all__ = ("Supervisor",)
+
+#: seconds a device is held off at most while no device is up
+ALONE = 1.0
+#: a device is not opened again while calls of so many earlier openings are left behind
+LEFT_BEHIND = 2
+
+
+class Supervisor:
+    """Decides what becomes of devices; every slow step of their lives is begun here.
+
+    Of tasks it knows only that a device may have to give them back: ``take_back`` does that, and
+    returns the calls that were cancelled. ``wake`` has tasks assigned anew.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        recorder: Recorder,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        timeouts: Timeouts,
+        *,
+        take_back: Callable[[Device, DeviceError | None], list[Burst]],
+        wake: Callable[[], None],
+    ) -> None:
+        self._roster = roster
+        self._clock = clock
+        self._loop = loop
+        self._timeouts = timeouts
+        self._take_back = take_back
+        self._wake = wake
+        self._connecting = Connecting(recorder, clock, loop, timeouts)
+        self._watchdog = Watchdog(roster, clock, loop, self.fail)
+        self._recovering: dict[Device, asyncio.Task[None]] = {}
+
+    # ---- all of them
+
+    async def open_all(self, drivers: Iterable[Driver[Any, Any]]) -> None:
+        """Open all at once. One that fails is tried again later, if another is up.
+
+        Raises the ``DeviceError`` if all fail, and at once what is no ``DeviceError``.
+        """
+        devices = [self._roster.new(driver) for driver in drivers]
+        errors: dict[Device, Exception] = {}
+        async with anyio.create_task_group() as group:
+
+            async def attempt(device: Device) -> None:
+                try:
+                    await self._open(device)
+                except Exception as error:
+                    errors[device] = error
+                    if not isinstance(error, DeviceError):
+                        group.cancel_scope.cancel()
+
+            for device in devices:
+                group.start_soon(attempt, device)
+        fatal = [error for error in errors.values() if not isinstance(error, DeviceError)]
+        if fatal:
+            raise fatal[0]
+        if errors and len(errors) == len(devices):
+            first, *others = errors.values()
+            for other in others:
+                first.add_note(str(other))
+            raise first
+        for device in devices:
+            self._roster.join(device)
+        self._wake()
+        for device, error in errors.items():
+            self._recover(device, error)
+
+    async def add(self, driver: Driver[Any, Any]) -> None:
+        """Open one more device and let it take part. Raises what opening it raises."""
+        device = self._roster.new(driver)
+        try:
+            await self._open(device)
+        except BaseException as error:
+            self._roster.forget(device)
+            await self._close(device, f"it could not be added: {error}")
+            raise
+        self._roster.join(device)
+        self._wake()
+
+    async def remove(self, name: str, *, drain: bool) -> None:
+        """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
+        roster = self._roster
+        device = next((d for d in roster.members if d.name == name), None)
+        if device is None:
+            raise ConfigError(f"no device {name!r} to remove: there are {names(roster.devices)}")
+        drained = drain and (device.up or device.state is DeviceState.DRAINING)
+        if device.state is not DeviceState.DRAINING:
+            device.become(DeviceState.DRAINING, self._clock(), "it is being removed")
+        roster.reclaim()
+        self._wake()  # devices that rested because of this one
+        if drained:
+            await self._connecting.finish(device)
+        if device not in roster.members:  # another call of this has removed it meanwhile
+            return
+        self._leave(device, self._take_back(device, None))
+        roster.leave(device)
+        await self._close(device, "it is being removed")
+        roster.forget(device)
+
+    async def close_all(self) -> None:
+        """Close every device for good."""
+        self._watchdog.close()
+        async with anyio.create_task_group() as group:
+            for device in list(self._roster.devices):
+                group.start_soon(self._close, device, "the dispatcher is closing")
+
+    def look_after(self) -> None:
+        """Tasks were handed out: see to it that devices which fall silent are noticed."""
+        self._watchdog.arm()
+
+    # ---- one
+
+    async def _open(self, device: Device) -> None:
+        """Open it and let it take tasks. Raises what the driver raises, or ``DeviceTimeout``."""
+        await self._connecting.open(device)
+        self._watchdog.arm_anew()
+        self._wake()
+
+    def fail(self, device: Device, error: DeviceError) -> None:
+        """The device failed: its tasks go to the others, and it is to be opened again."""
+        device.errors += 1
+        self._leave(device, self._take_back(device, error))
+        self._recover(device, error)
+
+    def _recover(self, device: Device, error: Exception) -> None:
+        """Close it and open it again, with growing pauses, in the background."""
+        if device.state in (DeviceState.DRAINING, DeviceState.REMOVED):
+            logger.warning("%s (it is being closed anyway)", error)
+            return
+        if device in self._recovering:
+            return
+        if device.up:
+            device.breaker.lost(device.answered_at)
+        else:
+            device.breaker.not_opened()
+        device.become(DeviceState.LOST, self._clock(), error=error)
+        task = self._loop.create_task(
+            self._reopen(device), name=f"asyncinfer recover {device.name}"
+        )
+        self._recovering[device] = task
+        task.add_done_callback(lambda _: self._recovering.pop(device, None))
+
+    def _leave(self, device: Device, bursts: Iterable[Burst]) -> None:
+        """Its calls were cancelled, and belong to an opening of it that is over."""
+        self._watchdog.leave(device)
+        for burst in bursts:
+            if burst.runner is not None:
+                device.leftovers.expect_end(burst.runner, burst.generation)
+
+    async def _reopen(self, device: Device) -> None:
+        await self._connecting.close(device)
+        while True:
+            await self._hold_off(device)
+            try:
+                await self._open(device)
+            except Exception as error:
+                if device.state is not DeviceState.OPENING:
+                    return
+                device.breaker.not_opened()
+                device.become(DeviceState.LOST, self._clock(), error=error)
+                await self._connecting.close(device)
+            else:
+                return
+
+    async def _hold_off(self, device: Device) -> None:
+        """Pause, for ``ALONE`` at most while no device is up; wait for calls left behind."""
+        pause, left = device.breaker.pause(), device.leftovers
+        device.next_attempt = self._clock() + pause
+        device.become(DeviceState.BACKING_OFF, self._clock(), device.reason)
+        await asyncio.sleep(min(pause, ALONE))
+        if pause > ALONE:
+            with anyio.move_on_after(pause - ALONE):
+                await self._roster.none_up.wait()
+        if left.generations >= LEFT_BEHIND:
+            device.next_attempt = math.inf
+            device.reason = f"waiting for one of {left.wedged} calls left behind to end"
+            await left.fewer_than(LEFT_BEHIND)
+
+    async def _close(self, device: Device, reason: str) -> None:
+        """Close a device for good, and whatever still runs on it, within the close timeout."""
+        if device.state is DeviceState.REMOVED:
+            return
+        if device.state is not DeviceState.DRAINING:
+            device.become(DeviceState.DRAINING, self._clock(), reason)
+        recovering = self._recovering.pop(device, None)
+        if recovering is not None:
+            recovering.cancel()
+            device.leftovers.expect_end(recovering, device.generation)
+        self._connecting.give_up(device)
+        self._connecting.end_calls(device)
+        self._leave(device, ())
+        with anyio.CancelScope(shield=True):
+            await self._connecting.close(device)
+        if device.state is DeviceState.DRAINING:
+            device.become(DeviceState.REMOVED, self._clock(), reason)

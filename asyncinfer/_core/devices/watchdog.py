@@ -1,0 +1,128 @@
+"""Finds devices that are silent for far too long, and asks those that can say how they are."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from asyncinfer._core.alarm import Alarm
+from asyncinfer._core.devices.device import Device
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.tasks.recorder import logger
+from asyncinfer.driver import SupportsProbe
+from asyncinfer.errors import DeviceError, DeviceLost
+from asyncinfer.stats import DeviceState
+
+__all__ = ("Watchdog",)
+
+#: shortest pause between two looks, in seconds
+LOOK_PAUSE = 0.1
+#: devices looked at at a time: of more, some in each part of that pause
+LOOK_DEVICES = 256
+#: a device that stays silent is looked into again after twice the time, until it is so much
+LONGEST_PATIENCE = 1024.0
+#: seconds a device has for its ``probe``
+PROBE = 5.0
+
+
+class Watchdog:
+    """One timer for all devices, set only while one of them is busy.
+
+    A device whose calls are silent for far too long is suspect until one of them brings results.
+    If its driver has a ``probe`` and that fails, the device is lost; a probe that succeeds, or
+    does not end, proves nothing about the call.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        fail: Callable[[Device, DeviceError], None],
+    ) -> None:
+        self._roster = roster
+        self._clock = clock
+        self._loop = loop
+        self._fail = fail
+        self._alarm = Alarm(loop, self._look)
+        self._closed = False
+        self._at = 0
+        self._next = math.inf
+        self._probes: dict[Device, asyncio.Task[None]] = {}
+
+    def arm(self) -> None:
+        """Tasks were handed out: look after the devices, unless that is due anyway."""
+        if not (self._closed or self._alarm.is_set):
+            self._alarm.within(LOOK_PAUSE)
+
+    def arm_anew(self) -> None:
+        """A device came up: it may have to be looked after sooner than the others."""
+        self._alarm.cancel()
+        self.arm()
+
+    def close(self) -> None:
+        """Look no more, whatever comes."""
+        self._closed = True
+        self._alarm.cancel()
+
+    def _look(self) -> None:
+        """Look at some devices, and note when the next look is due: never, if none is busy."""
+        now, up = self._clock(), self._roster.up
+        some = up[self._at : self._at + LOOK_DEVICES]
+        self._next = min([self._next, *(self._due(device, now) for device in some)])
+        self._at += LOOK_DEVICES
+        if self._at < len(up):
+            self._alarm.within(LOOK_PAUSE * LOOK_DEVICES / len(up))
+            return
+        due, self._at, self._next = self._next, 0, math.inf
+        if due < math.inf:
+            shortest = min(device.bearable(device.quickest) for device in up)
+            self._alarm.within(max(LOOK_PAUSE, min(due - now, shortest)))
+
+    def _due(self, device: Device, now: float) -> float:
+        """When to look at it again. It is suspect if it has been silent for too long by now."""
+        if not (device.up and device.bursts) or device.patience > LONGEST_PATIENCE:
+            return math.inf
+        if device.silent_at() <= now:
+            self._suspect(device, now)
+        return device.silent_at()
+
+    def _suspect(self, device: Device, now: float) -> None:
+        since = min(burst.since for burst in device.bursts)
+        device.patience *= 2
+        if not device.suspect:
+            text = f"no answer for {now - since:.3g} s, expected after {device.latency:.3g} s"
+            device.become(DeviceState.SUSPECT, now, text)
+        if isinstance(device.driver, SupportsProbe) and device not in self._probes:
+            name = f"asyncinfer probe {device.name}"
+            self._probes[device] = self._loop.create_task(self._probe(device), name=name)
+
+    # ---- the health check
+
+    def leave(self, device: Device) -> None:
+        """It is lost or leaves: ask it no more."""
+        probe = self._probes.pop(device, None)
+        if probe is not None:
+            probe.cancel()
+            device.leftovers.expect_end(probe, device.generation)
+
+    async def _probe(self, device: Device) -> None:
+        asked_at, generation = device.answered_at, device.generation
+        error: DeviceError | None = None
+        try:
+            async with asyncio.timeout(PROBE):
+                await device.driver.probe()  # type: ignore[attr-defined]
+        except TimeoutError:
+            logger.warning("device %r did not answer its probe within %s s", device.name, PROBE)
+        except DeviceError as raised:
+            error = raised
+        except (ConnectionError, EOFError) as raised:
+            error = DeviceLost(device.name, f"{type(raised).__name__}: {raised}")
+        except Exception:
+            logger.exception("the probe of device %r failed: that says nothing", device.name)
+        if self._probes.get(device) is asyncio.current_task():
+            del self._probes[device]
+        silent = device.answered_at == asked_at and device.generation == generation
+        if error is not None and device.up and silent:
+            self._fail(device, error)

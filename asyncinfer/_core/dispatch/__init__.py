@@ -1,0 +1,1 @@
+"""Tasks and devices brought together: what runs where, and what its outcome means."""

@@ -1,0 +1,125 @@
+"""Runs tasks on devices: everything that waits for a driver's answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from asyncinfer._core.alarm import Alarm
+from asyncinfer._core.devices.device import Burst, Device
+from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolError
+
+__all__ = ("Executor",)
+
+#: what a driver may raise besides ``DeviceError`` when its device is gone
+GONE = (ConnectionError, EOFError)
+#: results of calls shorter than this, in seconds, are passed on together
+PROMPT = 100e-6
+
+
+class Executor:
+    """One asyncio task per burst awaits the driver, in the context of the tasks' submitter.
+
+    What an answer or an error means for the tasks, ``Outcomes`` decides; a device that failed is
+    handed to ``lost``.
+    """
+
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        run_timeout: float | None,
+        lost: Callable[[Device, DeviceError], None],
+    ) -> None:
+        self._outcomes = outcomes
+        self._clock = clock
+        self._loop = loop
+        self._run_timeout = run_timeout
+        self._lost = lost
+
+    def start(self, burst: Burst) -> None:
+        """Run ``burst`` in the context of its first task."""
+        first = next(iter(burst.spans))
+        context = (burst.lane.context if first.context is None else first.context).copy()
+        name = f"asyncinfer {burst.device.name}"
+        burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
+
+    async def _run(self, burst: Burst) -> None:
+        device = burst.device
+        try:
+            await self._work(burst)
+        except asyncio.CancelledError:
+            if not _is_cancelled():
+                self._device_failed(burst, DeviceLost(device.name, "cancelled its own call"))
+        except DeviceError as error:
+            self._device_failed(burst, error)
+        except GONE as error:
+            self._device_failed(burst, _lost(device, error))
+        except Exception as error:  # the model raised: the tasks' fault, or that of one of them
+            self._outcomes.raised(burst, error)
+        except BaseException as error:
+            self._device_failed(burst, _lost(device, error))
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+        finally:
+            self._outcomes.call_ended(burst)
+
+    async def _work(self, burst: Burst) -> None:
+        """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
+        infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
+        limited = self._run_timeout is not None
+        started = burst.began = burst.since = clock()
+        for batch in burst.batches():
+            if limited:
+                self._limit(burst)
+            outputs = await infer(batch)
+            if not burst.live:
+                return
+            if outputs is None or len(outputs) != len(batch):
+                raise _wrong_count(burst.device, outputs, batch)
+            add(outputs)
+            burst.since = now = clock()
+            if now - started > PROMPT:
+                self._outcomes.pass_on(burst, started)
+                started = now
+        self._outcomes.pass_on(burst, started)
+
+    def _device_failed(self, burst: Burst, error: DeviceError) -> None:
+        """The device failed under ``burst``, unless the burst had been taken away before."""
+        if burst.live:
+            self._lost(burst.device, error)
+
+    # ---- the run timeout
+
+    def _limit(self, burst: Burst) -> None:
+        """Start the run timeout for the next call."""
+        if burst.alarm is None:
+            burst.alarm = Alarm(self._loop, partial(self._overran, burst))
+        burst.alarm.cancel()
+        burst.alarm.within(self._run_timeout or 0.0)
+
+    def _overran(self, burst: Burst) -> None:
+        text = f"a call took longer than the run timeout of {self._run_timeout} s"
+        self._device_failed(burst, DeviceTimeout(burst.device.name, text))
+
+
+def _is_cancelled() -> bool:
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+def _wrong_count(device: Device, outputs: Sequence[Any] | None, batch: list[Any]) -> ProtocolError:
+    count = "no" if outputs is None else len(outputs)
+    text = f"returned {count} outputs for {len(batch)} inputs: one output each is the contract"
+    return ProtocolError(device.name, text)
+
+
+def _lost(device: Device, error: BaseException) -> DeviceLost:
+    lost = DeviceLost(device.name, f"{type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost

@@ -1,0 +1,229 @@
+"""Hedging of overdue tasks: the first result wins, and the other call is cancelled."""
+
+from __future__ import annotations
+
+import math
+
+from asyncinfer._core.devices.device import Burst, Device, put_back
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer._core.tasks.recorder import Recorder
+from asyncinfer._core.tasks.spans import Span
+from asyncinfer.options import Hedge
+from asyncinfer.stats import HedgeStats, percentile
+
+__all__ = ("Hedging",)
+
+#: calls of a device that are remembered
+HISTORY = 128
+#: shortest pause between two looks at all devices, in seconds
+LOOK_PAUSE = 0.001
+#: it is so many times as long where there are so many times as many devices as this
+LOOK_DEVICES = 64
+#: two moments closer than this are the same, in seconds
+SAME_MOMENT = 1e-9
+
+
+class Hedging:
+    """Finds overdue tasks, has copies of them run, and settles each pair.
+
+    A copy is the very same spans in a second burst on another device. Whichever call ends first
+    finishes them; for the other they are done, and it is cancelled as an abandoned one is.
+    """
+
+    def __init__(
+        self, hedge: Hedge, roster: Roster, recorder: Recorder, outcomes: Outcomes
+    ) -> None:
+        self.hedge = hedge
+        self._roster = roster
+        self._recorder = recorder
+        self._outcomes = outcomes
+        self._copies: list[_Copy] = []
+        #: those made in the present pass, which are to begin
+        self._new: list[Burst] = []
+        self._started = self._won = self._lost = self._cancelled = 0
+        #: busy seconds of the copies that have ended
+        self._seconds = 0.0
+        #: when a look at all devices is due, or at once when anything happens
+        self._next = 0.0
+        self._watching = False
+        #: when the next look may be, since one of many devices takes its time
+        self._earliest = 0.0
+
+    def stats(self, now: float) -> HedgeStats:
+        """What came of the copies so far."""
+        seconds = self._seconds + sum(now - copy.burst.began for copy in self._copies)
+        return HedgeStats(self._started, self._won, self._lost, self._cancelled, seconds)
+
+    def pause(self, now: float) -> float:
+        """Seconds until the next look is due; infinite if that depends on what happens."""
+        return max(LOOK_PAUSE, self._next - now)
+
+    def note(self, device: Device, now: float) -> None:
+        """A call of it begins or has ended: look again before one can be overdue."""
+        self._next = min(self._next, max(now + device.quickest, self._earliest))
+
+    def serve(self, now: float) -> list[Burst]:
+        """Settle what has ended; then return the copies that are to begin, before other tasks."""
+        self._new = []
+        if self._copies:
+            self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
+        if self._watching or now >= self._next - SAME_MOMENT:
+            self._look(now)
+        return self._new
+
+    def close(self, now: float) -> None:
+        """Settle the rest: all devices are closed."""
+        for copy in self._copies:
+            if not copy.settled:
+                self._count(copy)
+            self._seconds += now - copy.burst.began
+        self._copies.clear()
+
+    # ---- what is overdue
+
+    def _look(self, now: float) -> None:
+        """Look at all calls, and note when the next look is due."""
+        self._watching = False
+        self._earliest = now + LOOK_PAUSE * max(1.0, len(self._roster.up) / LOOK_DEVICES)
+        pause = math.inf
+        for device in self._roster.members:
+            device.estimator.keep_ratios(HISTORY)
+            for burst in device.bursts:
+                pause = min(pause, self._consider(burst, now))
+        self._next = now + pause
+
+    def _consider(self, burst: Burst, now: float) -> float:
+        """Copy the call if it is overdue; else return in how many seconds it may be."""
+        expected = burst.device.expect(burst.running)
+        if not burst.live or burst.abandoned or math.isnan(expected) or _acts(burst.device):
+            return math.inf
+        late = now - burst.since - expected
+        if late < self.hedge.least - SAME_MOMENT:
+            return self.hedge.least - late
+        usual = self._usual(burst.device) * expected - expected
+        if late < usual - SAME_MOMENT:
+            return usual - late
+        self._outcomes.pass_on(burst, burst.began)
+        put_back(burst.take_reserved())
+        return self._copy(burst, late, now) if self._in_demand(burst) else self._watch()
+
+    def _usual(self, device: Device) -> float:
+        """The quantile of what its calls took, as a multiple of what was expected."""
+        return max(1.0, percentile(device.estimator.ratios or (), self.hedge.quantile))
+
+    def _in_demand(self, burst: Burst) -> bool:
+        """Whether somebody waits for just this: in an ordered stream, the head holds up all."""
+        first = next((span.first for span in burst.spans if not span.done), None)
+        return first is not None and (not burst.lane.ordered or first == burst.lane.head)
+
+    def _watch(self) -> float:
+        """Look again whenever something has happened; time alone changes nothing."""
+        self._watching = True
+        return math.inf
+
+    # ---- copies
+
+    def _copy(self, burst: Burst, late: float, now: float) -> float:
+        """Run a copy where that ends soon enough; else return when to look again, in seconds.
+
+        A call that is late by so much is expected to take as long again: of a time without a
+        scale that is all one can say.
+        """
+        tasks = [task for task in burst.share_running() if _may_be_copied(task)]
+        best, seconds = self._best_for(burst.device, len(tasks), now)
+        if not tasks:
+            return math.inf
+        if best is None:
+            return self._watch()
+        if not best.free:
+            self._watch()
+        if seconds > late + SAME_MOMENT:
+            return seconds - late
+        if not best.free:
+            return math.inf
+        tasks = tasks[: best.batch_limit]
+        saving = self._saving(best.expect(len(tasks)), now)
+        if saving > 0:
+            self._watch()
+            return saving
+        copy = Burst(best, tasks, len(tasks), now)
+        self._copies.append(_Copy(burst, copy, tasks, best.expect(len(tasks))))
+        self._started += len(tasks)
+        for task in tasks:
+            task.copied = True
+            self._recorder.hedged(task, best.name)
+        best.begin(copy, now)
+        self._new.append(copy)
+        return math.inf
+
+    def _best_for(self, device: Device, tasks: int, now: float) -> tuple[Device | None, float]:
+        """The device that would end a copy first, and in how many seconds."""
+
+        def seconds(other: Device) -> float:
+            return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
+
+        others = [d for d in self._roster.up if d is not device and _may_copy(d)]
+        best = min(others, key=seconds, default=None)
+        return best, math.nan if best is None else seconds(best)
+
+    def _saving(self, cost: float, now: float) -> float:
+        """Seconds of work until the budget allows for a copy of this cost; none if it does now."""
+        all_seconds = sum(device.busy_seconds(now) for device in self._roster.members)
+        running = sum(max(copy.expected, now - copy.burst.began) for copy in self._copies)
+        missing = self._seconds + running + cost - self.hedge.budget * all_seconds
+        return missing / self.hedge.budget
+
+    def _goes_on(self, copy: _Copy, now: float) -> bool:
+        """Settle a pair whose tasks have ended; tell whether the copy is still on its device."""
+        burst, original = copy.burst, copy.original
+        running = burst in burst.device.bursts
+        if not copy.settled and (not running or all(task.done for task in copy.tasks)):
+            copy.settled = True
+            self._count(copy)
+            if copy.won and original in original.device.bursts:
+                original.device.gave_up(original.running, now - original.since)
+            for call in (original, burst):
+                if call in call.device.bursts and call.abandoned:
+                    self._outcomes.abandon(call)
+        if not running:
+            self._seconds += now - burst.began
+        return running
+
+    def _count(self, copy: _Copy) -> None:
+        for task in copy.tasks:
+            by = task.run.device if task.done and task.outputs else ""
+            self._won += by == copy.burst.device.name
+            self._lost += by == copy.original.device.name
+            self._cancelled += by not in (copy.burst.device.name, copy.original.device.name)
+
+
+class _Copy:
+    """A call and its copy, and the tasks they share."""
+
+    __slots__ = ("burst", "expected", "original", "settled", "tasks")
+
+    def __init__(self, original: Burst, burst: Burst, tasks: list[Span], expected: float) -> None:
+        self.original = original
+        self.burst = burst
+        self.tasks = tasks
+        self.expected = expected
+        self.settled = False
+
+    @property
+    def won(self) -> bool:
+        """Whether one of its results was the first."""
+        return any(task.done and task.run.device == self.burst.device.name for task in self.tasks)
+
+
+def _acts(device: Device) -> bool:
+    """Whether its driver says that running a task has effects besides its result."""
+    return bool(getattr(device.driver, "side_effects", False))
+
+
+def _may_copy(device: Device) -> bool:
+    return not device.suspect and device.quickest < math.inf and not _acts(device)
+
+
+def _may_be_copied(task: Span) -> bool:
+    return not (task.done or task.copied or task.causes)

@@ -1,0 +1,240 @@
+"""What the outcome of a call means for its tasks. Nothing here waits."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from asyncinfer._core.devices.device import Burst, Device, put_back
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.dispatch.retries import POISON, Retries, strikes
+from asyncinfer._core.tasks.recorder import Recorder
+from asyncinfer._core.tasks.spans import Run, Span
+from asyncinfer.errors import DeviceError, InputError, PoisonTask, TaskError
+
+__all__ = ("Outcomes",)
+
+
+class Outcomes:
+    """Finished tasks go to their lanes, failed ones are tried again or fail for good.
+
+    Each method leaves everything consistent; whoever calls from a coroutine needs no lock.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        retries: Retries,
+        recorder: Recorder,
+        clock: Callable[[], float],
+        *,
+        most_retries: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self._roster = roster
+        self._retries = retries
+        self._recorder = recorder
+        self._clock = clock
+        self._most_retries = most_retries
+        self._wake = wake
+
+    # ---- a call has ended
+
+    def pass_on(self, burst: Burst, started: float) -> None:
+        """Give the lane the outputs that have come since ``started``."""
+        if not burst.outputs or not burst.live:
+            return
+        run = Run(burst.device.name, started, burst.since)
+        some_failed = _has_errors(burst.outputs)
+        finished: list[Span] = []
+        for span in burst.take_finished():
+            if span.done:  # it ended otherwise meanwhile
+                continue
+            span.run = run
+            if some_failed:
+                finished += self._succeeded(burst.device, span)
+            else:
+                finished.append(span)
+        if finished:
+            burst.lane.finish(finished)
+        if self._recorder.observed:
+            for span in finished:
+                self._recorder.task_event("task.finished", span)
+
+    def _succeeded(self, device: Device, span: Span) -> Iterator[Span]:
+        """Errors came in the place of some outputs: those tasks failed, each alone."""
+        for task in span.singles():
+            error = task.outputs[0]
+            if isinstance(error, BaseException):
+                device.errors += 1
+                self._failed(task, error, task.run)
+            else:
+                yield task
+
+    def raised(self, burst: Burst, error: Exception) -> None:
+        """The model raised: the fault of the one task that ran, or of one of several."""
+        if not burst.live:
+            return
+        self.pass_on(burst, burst.began)
+        run = Run(burst.device.name, burst.since, self._clock())
+        tasks = burst.take_running()
+        if len(tasks) == 1:
+            burst.device.errors += 1
+            self._failed(tasks[0], error, run)
+            return
+        for task in tasks:  # each alone: that shows which one is to blame
+            task.run = run
+            self._again(task, run.device)
+
+    def call_ended(self, burst: Burst) -> None:
+        """Its calls are over, whatever came of them: the device is free again."""
+        self.pass_on(burst, burst.began)
+        self._count(burst)
+        burst.device.release(burst, self._clock())
+        if burst.alarm is not None:
+            burst.alarm.cancel()
+        if burst.live and burst.spans:
+            self._reassign(burst.device, burst.take_rest())
+        self._wake()
+
+    def _count(self, burst: Burst) -> None:
+        """Take what the burst has done into the device's figures, once, and while it is live."""
+        device, calls = burst.device, burst.calls
+        if not calls or not burst.live:
+            return
+        device.batches += calls
+        device.tasks += burst.at
+        device.learn(burst.at / calls, (burst.since - burst.began) / calls)
+        device.answered(burst.since)
+        self._recorder.ran(burst.began, burst.since)
+
+    # ---- a device loses its tasks
+
+    def take_back(self, device: Device, error: DeviceError | None = None) -> list[Burst]:
+        """Take every task from the device; with ``error``, the running ones have failed by it.
+
+        Returns the calls, which were cancelled.
+        """
+        now = self._clock()
+        bursts = list(device.bursts)
+        for burst in bursts:
+            self.pass_on(burst, burst.began)
+            self._count(burst)
+            burst.live = False
+            device.release(burst, now)
+            run = Run(device.name, burst.since, now)
+            running = burst.take_running()
+            for task in running:
+                if error is None:
+                    task.run = run
+                else:
+                    self._failed(task, error, run)
+            rest = burst.take_rest()
+            self._reassign(device, rest if error else [*running, *rest])
+            _cancel(burst)
+        self._wake()
+        return bursts
+
+    def _reassign(self, device: Device, tasks: list[Span]) -> None:
+        """Tasks were taken from ``device``: others may start them, those once failed alone."""
+        tasks = [task for task in tasks if not self._runs_elsewhere(task, device.name)]
+        put_back([task for task in tasks if not task.causes])
+        for task in tasks:
+            if task.causes and not task.done:
+                self._retries.queue(task)
+
+    def abandon(self, burst: Burst) -> None:
+        """Cancel a call nobody waits for any more; the device stays busy until it has ended."""
+        runner = burst.runner
+        if runner is None or runner.cancelling():
+            return
+        _cancel(burst)
+        if _unstarted(runner):
+            self.call_ended(burst)  # it is cancelled before it could do that itself
+
+    def abandon_unwanted(self) -> None:
+        """Do so with every call whose tasks have all ended otherwise."""
+        for burst in self._roster.bursts:
+            if burst.abandoned:
+                self.abandon(burst)
+        self._wake()
+
+    # ---- a task has failed
+
+    def _failed(self, task: Span, error: BaseException, run: Run) -> None:
+        """One attempt failed: try again elsewhere, or end the task with its error."""
+        if task.done:
+            return
+        task.note(error, run)
+        if isinstance(error, DeviceError) and self._runs_elsewhere(task, run.device):
+            task.spared += 1  # a task and its copy have failed when both have
+            return
+        if strikes(task) >= POISON:
+            text = f"{POISON} devices were lost while it ran"
+            self._recorder.quarantined += 1
+            self._fail([task], run.finished, PoisonTask, text, error)
+        elif task.attempts > self._most_retries or isinstance(error, InputError):
+            self._fail([task], run.finished, TaskError, "", error)
+        else:
+            self._recorder.retried += 1
+            self._again(task, run.device)
+            self._recorder.task_event("task.retried", task, error)
+
+    def _again(self, task: Span, device: str) -> None:
+        """Have it run again alone, unless it or its copy still runs on another device."""
+        if not self._runs_elsewhere(task, device):
+            self._retries.queue(task)
+
+    def _runs_elsewhere(self, task: Span, device: str) -> bool:
+        """Whether the task, or the copy of it, runs on another device too."""
+        if not task.copied:
+            return False
+        others = [burst for burst in self._roster.bursts if burst.device.name != device]
+        return any(task in burst.spans for burst in others if burst.live)
+
+    def out_of_time(self, spans: Iterable[Span], kind: type[TaskError], text: str) -> None:
+        """End every task of ``spans`` with an error, wherever it is now."""
+        now = self._clock()
+        for span in spans:
+            if span.done:
+                continue
+            span.lane.withdraw(span)
+            self._fail(span.singles(), now, kind, text)
+            span.settle()  # where it is queued or running, it only keeps its place
+        self.abandon_unwanted()
+
+    def _fail(
+        self,
+        tasks: list[Span],
+        now: float,
+        kind: type[TaskError],
+        text: str,
+        last: BaseException | None = None,
+    ) -> None:
+        """Single tasks of one lane fail for good, with an error of this kind."""
+        for task in tasks:
+            task.fail(now, kind, text)
+            if kind is PoisonTask:
+                self._recorder.task_event("task.quarantined", task, task.error)
+        self._recorder.failed += len(tasks)
+        tasks[0].lane.finish(tasks)
+        for task in tasks:
+            self._recorder.task_event("task.failed", task, last or task.error)
+
+
+def _has_errors(outputs: list[Any]) -> bool:
+    return any(issubclass(kind, BaseException) for kind in set(map(type, outputs)))
+
+
+def _cancel(burst: Burst) -> None:
+    burst.inputs.clear()  # a driver that ignores it answers, but is not called once more
+    runner = burst.runner
+    if runner is not None and runner is not asyncio.current_task():
+        runner.cancel()
+
+
+def _unstarted(runner: asyncio.Task[None]) -> bool:
+    coro = runner.get_coro()
+    return inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == inspect.CORO_CREATED

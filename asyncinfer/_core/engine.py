@@ -1,0 +1,317 @@
+"""What runs while a dispatcher is open: it makes the parts, begins streams, and ends everything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+
+from asyncinfer._core.devices.device import names
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.devices.supervisor import Supervisor
+from asyncinfer._core.dispatch.executor import Executor
+from asyncinfer._core.dispatch.hedging import Hedging
+from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer._core.dispatch.pool import Pool
+from asyncinfer._core.dispatch.recheck import Recheck
+from asyncinfer._core.dispatch.retries import Retries
+from asyncinfer._core.tasks.deadlines import Deadlines
+from asyncinfer._core.tasks.lane import CallLane, Lane
+from asyncinfer._core.tasks.lanes import Lanes
+from asyncinfer._core.tasks.recorder import Recorder, logger
+from asyncinfer._core.tasks.source import feed
+from asyncinfer._core.tasks.spans import Span
+from asyncinfer.driver import Driver
+from asyncinfer.errors import ClosedError
+from asyncinfer.events import EventHook
+from asyncinfer.options import Hedge, Timeouts
+from asyncinfer.scheduling.policy import Policy
+
+__all__ = ("Engine",)
+
+
+class Engine:
+    """One opening of a dispatcher. Made on the event loop it belongs to.
+
+    ``wake`` is called on every change (a task came, a device is free, the window moved); tasks are
+    assigned to devices once per turn of the event loop, so a thousand changes cost one pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        window: int,
+        queue_size: int,
+        retries: int,
+        timeouts: Timeouts,
+        hedge: Hedge | None,
+        on_event: EventHook | None,
+    ) -> None:
+        self.loop = loop = asyncio.get_running_loop()
+        self.clock = clock = clock_of(loop)
+        self.recorder = recorder = Recorder(clock, on_event)
+        self.lanes = lanes = Lanes()
+        self.roster = roster = Roster(recorder)
+        #: failed tasks, to be run alone, on a device that has not failed them if there is one
+        self.retries = Retries(roster)
+        self._outcomes = Outcomes(
+            roster, self.retries, recorder, clock, most_retries=retries, wake=self.wake
+        )
+        #: makes copies of overdue tasks, if it is asked to
+        self.hedging = None if hedge is None else Hedging(hedge, roster, recorder, self._outcomes)
+        self._recheck = Recheck(roster, loop, clock, self.wake)
+        self._pool = Pool(policy, lanes, roster, self.retries, self.hedging, self._recheck)
+        self.supervisor = Supervisor(
+            roster,
+            recorder,
+            clock,
+            loop,
+            timeouts,
+            take_back=self._outcomes.take_back,
+            wake=self.wake,
+        )
+        self._executor = Executor(
+            self._outcomes, clock, loop, run_timeout=timeouts.run, lost=self.supervisor.fail
+        )
+        self._deadlines = Deadlines(
+            timeouts,
+            lanes,
+            clock,
+            loop,
+            expire=self._outcomes.out_of_time,
+            started=self._started,
+            reclaim=self._reclaim,
+            no_device=self._no_device,
+        )
+        #: from the end of opening to the beginning of closing
+        self.accepting = False
+        #: from the beginning of opening to the end of closing
+        self.running = True
+        self._window = window
+        self._queue_size = queue_size
+        self._timeouts = timeouts
+        self._feeders: dict[Lane, asyncio.Task[None]] = {}
+        self._closing: asyncio.Task[None] | None = None
+        self._lanes_made = 0
+        self._wakeup: asyncio.Handle | None = None
+        #: set once every accepted task has ended, where somebody waits for that
+        self._quiet: asyncio.Event | None = None
+        self.calls = self.new_lane(ordered=False, kind=CallLane)
+        self.lanes.join(self.calls)
+
+    # ---- assigning tasks to devices
+
+    def wake(self) -> None:
+        """Assign tasks to devices in the next turn of the event loop."""
+        if self._wakeup is None:
+            self._wakeup = self.loop.call_soon(self._assign)
+
+    def more(self, lane: Lane) -> None:
+        """Tasks came, or the window moved: no reason to assign anew while no device is free."""
+        if not self._pool.full:
+            self.wake()
+        elif lane.intake.full():
+            lane.admit()  # so that its source can go on
+
+    def _assign(self) -> None:
+        self._wakeup = None
+        for burst in self._pool.assign(self.clock()):
+            self._executor.start(burst)
+        self.supervisor.look_after()
+        if self._quiet is not None and not self.lanes.unfinished:
+            self._quiet.set()
+
+    # ---- lanes
+
+    def new_lane(self, *, ordered: bool, kind: type[Lane] = Lane) -> Lane:
+        """A lane for one stream, in the context of who asks for it."""
+        lane = kind(
+            self._lanes_made,
+            self.recorder,
+            self.clock,
+            window=self._window,
+            queue_size=self._queue_size,
+            ordered=ordered,
+        )
+        self._lanes_made += 1
+        return lane
+
+    def begin(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+        """Start to read ``source`` into ``lane``. Raises ``ClosedError``."""
+        self.check_open()
+        self.lanes.join(lane)
+        feeding = feed(source, lane.intake, partial(self._accept, lane), self.clock)
+        name = f"asyncinfer source {lane.number}"
+        feeder = self.loop.create_task(feeding, name=name, context=lane.context)
+        self._feeders[lane] = feeder
+        feeder.add_done_callback(partial(self._fed, lane))  # called though it may never start
+
+    def _accept(self, lane: Lane, inputs: list[Any]) -> None:
+        """Take what the source gave; stop one that goes on though its reading was cancelled."""
+        if lane.closed:
+            raise ClosedError("nobody reads this stream any more")
+        self.check_open()
+        self._queue(lane, inputs)
+
+    def _fed(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
+        """The source is at its end, or is not read any further."""
+        self._feeders.pop(lane, None)
+        if feeder.cancelled():
+            text = "the dispatcher was closed before the source was read to its end"
+            lane.no_more(ClosedError(text))
+        else:
+            lane.no_more(feeder.exception())
+        self.wake()
+
+    def _queue(self, lane: Lane, inputs: list[Any]) -> Span:
+        """Make tasks of inputs, watched for their deadlines."""
+        span = lane.accept(inputs)
+        self._deadlines.watch(span)
+        self.more(lane)
+        return span
+
+    async def call(self, value: Any) -> Any:
+        """Run one task of its own."""
+        if self.calls.intake.full():
+            await self.calls.intake.room()
+        self.check_open()
+        task = self._queue(self.calls, [value])
+        task.context = contextvars.copy_context()
+        task.future = self.loop.create_future()
+        try:
+            return await task.future
+        except asyncio.CancelledError:
+            if not task.done:
+                self.calls.discard(task)
+                self._outcomes.abandon_unwanted()
+            raise
+
+    def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
+        """Nobody wants the lane's results any more; returns the reader that is now ending."""
+        lane.source_error = error or lane.source_error
+        running = [s for burst in self.roster.bursts for s in burst.spans if s.lane is lane]
+        failed = [task for task in self.retries if task.lane is lane]
+        for span in (*lane.close(), *running, *failed):
+            if not span.done:
+                span.settle()
+                if span.future is not None and not span.future.done():
+                    span.future.set_exception(error or ClosedError("the call was dropped"))
+        self._outcomes.abandon_unwanted()
+        self.leave(lane)
+        feeder = self._feeders.get(lane)
+        if feeder is not None:
+            feeder.cancel()
+        return feeder
+
+    def leave(self, lane: Lane) -> None:
+        """The lane is finished: count it no more among those that take turns."""
+        if lane is not self.calls:
+            self.lanes.leave(lane)
+
+    # ---- what time limits concern
+
+    def _started(self) -> Iterator[Iterable[Span]]:
+        for burst in self.roster.bursts:
+            self._outcomes.pass_on(burst, burst.began)
+            yield burst.spans
+        for task in list(self.retries):
+            yield (task,)
+
+    def _reclaim(self) -> None:
+        self.roster.reclaim()
+        self.wake()
+
+    def _no_device(self) -> str | None:
+        """What devices there are, if none of them is up."""
+        return None if self.roster.any_up else names(self.roster.devices)
+
+    # ---- from opening to closing
+
+    async def open(self, drivers: Sequence[Driver[Any, Any]]) -> None:
+        """Open all devices, then accept work."""
+        await self.supervisor.open_all(drivers)
+        self.accepting = True
+
+    def check_open(self) -> None:
+        """Raise ``ClosedError`` unless work is accepted."""
+        if not self.accepting:
+            raise ClosedError("the dispatcher is closed, or closing: it accepts no more tasks")
+
+    async def drain(self, timeout: float | None) -> None:
+        """Accept no more, and wait for what was accepted. Raises ``TimeoutError``."""
+        self.accepting = False
+        await self._stop_reading()
+        for lane in self.lanes:
+            lane.lift_window()
+        self.wake()
+        async with asyncio.timeout(timeout):
+            await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        while self.lanes.unfinished:
+            if self._quiet is None:
+                self._quiet = asyncio.Event()
+            await self._quiet.wait()
+
+    async def _stop_reading(self) -> None:
+        feeders = list(self._feeders.values())
+        for feeder in feeders:
+            feeder.cancel()
+        if feeders:
+            _, left = await asyncio.wait(feeders, timeout=self._timeouts.close)
+            if left:
+                logger.warning("%d sources did not stop within the close timeout", len(left))
+
+    async def close(self) -> None:
+        """Cancel what is not finished, and close all devices.
+
+        If the caller is cancelled, closing still completes; the cancellation is raised afterwards.
+        """
+        if self._closing is None:
+            self.accepting = False
+            error = ClosedError("the dispatcher was closed before this was finished")
+            for lane in list(self.lanes):
+                if not lane.finished:
+                    self.drop(lane, error)
+            self._closing = self.loop.create_task(self._close(), name="asyncinfer close")
+        await _ended(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.gather(self._stop_reading(), self.supervisor.close_all())
+        self._deadlines.stop()
+        self._recheck.cancel()
+        if self.hedging is not None:
+            self.hedging.close(self.clock())
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._wakeup = None
+        self.running = False
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for ``task`` to its end, and only then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """A precise clock on the loop's own scale.
+
+    uvloop's ``time()`` is the monotonic clock cached to the millisecond, so the clock itself is
+    read. A loop whose time is something else (a virtual one) is asked.
+    """
+    return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time

@@ -1,0 +1,67 @@
+"""Takes the statistics of a running engine."""
+
+from __future__ import annotations
+
+import math
+
+from asyncinfer._core.devices.device import Device
+from asyncinfer._core.engine import Engine
+from asyncinfer.stats import DeviceState, DeviceStats, DispatcherStats, HedgeStats
+
+__all__ = ("snapshot",)
+
+
+def snapshot(engine: Engine) -> DispatcherStats:
+    """The counters of an engine, as they are now."""
+    recorder, lanes = engine.recorder, engine.lanes
+    elapsed = recorder.elapsed
+    finished = recorder.finished
+    return DispatcherStats(
+        devices=tuple(_device_stats(device, engine) for device in engine.roster.devices),
+        submitted=recorder.submitted,
+        finished=finished,
+        failed=recorder.failed,
+        retried=recorder.retried,
+        quarantined=recorder.quarantined,
+        hedging=HedgeStats() if engine.hedging is None else engine.hedging.stats(engine.clock()),
+        queue_depth=sum(lane.intake.qsize() for lane in lanes),
+        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.retries),
+        running=sum(device.in_flight for device in engine.roster.devices),
+        reorder_buffer=recorder.reorder_buffer,
+        max_reorder=recorder.max_reorder,
+        elapsed=elapsed,
+        throughput=finished / elapsed if elapsed > 0 else 0.0,
+        latency_p50=recorder.latency(0.50),
+        latency_p95=recorder.latency(0.95),
+        latency_p99=recorder.latency(0.99),
+        hold_mean=recorder.hold_sum / finished if finished else 0.0,
+        hold_p95=recorder.hold(0.95),
+        hold_max=recorder.hold_max,
+    )
+
+
+def _device_stats(device: Device, engine: Engine) -> DeviceStats:
+    now = engine.clock()
+    busy = device.busy_seconds(now)
+    end = now if device.bursts else engine.recorder.last_end
+    span = end - engine.recorder.first_start
+    backing_off = device.state is DeviceState.BACKING_OFF
+    return DeviceStats(
+        name=device.name,
+        state=device.state,
+        tasks=device.tasks,
+        batches=device.batches,
+        errors=device.errors,
+        in_flight=device.in_flight,
+        busy_seconds=busy,
+        utilisation=min(1.0, busy / span) if span > 0 else 0.0,
+        service_time=device.interval,
+        latency=device.latency,
+        state_seconds=now - device.since,
+        reason=device.reason,
+        failures=device.failures,
+        next_attempt=max(0.0, device.next_attempt - now) if backing_off else math.nan,
+        generation=device.generation,
+        wedged=device.leftovers.wedged,
+        details=dict(getattr(device.driver, "details", None) or {}),
+    )

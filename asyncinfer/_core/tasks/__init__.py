@@ -1,0 +1,1 @@
+"""Tasks, from their source to their consumer. They know of no device."""

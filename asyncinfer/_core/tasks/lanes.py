@@ -1,0 +1,80 @@
+"""The lanes of all streams, taking turns task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asyncinfer._core.tasks.lane import Lane
+
+__all__ = ("Lanes",)
+
+
+class Lanes:
+    """Those that may have tasks; what waits in them is numbered across all, in turns.
+
+    The one served last comes last. So no index into the list outlives a change of it.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: list[Lane] = []
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes)
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def join(self, lane: Lane) -> None:
+        """Let a lane take part."""
+        self._lanes.append(lane)
+
+    def leave(self, lane: Lane) -> None:
+        """Let it take part no more. Idempotent."""
+        if lane in self._lanes:
+            self._lanes.remove(lane)
+
+    def admit(self) -> None:
+        """Let tasks into the windows, as far as those reach."""
+        for lane in self._lanes:
+            lane.admit()
+
+    @property
+    def waiting(self) -> int:
+        """Tasks inside the windows that may be started."""
+        waiting = 0
+        for lane in self._lanes:
+            waiting += lane.waiting.tasks
+        return waiting
+
+    @property
+    def backlog(self) -> bool:
+        """Whether tasks queue behind a window."""
+        return any(lane.intake.tasks for lane in self._lanes)
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks accepted that have not ended: the one count that draining goes by."""
+        unfinished = 0
+        for lane in self._lanes:
+            unfinished += lane.unfinished
+        return unfinished
+
+    def locate(self, offset: int) -> tuple[Lane, int]:
+        """In which lane the waiting task at ``offset`` is, and at what offset there."""
+        left = [lane for lane in self._lanes if lane.waiting.tasks]
+        level = 0
+        while len(left) > 1:
+            depth = min(lane.waiting.tasks for lane in left) - level
+            if offset < depth * len(left):
+                break
+            offset -= depth * len(left)
+            level += depth
+            left = [lane for lane in left if lane.waiting.tasks > level]
+        rounds, place = divmod(offset, len(left))
+        return left[place], level + rounds
+
+    def served(self, lane: Lane) -> None:
+        """A task of this lane was handed out: the others come first now."""
+        if self._lanes[-1] is not lane:
+            self._lanes.remove(lane)
+            self._lanes.append(lane)

@@ -1,0 +1,125 @@
+"""Counts what happens, and tells the observer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from asyncinfer._core.tasks.spans import Span
+from asyncinfer.events import Event, EventHook, EventKind
+from asyncinfer.stats import percentile
+
+__all__ = ("Recorder",)
+
+logger = logging.getLogger("asyncinfer")
+
+#: finished tasks over which percentiles are taken, roughly
+RECENT = 4096
+
+
+class Recorder:
+    """Counters of one dispatcher; plain additions, so that the hot path can afford them."""
+
+    def __init__(self, clock: Callable[[], float], on_event: EventHook | None) -> None:
+        self.submitted = 0
+        self.finished = 0
+        self.failed = 0
+        self.retried = 0
+        self.quarantined = 0
+        self.reorder_buffer = 0
+        self.max_reorder = 0
+        self.first_start = math.nan
+        self.last_end = math.nan
+        self.hold_sum = 0.0
+        self.hold_max = 0.0
+        #: latency, hold time and number of tasks of the spans that ended last
+        self._recent: deque[tuple[float, float, int]] = deque()
+        self._recent_tasks = 0
+        self._clock = clock
+        self._hook = on_event
+
+    def ended(self, spans: Sequence[Span], now: float) -> int:
+        """Tasks became ready for their consumer at ``now``; return how many."""
+        recent, before = self._recent, self.finished
+        for span in spans:
+            count, hold = span.count, now - span.run.finished
+            self.finished += count
+            self.hold_sum += hold * count
+            if hold > self.hold_max:
+                self.hold_max = hold
+            recent.append((now - span.submitted, hold, count))
+        ended = self.finished - before
+        self._recent_tasks += ended
+        while self._recent_tasks - recent[0][2] >= RECENT:
+            self._recent_tasks -= recent.popleft()[2]
+        return ended
+
+    def held(self, change: int) -> None:
+        """The reorder buffers grew by ``change`` results."""
+        self.reorder_buffer += change
+        if self.reorder_buffer > self.max_reorder:
+            self.max_reorder = self.reorder_buffer
+
+    def ran(self, started: float, ended: float) -> None:
+        """A call took from ``started`` to ``ended``."""
+        if not self.first_start <= started:
+            self.first_start = started
+        self.last_end = ended
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the first start to the last end; 0 before there was one."""
+        span = self.last_end - self.first_start
+        return 0.0 if math.isnan(span) else span
+
+    def latency(self, q: float) -> float:
+        """The ``q`` quantile of the recent latencies, in seconds."""
+        return percentile((s for s, _, tasks in self._recent for _ in range(tasks)), q)
+
+    def hold(self, q: float) -> float:
+        """The ``q`` quantile of the recent hold times, in seconds."""
+        return percentile((s for _, s, tasks in self._recent for _ in range(tasks)), q)
+
+    @property
+    def observed(self) -> bool:
+        """Whether anybody listens to events."""
+        return self._hook is not None
+
+    def device_event(
+        self,
+        kind: EventKind,
+        device: str,
+        error: BaseException | None = None,
+        *,
+        before: str = "",
+        reason: str = "",
+    ) -> None:
+        """Tell of a device's change of state, in the log too."""
+        if error is None:
+            logger.debug("%s %s %s", kind, device, reason)
+        else:
+            logger.warning("%s: %s", kind, error)
+        self._emit(Event(kind, self._clock(), device, error=error, before=before, reason=reason))
+
+    def task_event(self, kind: EventKind, span: Span, error: BaseException | None = None) -> None:
+        """Tell what happened to each task of a span."""
+        if self._hook is not None:
+            now, number = self._clock(), span.lane.number
+            device, started, _ = span.run
+            for index in range(span.first, span.first + span.count):
+                self._emit(Event(kind, now, device, index, number, started, error))
+
+    def hedged(self, task: Span, device: str) -> None:
+        """Tell that a copy of a single task starts on ``device``."""
+        now = self._clock()
+        self._emit(Event("task.hedged", now, device, task.first, task.lane.number, now))
+
+    def _emit(self, event: Event) -> None:
+        if self._hook is None:
+            return
+        try:
+            self._hook(event)
+        except Exception:
+            logger.exception("on_event failed on %s", event.kind)

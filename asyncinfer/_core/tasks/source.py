@@ -1,0 +1,109 @@
+"""Reads a source, no further ahead than its queue holds, and without holding up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from asyncinfer._core.tasks.intake import Intake
+
+__all__ = ("feed",)
+
+#: most inputs read from a synchronous source in one turn of the event loop
+MOST_AT_ONCE = 1024
+#: most inputs read without a look at the clock
+LARGEST_CHUNK = 64
+#: seconds after which a slow synchronous source gives the event loop a turn
+LONGEST_TURN = 0.0005
+
+
+async def feed(
+    source: Iterable[Any] | AsyncIterable[Any],
+    intake: Intake,
+    accept: Callable[[list[Any]], object],
+    clock: Callable[[], float],
+) -> None:
+    """Read ``source`` to its end, waiting for room in ``intake`` before each read.
+
+    ``accept`` makes tasks of inputs and queues them there. A generator is closed when the reading
+    stops early.
+    """
+    try:
+        if isinstance(source, AsyncIterable):
+            await _feed_async(aiter(source), intake, accept, clock)
+        else:
+            await _feed_sync(iter(source), intake, accept, clock)
+    finally:
+        if inspect.isasyncgen(source):
+            await source.aclose()
+        elif inspect.isgenerator(source):
+            source.close()
+
+
+async def _feed_async(
+    source: AsyncIterator[Any],
+    intake: Intake,
+    accept: Callable[[list[Any]], object],
+    clock: Callable[[], float],
+) -> None:
+    until = clock() + LONGEST_TURN
+    while True:
+        await intake.room()
+        try:
+            item = await anext(source)
+        except StopAsyncIteration:
+            return
+        accept([item])
+        if clock() > until:  # it may never have let the event loop go
+            await asyncio.sleep(0)
+            until = clock() + LONGEST_TURN
+
+
+async def _feed_sync(
+    source: Iterator[Any],
+    intake: Intake,
+    accept: Callable[[list[Any]], object],
+    clock: Callable[[], float],
+) -> None:
+    read = _Reader(source, clock)
+    while not read.ended:
+        room = await intake.room()
+        items: list[Any] = []
+        try:
+            read.some(items, min(room, MOST_AT_ONCE))
+        finally:
+            if items:
+                accept(items)
+        if not intake.full():  # else it waits for room
+            await asyncio.sleep(0)
+
+
+class _Reader:
+    """Reads a synchronous source for a turn of the event loop at a time.
+
+    Looking at the clock after every input would cost more than the input, so it is done after
+    ever larger chunks, and after each input again once one was slow.
+    """
+
+    def __init__(self, source: Iterator[Any], clock: Callable[[], float]) -> None:
+        self.ended = False
+        self._source = source
+        self._clock = clock
+        self._chunk = 1
+
+    def some(self, items: list[Any], most: int) -> None:
+        """Append at least one input and at most ``most``, unless there are no more."""
+        until = self._clock() + LONGEST_TURN
+        while len(items) < most:
+            goal = min(most, len(items) + self._chunk)
+            items.extend(islice(self._source, goal - len(items)))
+            self.ended = len(items) < goal
+            if self._clock() > until:
+                self._chunk = 1
+                return
+            if self.ended:
+                return
+            self._chunk = min(LARGEST_CHUNK, 2 * self._chunk)

@@ -1,0 +1,109 @@
+"""What a scheduling policy is asked, and what it may know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from asyncinfer.scheduling.census import Census
+
+__all__ = ("ALL_REST", "Grant", "Policy", "PoolView", "WorkerView")
+
+
+class Grant(NamedTuple):
+    """Skip ``skip`` waiting tasks, then take ``take`` consecutive ones in one call."""
+
+    skip: int
+    take: int
+
+
+#: answer of a policy: this device rests, and all that need longer for a single task would as well
+ALL_REST = Grant(0, 0)
+
+
+class WorkerView(Protocol):
+    """What a policy may know of a device. Times are seconds; ``nan`` while unknown."""
+
+    #: its place in the list of devices, from 0
+    position: int
+    max_batch: int
+    #: most tasks that one call should have, for its latency and since larger ones are of no use
+    batch_limit: int
+    #: duration of one call with ``batch_limit`` tasks
+    latency: float
+    #: time between two finished tasks while it is kept busy
+    interval: float
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks it is running or has reserved."""
+        ...
+
+    @property
+    def deviation(self) -> float:
+        """Mean relative deviation of its calls from what was expected, 0 to 1."""
+        ...
+
+    def expect(self, batch: int) -> float:
+        """Duration of one call with ``batch`` tasks."""
+        ...
+
+    def batch_within(self, seconds: float) -> int:
+        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
+        ...
+
+    def free_in(self, now: float) -> float:
+        """Time until it can start another call: 0 when idle, growing again once overdue."""
+        ...
+
+    def rested(self, now: float) -> float:
+        """Time since it last finished something or was opened."""
+        ...
+
+
+class PoolView(Protocol):
+    """What a policy may know of the dispatcher."""
+
+    now: float
+
+    @property
+    def waiting(self) -> int:
+        """Tasks inside the window that may be started now."""
+        ...
+
+    @property
+    def backlog(self) -> bool:
+        """Whether more tasks queue behind the window."""
+        ...
+
+    @property
+    def devices(self) -> Sequence[WorkerView]:
+        """The devices that are up, by position."""
+        ...
+
+    @property
+    def census(self) -> Census:
+        """The devices that are up and finish when they should, summed up by their latency.
+
+        For rules that cannot afford to look at each of many devices.
+        """
+        ...
+
+    def index(self, offset: int) -> int:
+        """Index in its stream of the waiting task at ``offset``."""
+        ...
+
+
+class Policy(Protocol):
+    """Chooses tasks for devices. One instance serves one dispatcher."""
+
+    #: whether a very fast device may be given several calls' worth of tasks at once
+    reserves: bool
+
+    def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
+        """What the free ``device`` takes now, ``None`` if nothing. ``pool.waiting`` is at least 1.
+
+        Free devices are asked in turn, the one with the shortest single call first. After the
+        answer ``ALL_REST`` the others are not asked, except for one of them now and then.
+        """
+        ...
