@@ -13,7 +13,9 @@ __all__ = ("ALL_REST", "Grant", "Policy", "PoolView", "WorkerView")
 class Grant(NamedTuple):
     """Skip ``skip`` waiting tasks, then take ``take`` consecutive ones in one call."""
 
+    #: waiting tasks to leave to other devices
     skip: int
+    #: consecutive tasks for one call
     take: int
 
 
@@ -26,6 +28,7 @@ class WorkerView(Protocol):
 
     #: its place in the list of devices, from 0
     position: int
+    #: most tasks that its driver takes in one call
     max_batch: int
     #: most tasks that one call should have, for its latency and since larger ones are of no use
     batch_limit: int
@@ -64,6 +67,7 @@ class WorkerView(Protocol):
 class PoolView(Protocol):
     """What a policy may know of the dispatcher."""
 
+    #: seconds on the event loop's clock
     now: float
 
     @property
