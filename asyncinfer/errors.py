@@ -56,14 +56,13 @@ class InputError(AsyncInferError):
 
 
 class DeviceError(AsyncInferError):
-    """The device failed, not the task: the task moves on, the device is reopened.
-
-    ``device`` is the device's name.
-    """
+    """The device failed, not the task: the task moves on, the device is reopened."""
 
     def __init__(self, device: str, message: str = "failed") -> None:
         super().__init__(device, message)
+        #: the device's name
         self.device = device
+        #: what happened, in words
         self.message = message
 
     def __str__(self) -> str:
@@ -83,12 +82,7 @@ class ProtocolError(DeviceError):
 
 
 class TaskError(AsyncInferError):
-    """A task failed for good, alone; the rest of its stream goes on.
-
-    ``index`` is its place in its stream (for ``infer``, among all calls), ``attempts`` how often
-    it was run (a task and its copy count once), ``causes`` every error it met, oldest first, and
-    ``devices`` the device of each cause.
-    """
+    """A task failed for good, alone; the rest of its stream goes on."""
 
     def __init__(
         self,
@@ -99,10 +93,16 @@ class TaskError(AsyncInferError):
         message: str = "",
     ) -> None:
         super().__init__(index, attempts, tuple(causes), tuple(devices), message)
+        #: its place in its stream; for ``infer``, among all calls
         self.index = index
+        #: how often it failed, ``retries + 1`` at most: that the device of one call was lost while
+        #: a copy of the task went on elsewhere is not counted
         self.attempts = attempts
+        #: every error it met, oldest first; that of such a device too, so ``attempts + 1`` at most
         self.causes = tuple(causes)
+        #: the device of each cause
         self.devices = tuple(devices)
+        #: what else there is to say, in words; often empty
         self.message = message
         if self.causes:
             self.__cause__ = self.causes[-1]

@@ -8,6 +8,8 @@ from typing import Literal
 
 __all__ = ("Event", "EventHook", "EventKind")
 
+#: what can happen. Those of a device are its states, but for ``device.wedged``: a call was left
+#: behind on it that goes on though it was cancelled
 EventKind = Literal[
     "device.opening",
     "device.ready",

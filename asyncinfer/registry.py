@@ -27,9 +27,12 @@ __all__ = (
     "remedy",
 )
 
+#: the entry-point group of drivers
 DRIVERS = "asyncinfer.drivers"
+#: the entry-point group of built-in models
 MODELS = "asyncinfer.models"
 
+#: what an entry point of a driver names: a class, or a function that makes a driver
 DriverFactory: TypeAlias = Callable[..., Driver[Any, Any]]
 
 _REQUIREMENT = re.compile(

@@ -18,6 +18,7 @@ class Node(NamedTuple):
 
     #: Ray's id: ``RayDriver(placement=f"node:{node.id}")``
     id: str
+    #: its address
     host: str
     #: what it has in all: ``CPU``, ``GPU`` and others
     resources: Mapping[str, float]

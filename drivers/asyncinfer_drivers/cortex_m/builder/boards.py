@@ -15,13 +15,17 @@ __all__ = ("BOARDS", "Board", "find_board")
 class Board:
     """The memories of one board, in bytes; its linker script says the same."""
 
+    #: as ``board`` takes it
     name: str
+    #: for the program and the model's weights
     flash: int
+    #: for all that changes while it runs
     ram: int
     #: a second memory, which can hold the model's arena; 0 if there is none
     ccm: int = 0
 
 
+#: the boards there are, by name
 BOARDS: Mapping[str, Board] = MappingProxyType(
     {
         board.name: board

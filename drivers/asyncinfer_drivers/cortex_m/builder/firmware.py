@@ -23,9 +23,11 @@ class Firmware:
 
     #: where all of it lies
     directory: Path
+    #: its name, one of ``BOARDS``
     board: str
     #: name and hash of the model, as the board says in HELLO_REPLY
     model_id: str
+    #: the program, the kernels and the weights
     flash_bytes: int
     #: variables, buffers, the arena and the stack
     ram_bytes: int
@@ -35,11 +37,15 @@ class Firmware:
     kernels: tuple[str, ...]
     #: the samples' layout is channels last
     input: TensorSpec
+    #: what comes back for each sample
     output: TensorSpec
+    #: requests that may be unanswered at once
     frames_in_flight: int
+    #: most samples in one request
     max_samples: int
     #: share of right results on the calibration set's inputs, where their targets are known
     float_accuracy: float | None = None
+    #: the same of the quantised model, as the board computes it
     int8_accuracy: float | None = None
 
     @property
