@@ -8,17 +8,36 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import inspect
+import pkgutil
 import re
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import griffe
 import pytest
+
+import asyncinfer
+from asyncinfer.registry import DRIVERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
+#: what the reference shows: a class or a module, and which of the module's names if not all
+SHOWN = re.compile(r"^::: ([\w.]+)(?:\n.*\bmembers: \[([\w, ]*)\])?", re.MULTILINE)
+#: modules of the core that are public by name only, as yet: they go to asyncinfer/_core
+INSIDE = re.findall(
+    r"\w+",
+    "attributes batching breaker burst census copies deadlines device engine estimator executor "
+    "failures intake keeper lane leftovers lifecycle opening pool quarantine recheck recorder "
+    "roster snapshot span turns waiting watch",
+)
 
 
 def blocks(page: Path) -> list[str]:
@@ -76,3 +95,52 @@ def test_a_block_that_fails_is_found(tmp_path: Path) -> None:
     with pytest.raises(AssertionError) as caught:
         execute(second, page, namespace)
     assert caught.traceback[-1].lineno + 1 == 12
+
+
+def named(path: str, names: Iterable[str] = ()) -> list[tuple[str, Any]]:
+    """The module's public names, or those given, and what they stand for."""
+    module = importlib.import_module(path)
+    return [(name, getattr(module, name)) for name in names or getattr(module, "__all__", ())]
+
+
+def public_names() -> list[tuple[str, Any]]:
+    """All of the core's modules, programs apart, and of the modules of registered drivers."""
+    core = {module.name for module in pkgutil.iter_modules(asyncinfer.__path__)}
+    public = {f"asyncinfer.{name}" for name in core.difference(INSIDE) if name[0] != "_"}
+    drivers = {entry.module for entry in entry_points(group=DRIVERS)}
+    return list(chain.from_iterable(map(named, {"asyncinfer"} | public | drivers)))
+
+
+def shown_names() -> list[tuple[str, Any]]:
+    """All that the pages of the reference ask for."""
+    found = []
+    for page in ROOT.glob("docs/reference/*.md"):
+        for path, members in SHOWN.findall(page.read_text()):
+            module, _, name = path.rpartition(".")
+            if name[0].isupper():
+                found += named(module, [name])
+            else:
+                found += named(path, re.findall(r"\w+", members))
+    return found
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = {(name, id(value)) for name, value in shown_names()}  # wherever it is imported from
+    public = public_names()
+    assert {"Dispatcher", "Event", "Policy", "TorchDriver"} <= {name for name, _ in public}
+    assert [name for name, value in public if (name, id(value)) not in shown] == []
+
+
+def test_every_field_in_the_reference_says_what_it_means() -> None:
+    loader = griffe.GriffeLoader(
+        search_paths=[ROOT, ROOT / "drivers"], extensions=griffe.load_extensions("griffe_sphinx")
+    )
+    found = {package: loader.load(package) for package in ("asyncinfer", "asyncinfer_drivers")}
+    silent = []
+    for _, value in shown_names():
+        if isinstance(value, type):
+            package, *path = f"{value.__module__}.{value.__qualname__}".split(".")
+            fields = found[package][path].attributes.values()
+            public = [field for field in fields if field.annotation and field.name[0] != "_"]
+            silent += [field.path for field in public if not field.has_docstring]
+    assert silent == []
