@@ -24,7 +24,8 @@ class Result(Generic[OutT]):
     error: TaskError | None
     #: name of the device that ran it last; empty if none did
     device: str
-    #: how many times it was run, ``retries + 1`` at most; a task and its copy count once
+    #: how often it was run to an end, ``retries + 1`` at most: that the device of one call was lost
+    #: while a copy of the task went on elsewhere is not counted
     attempts: int
     #: accepted from the source
     submitted: float

@@ -299,6 +299,36 @@ def test_of_a_task_that_fails_the_error_has_the_causes_of_both_calls(virtual):
     assert stats.retried == 0
 
 
+class Unplugged(Slow):
+    """Is lost when it has run task 0, as long as ``losses`` lasts, which devices may share."""
+
+    def __init__(self, name, losses, slow=()):
+        super().__init__(name, 1.0, slow)
+        self.losses = losses
+
+    async def infer(self, batch):
+        outputs = await super().infer(batch)
+        if 0 in batch and self.losses:
+            raise DeviceLost(self.name, self.losses.pop())
+        return outputs
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+@pytest.mark.parametrize("ends_well", [False, True])
+def test_a_copied_task_may_run_once_more_but_has_no_attempt_more(virtual, retries, ends_well):
+    runs = retries + 2
+    losses = ["unplugged"] * (runs - ends_well)
+    a, b = Unplugged("a", losses, {0: 2.5}), Unplugged("b", losses)
+    (first, *_), stats, _ = virtual(run([a, b], 3, retries=retries))
+    assert stats.hedging.started == 1
+    assert (first.error is None) == ends_well
+    assert first.attempts == retries + 1
+    assert a.started.count([0]) + b.started.count([0]) == runs
+    if first.error is not None:
+        assert first.error.attempts == retries + 1
+        assert len(first.error.causes) == len(first.error.devices) == runs
+
+
 def test_a_copy_that_ended_without_a_fault_buys_no_further_attempt(virtual):
     async def main():
         drivers = [Slow("a", 1.0, {0: 50.0}), Slow("b", 1.0, {0: 50.0})]
