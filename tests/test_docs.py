@@ -31,13 +31,6 @@ PYTHON = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
 #: what the reference shows: a class or a module, and which of the module's names if not all
 SHOWN = re.compile(r"^::: ([\w.]+)(?:\n.*\bmembers: \[([\w, ]*)\])?", re.MULTILINE)
-#: modules of the core that are public by name only, as yet: they go to asyncinfer/_core
-INSIDE = re.findall(
-    r"\w+",
-    "attributes batching breaker burst census copies deadlines device engine estimator executor "
-    "failures intake keeper lane leftovers lifecycle opening pool quarantine recheck recorder "
-    "roster snapshot span turns waiting watch",
-)
 
 
 def blocks(page: Path) -> list[str]:
@@ -106,7 +99,7 @@ def named(path: str, names: Iterable[str] = ()) -> list[tuple[str, Any]]:
 def public_names() -> list[tuple[str, Any]]:
     """All of the core's modules, programs apart, and of the modules of registered drivers."""
     core = {module.name for module in pkgutil.iter_modules(asyncinfer.__path__)}
-    public = {f"asyncinfer.{name}" for name in core.difference(INSIDE) if name[0] != "_"}
+    public = {f"asyncinfer.{name}" for name in core if name[0] != "_"}
     drivers = {entry.module for entry in entry_points(group=DRIVERS)}
     return list(chain.from_iterable(map(named, {"asyncinfer"} | public | drivers)))
 

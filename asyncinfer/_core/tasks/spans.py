@@ -128,7 +128,7 @@ class Span:
 
     @property
     def attempts(self) -> int:
-        """How often it was run to an end; it and its copy count once."""
+        """How often it was run to an end; a device lost beside its copy does not count."""
         return len(self.causes) - self.spared + (self.done and self.error is None)
 
     def settle(self) -> None:
