@@ -1,17 +1,13 @@
-"""Packages that are needed only now and then, and the event loop to measure on."""
+"""The event loop to run and to measure on: uvloop's, where that is installed."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 from collections.abc import Coroutine
-from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, TypeVar
 
-from asyncinfer.errors import ConfigError
-from asyncinfer.registry import remedy
-
-__all__ = ("optional", "run_async")
+__all__ = ("run_async",)
 
 T = TypeVar("T")
 
@@ -24,16 +20,3 @@ def run_async(coro: Coroutine[Any, Any, T]) -> T:
         factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(coro)
-
-
-def optional(module: str, purpose: str) -> Any:
-    """Import a package that only ``purpose`` needs; ``ConfigError`` says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or module).partition(".")[0]
-        try:
-            own = distribution("asyncinfer")
-        except PackageNotFoundError:
-            own = None
-        raise ConfigError(f"{purpose} needs {missing}: {remedy(missing, dist=own)}") from error

@@ -6,7 +6,6 @@ Models are named by one string, on the command line and in a config: see ``resol
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from asyncinfer.errors import ConfigError, InputError
-from asyncinfer.registry import did_you_mean, load_model, model_names
+from asyncinfer.registry import (
+    MODEL_FILES,
+    did_you_mean,
+    import_object,
+    load_model,
+    model_names,
+)
 
 __all__ = (
     "MODEL_FILES",
@@ -26,9 +31,6 @@ __all__ = (
     "import_object",
     "resolve",
 )
-
-#: suffixes of files that hold a whole model: ``torch.export`` and TorchScript
-MODEL_FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
 
 
 class InputSet(Protocol):
@@ -219,18 +221,6 @@ def builtin(name: str) -> BuiltinModel:
     if missing:
         raise ConfigError(f"model {name!r} is not complete: it lacks {', '.join(missing)}")
     return cast("BuiltinModel", found)
-
-
-def import_object(text: str) -> Any:
-    """Import what ``module:attribute`` names; ``ConfigError`` says which half is wrong."""
-    module, _, attribute = text.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot import {text!r}: {error}") from error
-    return found
 
 
 def _file(text: str) -> Callable[[], str]:

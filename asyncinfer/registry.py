@@ -1,4 +1,4 @@
-"""Drivers and built-in models by name, found through entry points.
+"""Drivers, built-in models and other objects by name, and what to install where one is missing.
 
 A distribution adds a driver with ``[project.entry-points."asyncinfer.drivers"]`` and a model with
 ``[project.entry-points."asyncinfer.models"]``. Nothing is imported until a name is asked for.
@@ -7,9 +7,17 @@ A distribution adds a driver with ``[project.entry-points."asyncinfer.drivers"]`
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
-from collections.abc import Callable, Iterable
-from importlib.metadata import Distribution, EntryPoint, entry_points
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+    entry_points,
+)
 from typing import Any, TypeAlias
 
 from asyncinfer.driver import Driver
@@ -18,12 +26,17 @@ from asyncinfer.errors import ConfigError
 __all__ = (
     "DRIVERS",
     "MODELS",
+    "MODEL_FILES",
     "DriverFactory",
     "did_you_mean",
     "driver_names",
+    "import_object",
+    "is_model_file",
     "load_driver",
     "load_model",
     "model_names",
+    "needed_for",
+    "optional",
     "remedy",
 )
 
@@ -31,6 +44,9 @@ __all__ = (
 DRIVERS = "asyncinfer.drivers"
 #: the entry-point group of built-in models
 MODELS = "asyncinfer.models"
+
+#: suffixes of files that hold a whole model: ``torch.export`` (``.pt2``) and TorchScript
+MODEL_FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
 
 #: what an entry point of a driver names: a class, or a function that makes a driver
 DriverFactory: TypeAlias = Callable[..., Driver[Any, Any]]
@@ -67,12 +83,51 @@ def load_driver(name: str) -> DriverFactory:
     return factory  # type: ignore[no-any-return]  # the entry point's promise
 
 
-def load_model(name: str) -> object:
+def load_model(name: str) -> Any:
     """Import the built-in model called ``name``; ``ConfigError`` says what to do if that fails.
 
     ``asyncinfer.model.builtin`` returns it typed and checked.
     """
     return _load(MODELS, "model", name)
+
+
+def is_model_file(text: str) -> bool:
+    """Whether ``text`` is the path of a model's file rather than the name of a model."""
+    return text.endswith(MODEL_FILES) or "/" in text or "\\" in text
+
+
+def import_object(text: str) -> Any:
+    """Import what ``module:attribute`` names; ``ConfigError`` says which half is wrong."""
+    module, _, attribute = text.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"cannot import {text!r}: {error}") from error
+    return found
+
+
+def optional(module: str, purpose: str) -> Any:
+    """Import a package that only ``purpose`` needs; ``ConfigError`` says how to install it."""
+    with needed_for(purpose):
+        return importlib.import_module(module)
+
+
+@contextmanager
+def needed_for(purpose: str) -> Iterator[None]:
+    """Around imports that only ``purpose`` needs; ``ConfigError`` says what to install for them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not error.name:
+            raise ConfigError(f"{purpose}: {error}") from error
+        missing = error.name.partition(".")[0]
+        try:
+            own = distribution("asyncinfer")
+        except PackageNotFoundError:
+            own = None
+        raise ConfigError(f"{purpose} needs {missing}: {remedy(missing, dist=own)}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncinfer._optional import optional
 from asyncinfer._text import seconds, size
 from asyncinfer.bench.record import Check, Outcome, Plot, Table
 from asyncinfer.errors import ConfigError
+from asyncinfer.registry import optional
 
 __all__ = ("FORMATS", "check_pictures", "save_plots", "write_report")
 

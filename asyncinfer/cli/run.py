@@ -24,7 +24,8 @@ from asyncinfer.cli.session import Session
 from asyncinfer.cli.tools import read_config, run_async
 from asyncinfer.config import DeviceConfig
 from asyncinfer.errors import ConfigError
-from asyncinfer.model import Decoding, Model, import_object, resolve
+from asyncinfer.model import Decoding, Model, resolve
+from asyncinfer.registry import import_object
 
 __all__ = ("run",)
 

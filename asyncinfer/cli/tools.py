@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncinfer._optional import optional, run_async
+from asyncinfer._optional import run_async
 from asyncinfer.cli.output import seconds
 from asyncinfer.config import Config, load
+from asyncinfer.registry import optional
 from asyncinfer.stats import DeviceState
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from asyncinfer.config.permission import STEPS, refuse_code, refuse_declared
 from asyncinfer.config.tables import check_keys
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.model import Model, import_object, resolve
-from asyncinfer.registry import DriverFactory, load_driver
+from asyncinfer.model import Model, resolve
+from asyncinfer.registry import DriverFactory, import_object, load_driver
 
 if TYPE_CHECKING:
     from asyncinfer.driver import Driver

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers.models import import_object
+from asyncinfer.registry import import_object
 
 __all__ = ("Steps",)
 

@@ -15,16 +15,13 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer_drivers import models
+from asyncinfer.registry import import_object, is_model_file, load_model
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch.device import is_device_fault
 
-__all__ = ("FILES", "Loaded", "load")
+__all__ = ("Loaded", "load")
 
 logger = logging.getLogger("asyncinfer.torch")
-
-#: suffixes that make a string a file's name; ``.pt2`` is torch.export's, the others TorchScript's
-FILES = (".pt2", ".pt", ".ts", ".pth", ".torchscript")
 
 #: torch.export.load keeps its state in a global variable, and each driver loads in its own thread
 _ONE_AT_A_TIME = threading.Lock()
@@ -48,8 +45,8 @@ def load(model: Any, device: torch.device) -> Loaded:
 
     Raises ``ConfigError`` if that is impossible; errors of the accelerator pass.
     """
-    if isinstance(model, str) and not _is_file(model):
-        model = models.import_object(model) if ":" in model else models.load(model)
+    if isinstance(model, str) and not is_model_file(model):
+        model = import_object(model) if ":" in model else load_model(model)
     if isinstance(model, str | Path):
         return Loaded(_from_file(Path(model).expanduser(), device))
     if callable(model) and not isinstance(model, nn.Module):
@@ -65,10 +62,6 @@ def load(model: Any, device: torch.device) -> Loaded:
         f"model is a {type(model).__name__}: give an nn.Module, a function that returns one, "
         "a TorchScript or .pt2 file, 'module:function', or a built-in model's name"
     )
-
-
-def _is_file(text: str) -> bool:
-    return text.endswith(FILES) or "/" in text or "\\" in text
 
 
 def _call(factory: Callable[[], Any], name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncinfer.errors import ConfigError
+from asyncinfer.registry import model_names
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
@@ -143,11 +144,10 @@ class EmulatedCortexM4Driver(CortexM4Driver):
     def _build(self) -> Any:
         if text := missing():
             raise ConfigError(f"{self.name}: {text}")
-        from asyncinfer_drivers import models
         from asyncinfer_drivers.cortex_m.build import build_firmware
 
         model, calibration, board = self._source
-        if isinstance(model, str) and model in models.names():
+        if isinstance(model, str) and model in model_names():
             return build_firmware(model, model if calibration is None else calibration, board=board)
         if calibration is None:
             raise ConfigError(f"{self.name}: quantising {model!r} needs calibration: inputs, .npy")

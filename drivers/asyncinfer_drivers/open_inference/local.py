@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncinfer.errors import ConfigError, DeviceError, DeviceLost, DeviceTimeout
-from asyncinfer_drivers import models
+from asyncinfer.registry import load_model, model_names
 from asyncinfer_drivers._shared.process import dies_with_us
 from asyncinfer_drivers.open_inference.access import Address
 from asyncinfer_drivers.open_inference.driver import OpenInferenceDriver
@@ -88,9 +88,9 @@ class LocalServerDriver(OpenInferenceDriver):
         if not slowdown >= 1:
             raise ConfigError(f"slowdown must be at least 1, not {slowdown!r}")
         if input_shape is None:
-            if model not in models.names():
+            if model not in model_names():
                 raise ConfigError(f"{name}: the input of {model!r} is not known: give input_shape")
-            input_shape = getattr(models.load(model), "shape", None)
+            input_shape = getattr(load_model(model), "shape", None)
         self._table = {
             "device": "cpu",
             "model": model,

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.registry import import_object, is_model_file
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._shared.worker import Worker, as_exception
-from asyncinfer_drivers.models import import_object
 
 __all__ = ("Host", "Order", "host_of")
-
-_FILE_MARKS = (".pt2", ".pt", ".ts", ".pth", ".torchscript", "/", "\\")
 
 
 class Order(NamedTuple):
@@ -53,7 +51,7 @@ class Host(Protocol):
 def host_of(order: Order) -> Host:
     """The host for what ``model`` turns out to be; see ``RayDriver``. May take long."""
     model = order.model
-    if isinstance(model, str) and ":" in model and not _is_file(model):
+    if isinstance(model, str) and ":" in model and not is_model_file(model):
         model = import_object(model)
     if callable(model) and not _is_torch(model):
         if not _is_factory(model):
@@ -62,10 +60,6 @@ def host_of(order: Order) -> Host:
         if callable(model) and not _is_torch(model):
             return _Plain(order, model)
     return _torch_host(order._replace(model=model))
-
-
-def _is_file(text: str) -> bool:
-    return text.endswith(_FILE_MARKS[:5]) or any(mark in text for mark in _FILE_MARKS[5:])
 
 
 def _is_torch(model: Any) -> bool:

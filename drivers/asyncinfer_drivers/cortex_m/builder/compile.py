@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asyncinfer.errors import ConfigError
+from asyncinfer.registry import optional
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
@@ -47,7 +47,7 @@ def compile_model(
 
     Raises ``ConfigError`` with the operator's name if the compiler does not take the module.
     """
-    bakenn = _bakenn()
+    bakenn = optional("bakenn", "building a firmware")
     _try(module, calibration[:1], name)
     target, portable = folder / "model", folder / "portable"
     try:
@@ -70,15 +70,6 @@ def compile_model(
         constant_bytes=memory.emitted_constant_payload_bytes,
         digest=_digest(portable),
     )
-
-
-def _bakenn() -> Any:
-    try:
-        return importlib.import_module("bakenn")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"building a firmware needs {error.name}: pip install 'asyncinfer[firmware]'"
-        ) from error
 
 
 def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asyncinfer_drivers import models
+from asyncinfer.registry import model_names
 from asyncinfer_drivers.cortex_m.builder import toolchain
 from asyncinfer_drivers.cortex_m.builder.boards import Board, find_board
 from asyncinfer_drivers.cortex_m.builder.compile import compile_model
@@ -83,7 +83,7 @@ def cache_folder() -> Path:
 
 
 def _is_builtin(name: Any) -> bool:
-    return isinstance(name, str) and name in models.names()
+    return isinstance(name, str) and name in model_names()
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers import models
+from asyncinfer.registry import load_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def load_module(model: Any) -> nn.Module:
 def load_samples(calibration: Any) -> Samples:
     """From an array, a ``.npy`` file, or the name of a built-in model with inputs of its own."""
     if isinstance(calibration, str) and not calibration.endswith(".npy"):
-        samples = _of_model(models.load(calibration))
+        samples = _of_model(load_model(calibration))
     elif isinstance(calibration, str | Path):
         samples = Samples(_read(Path(calibration)))
     else:
