@@ -30,6 +30,14 @@ class DeviceState(StrEnum):
     #: closed for good
     REMOVED = "removed"
 
+    @property
+    def up(self) -> bool:
+        """Whether a device takes tasks in this state, now or when it has finished others."""
+        return self in _UP
+
+
+_UP = frozenset({DeviceState.READY, DeviceState.BUSY, DeviceState.SUSPECT})
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceStats:
@@ -70,6 +78,11 @@ class DeviceStats:
     wedged: int = 0
     #: what its driver tells of itself, such as the options it has chosen
     details: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def up(self) -> bool:
+        """Whether it takes tasks: it is ready, busy, or suspect and on trial."""
+        return self.state.up
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asyncinfer._optional import run_async
 from asyncinfer.cli.output import seconds
 from asyncinfer.config import Config, load
 from asyncinfer.registry import optional
-from asyncinfer.stats import DeviceState
-
-if TYPE_CHECKING:
-    from asyncinfer.stats import DeviceStats
+from asyncinfer.stats import DeviceState, DeviceStats
 
 __all__ = ("device_facts", "optional", "read_config", "run_async", "trouble")
 
@@ -28,7 +25,7 @@ def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
     """One device's part of a summary."""
     return {
         "name": device.name,
-        "state": str(getattr(device.state, "value", device.state)),
+        "state": device.state.value,
         "state_seconds": device.state_seconds,
         "reason": device.reason,
         "failures": device.failures,

@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from asyncinfer.serve.gate import Gate
-from asyncinfer.serve.served import UP, Served
+from asyncinfer.serve.served import Served
 
 __all__ = ("CONTENT_TYPE_LATEST", "Metrics")
 
@@ -111,7 +111,7 @@ class _Now(Collector):
         for served in self._models():
             for device in served.stats.devices:
                 key = (served.name, device.name)
-                up.add_metric(key, int(device.state in UP))
+                up.add_metric(key, int(device.up))
                 tasks.add_metric(key, device.tasks)
                 calls.add_metric(key, device.batches)
                 errors.add_metric(key, device.errors)

@@ -18,15 +18,13 @@ from asyncinfer.serve.errors import BadRequest
 from asyncinfer.serve.tensors import Array, TensorSpec, datatype_of
 from asyncinfer.stats import DispatcherStats
 
-__all__ = ("UP", "VERSION", "Counters", "Served", "stacked")
+__all__ = ("VERSION", "Counters", "Served", "stacked")
 
 #: the one version of every model
 VERSION = "1"
 
 #: seconds for which a snapshot of the devices is good
 _FRESH = 0.1
-#: states in which a device takes work: a suspect one too, so that it can show that it is well
-UP = ("ready", "busy", "suspect")
 
 
 @dataclass
@@ -113,7 +111,7 @@ class Served:
     @property
     def ready(self) -> bool:
         """Whether at least one device is up."""
-        return any(device.state in UP for device in self.stats.devices)
+        return any(device.up for device in self.stats.devices)
 
     async def run(self, rows: Array) -> list[dict[str, Array]]:
         """The outputs of each row, by name.

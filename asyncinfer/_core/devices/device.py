@@ -13,7 +13,7 @@ from asyncinfer._core.devices.attributes import attributes_of
 from asyncinfer._core.devices.breaker import Breaker
 from asyncinfer._core.devices.leftovers import Leftovers
 from asyncinfer._core.devices.speed import BatchSize, Estimator
-from asyncinfer._core.devices.states import UP, check
+from asyncinfer._core.devices.states import check
 from asyncinfer._core.tasks.spans import Row, Span
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.stats import DeviceState
@@ -113,7 +113,7 @@ class Device:
             self.generation += 1
             self._given_up = 0.0
         self._state, self.since, self.reason = state, now, reason or str(error or "")
-        self.up = state in UP
+        self.up = state.up
         self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
         self._touched = now
         self._listener.became(self, before, error)

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 from asyncinfer._core.devices.device import Burst, Device, put_back
-from asyncinfer._core.devices.states import UP
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError
@@ -117,7 +116,7 @@ class Roster:
         self, device: Device, before: DeviceState | None, error: BaseException | None
     ) -> None:
         """It has changed its state."""
-        was_up = before in UP
+        was_up = before is not None and before.up
         if device.up is not was_up:
             self._came_or_went = True
             self._number_up += 1 if device.up else -1

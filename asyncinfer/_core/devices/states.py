@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from asyncinfer.stats import DeviceState
 
-__all__ = ("TRANSITIONS", "UP", "IllegalTransition", "check")
+__all__ = ("TRANSITIONS", "IllegalTransition", "check")
 
 
 #: where a device may go from each state, and at first. Ready and busy are one state here: a device
@@ -23,9 +23,6 @@ TRANSITIONS: Mapping[DeviceState | None, frozenset[DeviceState]] = {
     DeviceState.DRAINING: frozenset({DeviceState.REMOVED}),
     DeviceState.REMOVED: frozenset(),
 }
-
-#: those in which it takes tasks
-UP = frozenset({DeviceState.READY, DeviceState.SUSPECT})
 
 
 class IllegalTransition(RuntimeError):

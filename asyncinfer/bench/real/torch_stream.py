@@ -21,6 +21,7 @@ from asyncinfer.bench.real.devices import close_all, open_all, torch_device
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.errors import AsyncInferError
 from asyncinfer.model import Model
+from asyncinfer.stats import DeviceState
 
 __all__ = ("Found", "Match", "Ours", "steady")
 
@@ -124,5 +125,5 @@ class Ours:
 
 async def _idle(dispatcher: Dispatcher[Any, Any]) -> None:
     """Wait for the calls that were running when the stream was left."""
-    while any(device.state == "busy" for device in dispatcher.stats().devices):  # noqa: ASYNC110
+    while any(device.state is DeviceState.BUSY for device in dispatcher.stats().devices):  # noqa: ASYNC110
         await asyncio.sleep(_TOGETHER)
