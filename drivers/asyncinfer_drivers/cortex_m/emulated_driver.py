@@ -29,7 +29,7 @@ _QEMU_SERIAL = (115_200, True, True)
 def missing() -> str | None:
     """What to install so that a firmware can be built and emulated; ``None`` if all is there."""
     if importlib.util.find_spec("bakenn") is None:
-        return "building a firmware needs bakenn: pip install 'asyncinfer[cortex_m4]'"
+        return "building a firmware needs bakenn: pip install 'asyncinfer[firmware]'"
     if shutil.which("arm-none-eabi-gcc") is None:
         debs = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
         return f"building a firmware needs arm-none-eabi-gcc: apt-get install {debs}"
