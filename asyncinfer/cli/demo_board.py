@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncinfer import config as configuration
 from asyncinfer.cli.demo_stage import Stage
 from asyncinfer.cli.output import note, people, rate, table
-from asyncinfer.cli.tools import optional, run_async
+from asyncinfer.cli.tools import run_async
 from asyncinfer.config import DeviceConfig
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.errors import ConfigError
+from asyncinfer.registry import needed_for
 from asyncinfer.result import Result
+
+if TYPE_CHECKING:
+    from asyncinfer_drivers.cortex_m.emulated_driver import EmulatedCortexM4Driver
 
 __all__ = ("board_stage", "show_board")
 
@@ -24,9 +28,10 @@ _HEADING = "digits on a CPU slowed 8 times, one by one, and on a Cortex-M4 (emul
 def board_stage(stage: Stage) -> Mapping[str, Any]:
     """Run the digits of ``stage`` on both; or say what is missing, under that name."""
     try:
-        driver = optional("asyncinfer_drivers.cortex_m.emulated_driver", "the Cortex-M4")
-        if missing := driver.missing():
-            raise ConfigError(missing)
+        with needed_for("the Cortex-M4"):
+            from asyncinfer_drivers.cortex_m.emulated_driver import missing
+        if text := missing():
+            raise ConfigError(text)
     except ConfigError as error:
         note(f"without the Cortex-M4: {error}")
         return {"missing": str(error)}
@@ -40,7 +45,7 @@ async def _run(stage: Stage) -> Mapping[str, Any]:
     drivers = [device.build(stage.model) for device in (HOST, board)]
     async with Dispatcher(drivers) as dispatcher:
         results = [result async for result in dispatcher.results(stage.items)]
-    report = drivers[1].report()  # type: ignore[attr-defined]  # the emulated board's
+    report = cast("EmulatedCortexM4Driver", drivers[1]).report()
     seconds = max(r.finished for r in results) - min(r.started for r in results)
     return {
         "tasks": len(results),

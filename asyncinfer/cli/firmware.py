@@ -10,7 +10,7 @@ import typer
 from asyncinfer.cli import firmware_board
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.output import emit, people
-from asyncinfer.cli.tools import optional
+from asyncinfer.registry import needed_for
 
 __all__ = ("app",)
 
@@ -52,8 +52,9 @@ def build(
 
     asyncinfer firmware build --model digits --calibration digits --output out/firmware
     """
-    package = optional("asyncinfer_drivers.cortex_m.build", "building a firmware")
-    made = package.build_firmware(
+    with needed_for("building a firmware"):
+        from asyncinfer_drivers.cortex_m.build import build_firmware
+    made = build_firmware(
         model, calibration or model, board=board, output=output, defines=define or ()
     )
     facts = {"elf": str(made.elf), "bin": str(made.bin), **made.facts()}

@@ -7,14 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.output import emit, note
-from asyncinfer.cli.tools import optional, run_async
+from asyncinfer.cli.tools import run_async
 from asyncinfer.errors import AsyncInferError, ConfigError
+from asyncinfer.registry import needed_for
+
+if TYPE_CHECKING:
+    from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
 
 __all__ = ("emulate", "flash")
 
@@ -58,16 +62,16 @@ def emulate(
 
     Results are those of the real board. Times are not: they are this host's.
     """
-    emulated = optional("asyncinfer_drivers.cortex_m.emulated", "the emulated board")
-    line = emulated.Faults.mixed(faults) if faults else None
+    with needed_for("the emulated board"):
+        from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
+        from asyncinfer_drivers.cortex_m.proxy import Faults
+    line = Faults.mixed(faults) if faults else None
     elf = firmware or _digits(board)
-    running = emulated.EmulatedCortexM4(
-        elf, board=board, baudrate=baudrate, faults=line, icount=icount
-    )
+    running = EmulatedCortexM4(elf, board=board, baudrate=baudrate, faults=line, icount=icount)
     run_async(_emulate(running, as_json))
 
 
-async def _emulate(board: Any, as_json: bool) -> None:
+async def _emulate(board: EmulatedCortexM4, as_json: bool) -> None:
     async with board:
         if as_json:
             emit({"port": board.port, "board": board.board, "elf": board.elf, "emulated": True})
@@ -82,8 +86,9 @@ async def _emulate(board: Any, as_json: bool) -> None:
 
 def _digits(board: str) -> Path:
     """The firmware of the digits model, built on first use."""
-    build = optional("asyncinfer_drivers.cortex_m.build", "building a firmware").build_firmware
-    return Path(build("digits", "digits", board=board).elf)
+    with needed_for("building a firmware"):
+        from asyncinfer_drivers.cortex_m.build import build_firmware
+    return build_firmware("digits", "digits", board=board).elf
 
 
 def flash(

@@ -18,8 +18,8 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncinfer import Dispatcher
-from asyncinfer_drivers._torch import bare
-from asyncinfer_drivers._torch.small_net import build as build_small_net
+from asyncinfer_drivers import torch_loops
+from asyncinfer_drivers.models.small_net import build as build_small_net
 from asyncinfer_drivers.torch_host import TorchDriver
 
 __all__ = ("main",)
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     model = build_small_net() if options.model == "small_net" else options.model
-    inputs = bare.inputs_of(options.model, options.count)
-    settings = await asyncio.to_thread(bare.tune, model, inputs)
-    loop = await asyncio.to_thread(bare.prepared_loop, model, inputs, settings)
+    inputs = torch_loops.inputs_of(options.model, options.count)
+    settings = await asyncio.to_thread(torch_loops.tune, model, inputs)
+    loop = await asyncio.to_thread(torch_loops.prepared_loop, model, inputs, settings)
     drivers = [
         TorchDriver(
             model,
@@ -59,13 +59,17 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         for number in range(options.drivers)
     ]
-    rates: dict[str, list[bare.Rate]] = {"naive": [], "bare": [], "stream": []}
+    rates: dict[str, list[torch_loops.Rate]] = {"naive": [], "bare": [], "stream": []}
     lags: dict[str, list[float]] = {name: [] for name in rates}
     async with Dispatcher(drivers, window=8192, queue_size=8192) as dispatcher:
         for _ in range(options.turns):
             for name, threads in (("naive", 1), ("naive", None)):
                 rate = await asyncio.to_thread(
-                    bare.naive_loop, model, inputs, seconds=options.seconds / 4, threads=threads
+                    torch_loops.naive_loop,
+                    model,
+                    inputs,
+                    seconds=options.seconds / 4,
+                    threads=threads,
                 )
                 rates[name].append(rate)
             with _ticking(lags["bare"]):
@@ -73,7 +77,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
             count = max(len(inputs), int(rates["bare"][-1].images_per_second * options.seconds))
             with _ticking(lags["stream"]):
                 rates["stream"].append(await _stream(dispatcher, inputs, count))
-    bare.check_same(rates["stream"][0].outputs, rates["bare"][0].outputs)
+    torch_loops.check_same(rates["stream"][0].outputs, rates["bare"][0].outputs)
     return {
         "model": options.model,
         "best_settings": asdict(settings),
@@ -87,7 +91,9 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _stream(dispatcher: Dispatcher[Any, Any], inputs: Sequence[Any], count: int) -> bare.Rate:
+async def _stream(
+    dispatcher: Dispatcher[Any, Any], inputs: Sequence[Any], count: int
+) -> torch_loops.Rate:
     outputs: list[Any] = []
     done = 0
     started, cpu = time.perf_counter(), time.process_time()
@@ -96,7 +102,7 @@ async def _stream(dispatcher: Dispatcher[Any, Any], inputs: Sequence[Any], count
         if done <= len(inputs):
             outputs.append(output)
     elapsed, used = time.perf_counter() - started, time.process_time() - cpu
-    return bare.Rate(done / elapsed, done / used, outputs)
+    return torch_loops.Rate(done / elapsed, done / used, outputs)
 
 
 @contextmanager
@@ -114,29 +120,31 @@ def _ticking(lags: list[float]) -> Iterator[None]:
         ticker.cancel()
 
 
-def _wall(rate: bare.Rate) -> float:
+def _wall(rate: torch_loops.Rate) -> float:
     return rate.images_per_second
 
 
-def _cpu(rate: bare.Rate) -> float:
+def _cpu(rate: torch_loops.Rate) -> float:
     return rate.images_per_cpu_second
 
 
 def _medians(
-    rates: dict[str, list[bare.Rate]], measure: Callable[[bare.Rate], float]
+    rates: dict[str, list[torch_loops.Rate]], measure: Callable[[torch_loops.Rate], float]
 ) -> dict[str, float]:
     return {name: statistics.median(map(measure, some)) for name, some in rates.items()}
 
 
 def _ratio(
-    some: list[bare.Rate], others: list[bare.Rate], measure: Callable[[bare.Rate], float]
+    some: list[torch_loops.Rate],
+    others: list[torch_loops.Rate],
+    measure: Callable[[torch_loops.Rate], float],
 ) -> float:
     """The median ratio of turns beside each other."""
     pairs = zip(some, others, strict=True)
     return statistics.median(measure(one) / measure(other) for one, other in pairs)
 
 
-def _best(rates: list[bare.Rate]) -> float:
+def _best(rates: list[torch_loops.Rate]) -> float:
     return max(rate.images_per_second for rate in rates)
 
 

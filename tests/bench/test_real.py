@@ -1,6 +1,7 @@
 """The suite real: its passes, loads and claims with made-up devices; once with torch."""
 
 import math
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -263,17 +264,17 @@ async def test_a_turn_of_ours_ends_with_all_devices_free():
     ],
 )
 def test_a_call_of_ours_takes_as_many_batches_as_make_it_long(batch, rate, images):
-    bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
+    bare = pytest.importorskip("asyncinfer_drivers.torch_loops")
     settings = bare.Settings(batch, workers=2)
     assert torch_turns.images_of_a_call(settings, rate) == images
 
 
 async def test_ours_gives_models_the_batches_of_the_best_loop():
-    bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
+    bare = pytest.importorskip("asyncinfer_drivers.torch_loops")
     model = real_devices.with_own_steps("digits")
     settings = bare.Settings(8, optimize="none", workers=2)
     inputs = bare.inputs_of("digits", 64)
-    match = torch_stream.Match("digits", "digits", model, {}, inputs, bare, settings)
+    match = torch_stream.Match("digits", "digits", model, {}, inputs, settings)
     async with AsyncExitStack() as stack:
         ours = await torch_stream.Ours.opened(match, 32, stack)
         details = [device.details for device in ours.dispatcher.stats().devices]
@@ -284,8 +285,8 @@ async def test_ours_gives_models_the_batches_of_the_best_loop():
 
 
 def test_turns_with_the_naive_loop_and_with_ours_are_rounds_of_their_own():
-    bare = pytest.importorskip("asyncinfer_drivers._torch.bare")
-    match = torch_stream.Match("m", None, None, {}, [0], bare, bare.Settings(1))
+    bare = pytest.importorskip("asyncinfer_drivers.torch_loops")
+    match = torch_stream.Match("m", None, None, {}, [0], bare.Settings(1))
     turn = {torch_loops.BEST: lambda: torch_stream.Found(1.0, [])}
     first = torch_turns._rounds(match, turn, 2, Context())
     then = torch_turns._rounds(match, turn, 3, Context(), before=len(first))
@@ -294,7 +295,7 @@ def test_turns_with_the_naive_loop_and_with_ours_are_rounds_of_their_own():
 
 def test_a_bare_loop_tells_when_its_batches_were_done():
     pytest.importorskip("torch")
-    from asyncinfer_drivers._torch import bare
+    from asyncinfer_drivers import torch_loops as bare
 
     settings = bare.Settings(batch=16, optimize="none", workers=2, malloc="as it is")
     loop = bare.prepared_loop("digits", bare.inputs_of("digits", 64), settings)
@@ -305,11 +306,18 @@ def test_a_bare_loop_tells_when_its_batches_were_done():
         assert torch_stream.steady(marks) > 0
 
 
-def test_without_the_loops(monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
+class _Absent:
+    """Finds no torch, wherever it is asked for again."""
 
-    monkeypatch.setattr(torch_loops.importlib, "import_module", missing)
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "asyncinfer_drivers.torch_loops":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_without_the_loops(monkeypatch):
+    monkeypatch.delitem(sys.modules, "asyncinfer_drivers.torch_loops", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [_Absent, *sys.meta_path])
     outcome = Outcome("real")
     torch_loops.torch_comparison("digits", Context(short=True), outcome)
     assert len(outcome.skipped) == 1

@@ -10,6 +10,7 @@ import pytest
 from asyncinfer.cli import app, tools
 from asyncinfer.cli.arguments import expand
 from asyncinfer.errors import ConfigError
+from asyncinfer.registry import needed_for
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,28 @@ def test_without_the_extra_one_line_says_what_to_install(package):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"asyncinfer: error: the command line needs {package}")
     assert done.stderr.endswith(": pip install 'asyncinfer[cli]'\n")
+
+
+@pytest.mark.parametrize("command", ["", "bench", "firmware", "run"])
+def test_help_imports_nothing_heavy(command):
+    program = (
+        "import sys, asyncinfer.__main__ as m; m.main(sys.argv[1:]); "
+        "sys.exit(sorted({'torch', 'numpy', 'serial', 'ray'} & set(sys.modules)))"
+    )
+    arguments = [*command.split(), "--help"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert "Usage" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_imports_that_a_purpose_needs_name_their_extra():
+    told = "a chart needs no_such: pip install no_such"
+    with pytest.raises(ConfigError, match=told), needed_for("a chart"):
+        raise ModuleNotFoundError("No module named 'no_such.part'", name="no_such.part")
+    with pytest.raises(ConfigError, match="a chart: odd"), needed_for("a chart"):
+        raise ModuleNotFoundError("odd")
 
 
 def test_a_missing_package_names_its_extra():

@@ -16,11 +16,11 @@ from asyncinfer_drivers._torch import aot, engine, optimize
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.optimize import Choice, Search, plans_of
-from asyncinfer_drivers._torch.small_net import build as small_net
-from asyncinfer_drivers._torch.small_net import images
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import STEPS
 from asyncinfer_drivers.models import digits, imagenet
+from asyncinfer_drivers.models.small_net import build as small_net
+from asyncinfer_drivers.models.small_net import images
 from asyncinfer_drivers.torch_host import TorchDriver
 
 PLANS = ["fuse", "channels_last", "freeze", "freeze+onednn", "fuse+channels_last+freeze"]

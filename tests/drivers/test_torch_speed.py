@@ -13,12 +13,13 @@ import torch
 
 from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._torch import bare, malloc
+from asyncinfer_drivers import torch_loops
+from asyncinfer_drivers._torch import malloc
 from asyncinfer_drivers._torch.sizes import LIMIT, best_size, memory_left
-from asyncinfer_drivers._torch.small_net import build as small_net
-from asyncinfer_drivers._torch.small_net import images
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers.models import digits
+from asyncinfer_drivers.models.small_net import build as small_net
+from asyncinfer_drivers.models.small_net import images
 from asyncinfer_drivers.torch_host import TorchDriver
 
 # --- the batch size -----------------------------------------------------------------------------
@@ -275,27 +276,29 @@ def quick(monkeypatch):
         ("BATCHES", (1, 4)),
         ("FORMS", ("none",)),
     ):
-        monkeypatch.setattr(bare, name, value)
+        monkeypatch.setattr(torch_loops, name, value)
 
 
 def test_rates_of_digits(quick):
-    rates = bare.loop_rates("digits", count=20, seconds=0.01)
+    rates = torch_loops.loop_rates("digits", count=20, seconds=0.01)
     assert rates["naive"] > 0
     assert rates["best"] > 0
-    assert bare.Settings(**rates["best_settings"])
+    assert torch_loops.Settings(**rates["best_settings"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_both_loops_give_the_same(quick, workers):
     inputs = list(digits.inputs().items[:30])
-    naive = bare.naive_loop("digits", inputs, threads=1)
-    best = bare.best_loop("digits", inputs, bare.Settings(8, "freeze", workers))
+    naive = torch_loops.naive_loop("digits", inputs, threads=1)
+    best = torch_loops.best_loop("digits", inputs, torch_loops.Settings(8, "freeze", workers))
     assert naive.outputs == best.outputs == bare_labels(inputs)
 
 
 def test_a_loop_that_fails_says_so():
     with pytest.raises(RuntimeError):
-        bare.best_loop(small_net_of_seed(), [torch.zeros(3)], bare.Settings(1, "none", 2))
+        torch_loops.best_loop(
+            small_net_of_seed(), [torch.zeros(3)], torch_loops.Settings(1, "none", 2)
+        )
 
 
 def test_the_small_net_tells_inputs_apart():

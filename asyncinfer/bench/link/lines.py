@@ -7,15 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncinfer._optional import run_async
 from asyncinfer.bench.record import Run
 from asyncinfer.bench.suite import Context
 from asyncinfer.config import DeviceConfig
 from asyncinfer.dispatcher import Dispatcher
-from asyncinfer.driver import Driver
-from asyncinfer.model import import_object
+from asyncinfer_drivers.cortex_m import frames
+
+if TYPE_CHECKING:
+    from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
 
 __all__ = ("EMULATED", "Line", "line_figures", "request_bytes", "stream")
 
@@ -48,10 +50,11 @@ class Line:
         baud = "not paced" if math.isnan(self.baudrate) else f"{self.baudrate:.0f} baud"
         return f"{self.device.name}: {baud}, {self.in_flight} in flight"
 
-    def driver(self) -> Driver[Any, Any]:
+    def driver(self) -> CortexM4Driver:
         """One sample a request, so many requests in flight."""
         ways = {"max_batch": 1, "concurrency": self.in_flight}
-        return replace(self.device, options={**self.device.options, **ways}).build()
+        device = replace(self.device, options={**self.device.options, **ways})
+        return cast("CortexM4Driver", device.build())
 
     def tasks(self, size: int, seconds: float) -> int:
         """As many as take about that long."""
@@ -65,8 +68,9 @@ def stream(line: Line, seconds: float, context: Context) -> Run:
 
 
 async def _stream(line: Line, seconds: float, context: Context) -> Run:
-    driver: Any = line.driver()
+    driver = line.driver()
     async with Dispatcher([driver]) as dispatcher:
+        assert driver.board is not None  # noqa: S101  # it is open
         spec = driver.board.inputs[0]
         size = request_bytes(spec.size)
         tasks, x = line.tasks(size, seconds), _filled(spec.shape)
@@ -102,7 +106,6 @@ def line_figures(rate: float, size: int, baudrate: float) -> dict[str, Any]:
 
 def request_bytes(sample: int) -> int:
     """What a request for one sample of so many bytes is on the wire."""
-    frames = import_object("asyncinfer_drivers.cortex_m:frames")
     return len(frames.encode(frames.Infer(1, 1, bytes([1]) * sample)))
 
 

@@ -92,9 +92,7 @@ def _section(
 
 def _threads(outcome: Outcome, context: Context, loops: Loops) -> None:
     for way, section in threads.SECTIONS.items():
-        trials, skipped = threads.trials(way)
-        outcome.skipped += [line for line in skipped if line not in outcome.skipped]
-        runs = _section(outcome, context, loops, section, trials)
+        runs = _section(outcome, context, loops, section, threads.trials(way))
         outcome.tables.append(_costs(way, runs))
 
 

@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 
 import anyio.to_thread
 
-from asyncinfer.bench.overhead.trials import Trial
-from asyncinfer.errors import ConfigError
-from asyncinfer.model import import_object
+from asyncinfer.bench.overhead.trials import Trial, Work
+from asyncinfer_drivers.worker import Worker
 
 __all__ = ("BARE", "BURST", "SECTIONS", "trials")
 
@@ -58,32 +57,31 @@ class _Bare:
                 self._loop.call_soon_threadsafe(done.set_result, function(argument))
 
 
-def trials(section: str) -> tuple[list[Trial], list[str]]:
-    """Who makes calls the way of that section, and a line for what is missing."""
+def trials(section: str) -> list[Trial]:
+    """Who makes calls the way of that section."""
     tasks = {"one call at a time": 3_000, "64 calls at once": 6_400}.get(section, 128_000)
     shape = _SHAPES[section]
-    found = [Trial(BARE, _with(_Bare, shape), tasks)]
-    skipped: list[str] = []
-    try:
-        worker = import_object("asyncinfer_drivers._shared.worker:Worker")
-        found.append(Trial("asyncinfer's Worker", _with(lambda: _started(worker), shape), tasks))
-    except ConfigError as error:
-        skipped.append(f"asyncinfer's Worker: {error}")
+    found = [
+        Trial(BARE, _with(_Bare, shape), tasks),
+        Trial("asyncinfer's Worker", _with(_started, shape), tasks),
+    ]
     if section != "64 tasks in one call":
         found.append(Trial("asyncio.to_thread", lambda n: shape(asyncio.to_thread, n), tasks))
         found.append(
             Trial("anyio.to_thread", lambda n: shape(anyio.to_thread.run_sync, n), tasks // 2)
         )
-    return found, skipped
+    return found
 
 
-def _started(worker: Any) -> Any:
-    made = worker("bench")
+def _started() -> Worker:
+    made = Worker("bench")
     made.start()
     return made
 
 
-def _with(make: Callable[[], Any], shape: Callable[[Offload, int], Awaitable[None]]) -> Any:
+def _with(
+    make: Callable[[], _Bare | Worker], shape: Callable[[Offload, int], Awaitable[None]]
+) -> Work:
     """``shape`` with a thread that ends with it."""
 
     async def work(tasks: int) -> None:

@@ -15,7 +15,17 @@ from asyncinfer.bench.measure import Spread, median_spread, peak_rss, times_by_r
 from asyncinfer.bench.record import Run, Table
 from asyncinfer.bench.suite import Context
 
-__all__ = ("Loops", "Trial", "compared", "in_turns", "loops_here", "measure", "ratio", "throughput")
+__all__ = (
+    "Loops",
+    "Trial",
+    "Work",
+    "compared",
+    "in_turns",
+    "loops_here",
+    "measure",
+    "ratio",
+    "throughput",
+)
 
 T = TypeVar("T")
 

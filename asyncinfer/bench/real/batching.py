@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import math
 import statistics
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -32,7 +31,7 @@ __all__ = ("ADAPTIVE", "batching", "checks", "latencies")
 
 ADAPTIVE = "adaptive"
 CLOSED = "closed loop"
-_MODEL = "asyncinfer_drivers._torch.small_net:build"
+_MODEL = "asyncinfer_drivers.models.small_net:build"
 _FIXED = (1, 8, 32)
 _CLIENTS = 64
 #: what an adaptive batch may grow to: beyond what is of use
@@ -65,10 +64,11 @@ _NOTE = (
 def batching(context: Context, outcome: Outcome) -> None:
     """Measure all ways under all loads; a line is skipped for what is missing."""
     try:
-        bare: Any = importlib.import_module("asyncinfer_drivers._torch.bare")
+        from asyncinfer_drivers.torch_loops import inputs_of  # which needs torch
+
         loops, _ = loops_here()
         with asyncio.Runner(loop_factory=list(loops.values())[-1]) as runner:
-            runs = _measured(bare.inputs_of("small_net", 64), context, outcome, runner)
+            runs = _measured(inputs_of("small_net", 64), context, outcome, runner)
     except (AsyncInferError, ImportError) as error:
         outcome.skipped.append(f"batching: {error}")
         return

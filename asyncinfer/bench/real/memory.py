@@ -21,8 +21,8 @@ _PATIENCE = 60.0
 
 _NAIVE = """
 import itertools
-from asyncinfer_drivers._torch import bare
-bare.naive_loop({model!r}, bare.inputs_of({model!r}, {tasks}))
+from asyncinfer_drivers.torch_loops import inputs_of, naive_loop
+naive_loop({model!r}, inputs_of({model!r}, {tasks}))
 """
 
 _NOTE = (

@@ -1,15 +1,13 @@
 """``Dispatcher.stream`` over torch against loops without it: the naive one, and the best we know.
 
-The loops are ``asyncinfer_drivers._torch.bare``'s. They run in a thread beside an event loop that
+The loops are ``asyncinfer_drivers.torch_loops``'s. They run in a thread beside an event loop that
 does nothing, so that the loop's lag can be compared as well.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from asyncinfer._text import rate, seconds
 from asyncinfer.bench.measure import median_spread
@@ -28,7 +26,7 @@ __all__ = ("BEST", "NAIVE", "OURS", "checks", "torch_comparison")
 OF_BEST, OF_NAIVE, LAG = 0.95, 4.0, 0.005
 
 #: models that are none of the built-in ones: where their module comes from
-_OTHERS = {"small_net": "asyncinfer_drivers._torch.small_net:build"}
+_OTHERS = {"small_net": "asyncinfer_drivers.models.small_net:build"}
 #: full batches of each worker that the loops go through at least
 _BATCHES = 4
 
@@ -53,10 +51,9 @@ _SPARED = {
 def torch_comparison(model: str, context: Context, outcome: Outcome) -> None:
     """Measure one model; a line is skipped where the loops or the drivers are missing."""
     try:
-        bare: Any = importlib.import_module("asyncinfer_drivers._torch.bare")
         loops, _ = loops_here()
         with asyncio.Runner(loop_factory=list(loops.values())[-1]) as runner:
-            runs = measured(_match(model, bare, context), context, runner)
+            runs = measured(_match(model, context), context, runner)
     except (AsyncInferError, ImportError) as error:
         outcome.skipped.append(f"{model} against bare loops: {error}")
         return
@@ -64,16 +61,18 @@ def torch_comparison(model: str, context: Context, outcome: Outcome) -> None:
     outcome.tables.append(_table(model, runs))
 
 
-def _match(name: str, bare: Any, context: Context) -> Match:
+def _match(name: str, context: Context) -> Match:
+    from asyncinfer_drivers.torch_loops import Settings, inputs_of, tune  # which need torch
+
     context.progress(f"{name}, the best settings of a bare loop")
     other = _OTHERS.get(name)
-    inputs = bare.inputs_of(name, 256)
-    settings = bare.Settings(optimize="none") if context.short else bare.tune(other or name, inputs)
+    inputs = inputs_of(name, 256)
+    settings = Settings(optimize="none") if context.short else tune(other or name, inputs)
     most = _BATCHES * settings.batch * settings.workers
     inputs = ([*inputs] * -(-most // len(inputs)))[:most]
     model = resolve(other) if other else with_own_steps(name)
     options = {"warmup_input": inputs[0]} if other else {}
-    return Match(name, other or name, model, options, inputs, bare, settings)
+    return Match(name, other or name, model, options, inputs, settings)
 
 
 def _over(runs: Sequence[Run], model: str, policy: str) -> list[Run]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncinfer.bench.measure import LoopLag
 from asyncinfer.bench.real.devices import close_all, open_all, torch_device
@@ -22,6 +22,9 @@ from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.errors import AsyncInferError
 from asyncinfer.model import Model
 from asyncinfer.stats import DeviceState
+
+if TYPE_CHECKING:
+    from asyncinfer_drivers.torch_loops import Settings
 
 __all__ = ("Found", "Match", "Ours", "steady")
 
@@ -42,9 +45,8 @@ class Match:
     #: options of the drivers besides those that the settings say
     options: dict[str, Any]
     inputs: Sequence[Any]
-    #: ``asyncinfer_drivers._torch.bare``, and its ``Settings``
-    bare: Any
-    settings: Any
+    #: of the best bare loop
+    settings: Settings
 
 
 class Found(NamedTuple):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from asyncinfer.bench.measure import LoopLag, peak_rss
 from asyncinfer.bench.overhead.trials import in_turns
@@ -17,7 +17,12 @@ from asyncinfer.bench.record import Run
 from asyncinfer.bench.suite import Context
 from asyncinfer.stats import percentile
 
+if TYPE_CHECKING:
+    from asyncinfer_drivers.torch_loops import BestLoop, Settings
+
 __all__ = ("BEST", "NAIVE", "OURS", "TINY", "heavy", "images_of_a_call", "long_enough", "measured")
+
+T = TypeVar("T")
 
 NAIVE, BEST, OURS = "naive loop", "best bare loop", "asyncinfer"
 
@@ -47,9 +52,11 @@ def heavy(images_per_second: float) -> bool:
 
 def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run]:
     """The naive loop and the best one in turns; then the best one and ours."""
+    from asyncinfer_drivers.torch_loops import prepared_loop
+
     least, naive = (_SHORT_SECONDS,) * 2 if context.short else (_SECONDS, _NAIVE_SECONDS)
     settings = match.settings
-    loop = match.bare.prepared_loop(match.bare_model, match.inputs, settings)
+    loop = prepared_loop(match.bare_model, match.inputs, settings)
     rate = loop.run(least).images_per_second
     loops = {
         NAIVE: lambda: runner.run(_naive(match, naive)),
@@ -70,20 +77,20 @@ def measured(match: Match, context: Context, runner: asyncio.Runner) -> list[Run
         runner.run(stack.aclose())
 
 
-def _took(settings: Any, images_per_second: float, context: Context) -> float:
+def _took(settings: Settings, images_per_second: float, context: Context) -> float:
     """Seconds of a turn with these settings."""
     if context.short:
         return _SHORT_SECONDS
     return long_enough(_SECONDS, settings.batch, settings.workers, images_per_second)
 
 
-def images_of_a_call(settings: Any, images_per_second: float) -> int:
+def images_of_a_call(settings: Settings, images_per_second: float) -> int:
     """Images of one call of ours: some of the best loop's batches, for one hand-over.
 
     As many as take ``_CALL`` seconds, in which a hand-over of about a millisecond is little.
     """
     batches = math.ceil(_CALL * images_per_second / (settings.batch * settings.workers))
-    return int(settings.batch * min(_MOST_BATCHES, batches))
+    return settings.batch * min(_MOST_BATCHES, batches)
 
 
 def _rounds(
@@ -117,7 +124,7 @@ def _rounds(
 # ---- one turn
 
 
-async def _beside(work: Callable[[], Any], took: float) -> tuple[Any, Sequence[float]]:
+async def _beside(work: Callable[[], T], took: float) -> tuple[T, Sequence[float]]:
     """What ``work`` brings in a thread, and the ticks of its last seconds."""
     with LoopLag() as lag:
         found = await asyncio.to_thread(work)
@@ -125,12 +132,14 @@ async def _beside(work: Callable[[], Any], took: float) -> tuple[Any, Sequence[f
 
 
 async def _naive(match: Match, took: float) -> Found:
-    loop = functools.partial(match.bare.naive_loop, match.bare_model, match.inputs[:8])
-    found, late = await _beside(functools.partial(loop, seconds=took), took)
-    return Found(float(found.images_per_second), late)
+    from asyncinfer_drivers.torch_loops import naive_loop
+
+    loop = functools.partial(naive_loop, match.bare_model, match.inputs[:8], seconds=took)
+    found, late = await _beside(loop, took)
+    return Found(found.images_per_second, late)
 
 
-async def _bare(loop: Any, took: float) -> Found:
+async def _bare(loop: BestLoop, took: float) -> Found:
     found, late = await _beside(functools.partial(loop.run, took), took)
     return Found(steady(found.marks), late)
 

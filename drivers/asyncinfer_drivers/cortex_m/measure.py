@@ -34,7 +34,7 @@ from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect, Receiv
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ("compute", "link", "main", "overhead")
+__all__ = ("compute", "link", "main", "overhead", "slow_model")
 
 Facts: TypeAlias = dict[str, Any]
 T = TypeVar("T")

@@ -20,16 +20,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from asyncinfer.registry import load_model
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch import aot, malloc
 from asyncinfer_drivers._torch.batch import rows, to_tensor
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Search, plans_of
 from asyncinfer_drivers._torch.sizes import LONGEST_CALL
-from asyncinfer_drivers._torch.small_net import build as build_small_net
-from asyncinfer_drivers._torch.small_net import images
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import Forward
+from asyncinfer_drivers.models.small_net import build as build_small_net
+from asyncinfer_drivers.models.small_net import images
 
 __all__ = (
     "BATCHES",
@@ -115,9 +116,7 @@ def inputs_of(model_name: str, count: int) -> list[Any]:
     """``count`` inputs of a built-in model, or of ``"small_net"``: its own, again and again."""
     if model_name == "small_net":
         return images(count)
-    from asyncinfer_drivers import models
-
-    own = list(models.load(model_name).inputs().items)
+    own = list(load_model(model_name).inputs().items)
     return [own[index % len(own)] for index in range(count)]
 
 
