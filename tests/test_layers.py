@@ -118,9 +118,9 @@ def test_no_driver_may_import_what_runs_it(tree: Path, append: Callable[[Path, s
     for file in (tree / "drivers").rglob("*.py"):
         append(file, WANTED)
     found, told = broken(tree)
-    assert ALLOWED in found
+    assert {ALLOWED, BEHIND} <= found
     caught = re.findall(rf"(\S+) -> {WANTED.split()[1]} \(l", told)
-    assert sorted(caught) == [DRIVERS.name, *modules(DRIVERS)]
+    assert sorted(set(caught)) == [DRIVERS.name, *modules(DRIVERS)]
 
 
 def test_what_is_new_in_the_core_is_forbidden_to_drivers(

@@ -76,6 +76,7 @@ class Engine:
             take_back=self._outcomes.take_back,
             wake=self.wake,
         )
+        self._watchdog = self.supervisor.watchdog
         self._executor = Executor(
             self._outcomes, clock, loop, run_timeout=timeouts.run, lost=self.supervisor.fail
         )
@@ -123,7 +124,7 @@ class Engine:
         self._wakeup = None
         for burst in self._pool.assign(self.clock()):
             self._executor.start(burst)
-        self.supervisor.look_after()
+        self._watchdog.arm()
         if self._quiet is not None and not self.lanes.unfinished:
             self._quiet.set()
 
@@ -172,7 +173,8 @@ class Engine:
     def _queue(self, lane: Lane, inputs: list[Any]) -> Span:
         """Make tasks of inputs, watched for their deadlines."""
         span = lane.accept(inputs)
-        self._deadlines.watch(span)
+        for limit in self._deadlines.limits:
+            limit.watch(span)
         self.more(lane)
         return span
 
@@ -196,7 +198,7 @@ class Engine:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
         lane.source_error = error or lane.source_error
         running = [s for burst in self.roster.bursts for s in burst.spans if s.lane is lane]
-        failed = [task for task in self.retries if task.lane is lane]
+        failed = [task for task in self.retries.tasks if task.lane is lane]
         for span in (*lane.close(), *running, *failed):
             if not span.done:
                 span.settle()
@@ -220,7 +222,7 @@ class Engine:
         for burst in self.roster.bursts:
             self._outcomes.pass_on(burst, burst.began)
             yield burst.spans
-        for task in list(self.retries):
+        for task in list(self.retries.tasks):
             yield (task,)
 
     def _reclaim(self) -> None:

@@ -25,7 +25,7 @@ def snapshot(engine: Engine) -> DispatcherStats:
         quarantined=recorder.quarantined,
         hedging=HedgeStats() if engine.hedging is None else engine.hedging.stats(engine.clock()),
         queue_depth=sum(lane.intake.qsize() for lane in lanes),
-        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.retries),
+        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.retries.tasks),
         running=sum(device.in_flight for device in engine.roster.devices),
         reorder_buffer=recorder.reorder_buffer,
         max_reorder=recorder.max_reorder,

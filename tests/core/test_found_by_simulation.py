@@ -166,7 +166,7 @@ def test_nobody_suspects_a_device_that_is_being_closed(virtual):
             supervisor = d._engine.supervisor
             (device,) = d._engine.roster.devices
             device.become(DeviceState.DRAINING, asyncio.get_running_loop().time())
-            supervisor._watchdog._look()  # before the roster has taken that in
+            supervisor.watchdog._look()  # before the roster has taken that in
             assert device.state is DeviceState.DRAINING
             await asyncio.gather(*calls)
 

@@ -1,4 +1,4 @@
-"""Hedging of overdue tasks: when they are made, which result counts, and what it all costs."""
+"""Copies of overdue tasks: when they are made, which result counts, and what it all costs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ class Supervisor:
         self._take_back = take_back
         self._wake = wake
         self._connecting = Connecting(recorder, clock, loop, timeouts)
-        self._watchdog = Watchdog(roster, clock, loop, self.fail)
+        #: finds devices that fall silent
+        self.watchdog = Watchdog(roster, clock, loop, self.fail)
         self._recovering: dict[Device, asyncio.Task[None]] = {}
 
     # ---- all of them
@@ -124,21 +125,17 @@ class Supervisor:
 
     async def close_all(self) -> None:
         """Close every device for good."""
-        self._watchdog.close()
+        self.watchdog.close()
         async with anyio.create_task_group() as group:
             for device in list(self._roster.devices):
                 group.start_soon(self._close, device, "the dispatcher is closing")
-
-    def look_after(self) -> None:
-        """Tasks were handed out: see to it that devices which fall silent are noticed."""
-        self._watchdog.arm()
 
     # ---- one
 
     async def _open(self, device: Device) -> None:
         """Open it and let it take tasks. Raises what the driver raises, or ``DeviceTimeout``."""
         await self._connecting.open(device)
-        self._watchdog.arm_anew()
+        self.watchdog.arm_anew()
         self._wake()
 
     def fail(self, device: Device, error: DeviceError) -> None:
@@ -167,7 +164,7 @@ class Supervisor:
 
     def _leave(self, device: Device, bursts: Iterable[Burst]) -> None:
         """Its calls were cancelled, and belong to an opening of it that is over."""
-        self._watchdog.leave(device)
+        self.watchdog.leave(device)
         for burst in bursts:
             if burst.runner is not None:
                 device.leftovers.expect_end(burst.runner, burst.generation)

@@ -1,4 +1,4 @@
-"""Hedging of overdue tasks: the first result wins, and the other call is cancelled."""
+"""Copies of overdue tasks: the first result wins, and the other call is cancelled."""
 
 from __future__ import annotations
 

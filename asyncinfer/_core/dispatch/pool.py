@@ -109,7 +109,7 @@ class Pool:
         if self._hedging is not None:
             self._bursts += self._hedging.serve(now)
             self._update()
-        if self._retries:
+        if self._retries.tasks:
             for device, task in self._retries.pairs(now):
                 self._hand_out(device, [task], 1)
             self._update()
@@ -136,8 +136,11 @@ class Pool:
         """Have the next pass made in time though nothing else happens until then."""
         free = len(self._roster.free) > 0
         self.full = not free
-        self._recheck.passed(rest or (free and self._retries.blocked))
-        pause = self._retries.pause
+        pause = math.inf
+        if self._retries.tasks:
+            rest = rest or (free and self._retries.blocked)
+            pause = self._retries.pause
+        self._recheck.passed(rest)
         if self._hedging is not None and self.devices and self._lanes.unfinished:
             pause = min(pause, self._hedging.pause(self.now))
         if pause < math.inf:

@@ -33,33 +33,28 @@ class Retries:
         self._pause = math.inf
         self._blocked = False
         self._roster = roster
-        self._tasks: deque[Span] = deque()
+        #: those that wait
+        self.tasks: deque[Span] = deque()
         #: the suspects that run, and how many of them may
         self._suspects: dict[Span, Device] = {}
         self._at_once = 1
         #: when one of them cost a device that ran nothing else
         self._guilt = -math.inf
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __iter__(self) -> Iterator[Span]:
-        return iter(self._tasks)
-
     @property
     def pause(self) -> float:
         """Seconds until a look is due though nothing else happens."""
-        return self._pause if self._tasks else math.inf
+        return self._pause if self.tasks else math.inf
 
     @property
     def blocked(self) -> bool:
         """Whether a task waits for a device that runs another one."""
-        return self._blocked and len(self._tasks) > 0
+        return self._blocked and len(self.tasks) > 0
 
     def queue(self, task: Span) -> None:
         """Have a task run again."""
         self._suspects.pop(task, None)
-        self._tasks.append(task)
+        self.tasks.append(task)
         if task.causes and isinstance(task.causes[-1], DeviceError):
             self._at_once = 1
             if strikes(task) > 1:
@@ -69,10 +64,10 @@ class Retries:
         """Remove each task that a device is free for, and give both: they are to be started."""
         self._clear()
         self._pause, self._blocked = math.inf, False
-        for task in sorted(self._tasks, key=_oldest_first):
+        for task in sorted(self.tasks, key=_oldest_first):
             device = None if task.done else self._device_for(task, now)
             if task.done or device is not None:
-                self._tasks.remove(task)
+                self.tasks.remove(task)
             if device is not None:
                 if strikes(task):
                     self._suspects[task] = device

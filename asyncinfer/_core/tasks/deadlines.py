@@ -13,7 +13,7 @@ from asyncinfer._core.tasks.spans import NOT_RUN, Span
 from asyncinfer.errors import DeadlineExceeded, NoDeviceError, QueueTimeout, TaskError
 from asyncinfer.options import Timeouts
 
-__all__ = ("Deadlines",)
+__all__ = ("Deadlines", "Limit")
 
 #: shortest wait, in seconds: a timer may ring a little early
 SHORTEST_WAIT = 1e-6
@@ -52,20 +52,16 @@ class Deadlines:
             (timeouts.total, self._unfinished, self._out_of_time),
             (timeouts.queue, self._unstarted, self._not_started),
         )
-        self._limits = [
-            _Limit(seconds, clock, loop, places, expired)
+        #: to each of them, tasks are shown as they are accepted
+        self.limits = [
+            Limit(seconds, clock, loop, places, expired)
             for seconds, places, expired in limits
             if seconds is not None
         ]
 
-    def watch(self, span: Span) -> None:
-        """Watchdog the tasks of ``span``, accepted just now."""
-        for limit in self._limits:
-            limit.watch(span)
-
     def stop(self) -> None:
-        """Watchdog no more."""
-        for limit in self._limits:
+        """Watch no more."""
+        for limit in self.limits:
             limit.stop()
 
     def _unfinished(self) -> Iterator[Iterable[Span]]:
@@ -93,7 +89,7 @@ class Deadlines:
         self._expire(spans, QueueTimeout, text)
 
 
-class _Limit:
+class Limit:
     """One time limit, counted from the acceptance of each task.
 
     Nothing is remembered of a task: the alarm is set for the oldest one that the limit concerns,
@@ -115,10 +111,12 @@ class _Limit:
         self._alarm = Alarm(loop, self._ring)
 
     def watch(self, span: Span) -> None:
+        """Watch the tasks of ``span``, accepted just now."""
         if not self._alarm.is_set:
             self._set(span.submitted + self._seconds)
 
     def stop(self) -> None:
+        """Watch no more."""
         self._alarm.cancel()
 
     def _set(self, due: float) -> None:

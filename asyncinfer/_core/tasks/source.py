@@ -68,42 +68,27 @@ async def _feed_sync(
     accept: Callable[[list[Any]], object],
     clock: Callable[[], float],
 ) -> None:
-    read = _Reader(source, clock)
-    while not read.ended:
-        room = await intake.room()
+    """Read for one turn of the event loop at a time.
+
+    Looking at the clock after every input would cost more than the input, so it is done after
+    ever larger chunks, and after each input again once one was slow.
+    """
+    chunk, ended = 1, False
+    while not ended:
+        most = min(await intake.room(), MOST_AT_ONCE)
         items: list[Any] = []
+        until = clock() + LONGEST_TURN
         try:
-            read.some(items, min(room, MOST_AT_ONCE))
+            while len(items) < most and not ended:
+                goal = min(most, len(items) + chunk)
+                items.extend(islice(source, goal - len(items)))
+                ended = len(items) < goal
+                if clock() > until:
+                    chunk = 1
+                    break
+                chunk = min(LARGEST_CHUNK, 2 * chunk)
         finally:
             if items:
                 accept(items)
         if not intake.full():  # else it waits for room
             await asyncio.sleep(0)
-
-
-class _Reader:
-    """Reads a synchronous source for a turn of the event loop at a time.
-
-    Looking at the clock after every input would cost more than the input, so it is done after
-    ever larger chunks, and after each input again once one was slow.
-    """
-
-    def __init__(self, source: Iterator[Any], clock: Callable[[], float]) -> None:
-        self.ended = False
-        self._source = source
-        self._clock = clock
-        self._chunk = 1
-
-    def some(self, items: list[Any], most: int) -> None:
-        """Append at least one input and at most ``most``, unless there are no more."""
-        until = self._clock() + LONGEST_TURN
-        while len(items) < most:
-            goal = min(most, len(items) + self._chunk)
-            items.extend(islice(self._source, goal - len(items)))
-            self.ended = len(items) < goal
-            if self._clock() > until:
-                self._chunk = 1
-                return
-            if self.ended:
-                return
-            self._chunk = min(LARGEST_CHUNK, 2 * self._chunk)

@@ -28,7 +28,7 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
     if idle and settings.policy in ("eft", "greedy"):
         fills = any(device.max_wait for device in up)
         check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
-        left = [task for task in retries if not task.done]
+        left = [task for task in retries.tasks if not task.done]
         suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
         held = suspected or retries.pause < math.inf
         check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
@@ -48,7 +48,7 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
 
 def _unfinished(engine: Engine) -> int:
     """Tasks that wait somewhere for their outcome; one that runs twice counts once."""
-    places: list[Iterable[Span]] = [engine.retries]
+    places: list[Iterable[Span]] = [engine.retries.tasks]
     for lane in engine.lanes:
         places += [lane.intake, lane.waiting]
     places += [burst.spans for device in engine.roster.devices for burst in device.bursts]
@@ -80,7 +80,7 @@ def described(engine: Engine | None) -> str:
         f"ended {lane.ended}"
         for lane in engine.lanes
     ]
-    retries = [(task.lane.number, task.first) for task in engine.retries]
+    retries = [(task.lane.number, task.first) for task in engine.retries.tasks]
     return "\n  ".join(["", *devices, *lanes, f"retries {retries}"])
 
 

@@ -89,7 +89,7 @@ def _result_doubled_after_a_retry() -> list[Any]:
 
     def again(self: Outcomes, task: Span, device: str) -> None:
         once(self, task, device)
-        self._retries._tasks.append(task)
+        self._retries.tasks.append(task)
 
     once = Outcomes._again
     return [
