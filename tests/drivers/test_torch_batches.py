@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer_drivers._shared.options import StepOptions
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers.models import digits, imagenet
@@ -247,7 +248,7 @@ def test_own_steps_replace_those_of_the_model_on_their_side():
 
 
 def test_by_name():
-    steps = Steps.given("builtins:float", None, "builtins:list", None).imported()
+    steps = StepOptions(preprocess="builtins:float", collate="builtins:list").steps.imported()
     assert steps == (float, None, list, None)
 
 

@@ -324,7 +324,7 @@ async def test_a_kept_error_keeps_neither_model_nor_batch(opened):
     seen = [weakref.ref(net), *map(weakref.ref, items)]
     _, error = await driver.infer(items)
     await driver.close()
-    del net, items, driver._spec
+    del net, items, driver._options
     gc.collect()
     assert [ref() for ref in seen] == [None] * 3
     assert isinstance(error, Picky)

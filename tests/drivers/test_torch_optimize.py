@@ -21,7 +21,7 @@ from asyncinfer_drivers._torch.variants import STEPS
 from asyncinfer_drivers.models import digits, imagenet
 from asyncinfer_drivers.models.small_net import build as small_net
 from asyncinfer_drivers.models.small_net import images
-from asyncinfer_drivers.torch_host import TorchDriver
+from asyncinfer_drivers.torch_host import TorchDriver, TorchOptions
 
 PLANS = ["fuse", "channels_last", "freeze", "freeze+onednn", "fuse+channels_last+freeze"]
 
@@ -532,10 +532,11 @@ def test_nothing_is_compiled_for_a_thread_beside_an_event_loop(monkeypatch, isol
     tried = []
     monkeypatch.setattr(aot, "possible", lambda: True)
     monkeypatch.setattr(optimize, "make", lambda plan, module, *_: tried.append(plan) or module)
-    spec = engine.Spec(
-        "dev", conv(), warmup_input=PICTURE, plans=None, optimize_seconds=60.0, isolated=isolated
-    )
-    one = engine.Engine(spec, None, pause=lambda seconds: None, wanted=lambda: True)
+    options = TorchOptions(
+        conv(), warmup_input=PICTURE, optimize_seconds=60.0,
+        isolation="process" if isolated else "thread",
+    )  # fmt: skip
+    one = engine.Engine(options, None, pause=lambda seconds: None, wanted=lambda: True)
     in_thread(one.load)
     assert (("aot",) in tried) == isolated
     assert len(tried) >= 5
@@ -543,7 +544,7 @@ def test_nothing_is_compiled_for_a_thread_beside_an_event_loop(monkeypatch, isol
 
 @pytest.mark.parametrize(
     ("max_batch", "micro_batch", "batch"),
-    [(512, None, 512), (512, 300, 300), (4, 8, 4), (None, None, 256), (None, 8, 8)],
+    [(512, None, 512), (512, 300, 300), (4, 8, 4), ("auto", None, 256), ("auto", 8, 8)],
 )
 def test_a_form_is_for_the_largest_batch_that_the_model_gets(
     monkeypatch, max_batch, micro_batch, batch
@@ -555,11 +556,11 @@ def test_a_form_is_for_the_largest_batch_that_the_model_gets(
         return Choice(self.module)
 
     monkeypatch.setattr(engine.Search, "run", run)
-    spec = engine.Spec(
-        "dev", conv(), max_batch=max_batch, micro_batch=micro_batch, warmup_input=PICTURE,
-        plans=None, isolated=True,
+    options = TorchOptions(
+        conv(), max_batch=max_batch, micro_batch=micro_batch, warmup_input=PICTURE,
+        isolation="process",
     )  # fmt: skip
-    one = engine.Engine(spec, None, pause=lambda seconds: None, wanted=lambda: True)
+    one = engine.Engine(options, None, pause=lambda seconds: None, wanted=lambda: True)
     in_thread(one.load)
     assert sought == [(batch, batch)]
 

@@ -34,8 +34,8 @@ _PR_SET_PDEATHSIG = 1
 class Order(NamedTuple):
     """What to load."""
 
-    #: a pickled ``Spec``
-    spec: bytes
+    #: pickled ``TorchOptions``
+    options: bytes
     #: where to find what the main program has defined, as ``multiprocessing`` puts it
     program: dict[str, Any]
     #: intra-op threads; ``None`` on an accelerator
@@ -138,13 +138,13 @@ class _Server:
         try:
             if order.program:
                 multiprocessing.spawn.prepare(order.program)
-            spec = pickle.loads(order.spec)  # noqa: S301  # from our own parent
+            options = pickle.loads(order.options)  # noqa: S301  # from our own parent
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             raise ConfigError(f"isolation='process' cannot import what it needs: {text}") from error
         self._share.threads = order.threads or 1
         share = None if order.threads is None else self._share
-        self._engine = Engine(spec, share, pause=time.sleep, wanted=lambda: True)
+        self._engine = Engine(options, share, pause=time.sleep, wanted=lambda: True)
         self._engine.load()
         return Loaded(self._engine.warmup, self._engine.max_batch, self._engine.details)
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
-from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch import aot, malloc
 from asyncinfer_drivers._torch.device import available, choose, is_device_fault, timer
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Choice, Search
+from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.sizes import LIMIT, LONGEST_CALL, best_size, memory_left
 from asyncinfer_drivers._torch.threads import CoreShare, Share, usable_cores
-from asyncinfer_drivers._torch.variants import Plan
 
-__all__ = ("Engine", "Spec", "claim")
+__all__ = ("Engine", "claim")
 
 logger = logging.getLogger("asyncinfer.torch")
 
@@ -29,35 +27,11 @@ logger = logging.getLogger("asyncinfer.torch")
 _SIZES_BUDGET = 1.5
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a driver was told, and its engine needs; see ``TorchDriver``."""
-
-    name: str
-    model: Any
-    device: str = "cpu"
-    threads: int | None = None
-    #: ``None``: the best there is
-    max_batch: int | None = 1
-    #: ``None``: as ``max_batch``
-    micro_batch: int | None = None
-    steps: Steps = field(default_factory=Steps)
-    warmup_input: Any = None
-    slowdown: float = 1.0
-    #: ``None``: the fastest that is right
-    plans: tuple[Plan, ...] | None = ()
-    optimize_seconds: float = 3.0
-    malloc: bool = False
-    #: whether it has a process to itself
-    isolated: bool = False
-    latency_target: float | None = None
-
-
-def claim(spec: Spec) -> CoreShare | None:
+def claim(options: TorchOptions) -> CoreShare | None:
     """The driver's share of this host's cores, joined; ``None`` where it computes elsewhere."""
-    if torch.device(choose(spec.device, *available())).type != "cpu":
+    if torch.device(choose(options.device, *available())).type != "cpu":
         return None
-    share = CoreShare(spec.threads, usable_cores())
+    share = CoreShare(options.threads, usable_cores())
     share.join()
     return share
 
@@ -71,13 +45,13 @@ class Engine:
 
     def __init__(
         self,
-        spec: Spec,
+        options: TorchOptions,
         share: Share | None,
         *,
         pause: Callable[[float], None],
         wanted: Callable[[], bool],
     ) -> None:
-        self._spec = spec
+        self._options = options
         self._share = share
         self._pause = pause
         self._wanted = wanted
@@ -87,7 +61,7 @@ class Engine:
         #: one raw input, or ``None``
         self.warmup: Any = None
         #: tasks a call takes
-        self.max_batch = spec.max_batch or 1
+        self.max_batch = options.size or 1
         #: what was chosen
         self.details: dict[str, str | float] = {}
 
@@ -96,7 +70,7 @@ class Engine:
 
         Raises ``ConfigError`` if it cannot be loaded or run, ``DeviceLost`` for the device's fault.
         """
-        name = self._spec.name
+        name = self._options.called
         try:
             self._load()
         except AsyncInferError:
@@ -120,72 +94,72 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _load(self) -> None:
-        spec = self._spec
-        device = torch.device(choose(spec.device, *available()))
-        self._malloc_held = spec.malloc and device.type == "cpu" and malloc.hold()
+        options = self._options
+        device = torch.device(choose(options.device, *available()))
+        self._malloc_held = options.malloc == "auto" and device.type == "cpu" and malloc.hold()
         if self._malloc_held:
             self._heaps = malloc.keep_heaps()
-        loaded = load(spec.model, device)
+        loaded = load(options.model, device)
         runner = Runner(
-            name=spec.name,
+            name=options.called,
             module=loaded.module,
             device=device,
-            steps=spec.steps.imported().over(loaded.steps),
+            steps=options.steps.imported().over(loaded.steps),
             share=self._share,
-            slowdown=spec.slowdown,
+            slowdown=options.slowdown,
             pause=self._pause,
-            micro_batch=spec.micro_batch,
+            micro_batch=options.micro_batch,
         )
-        self.warmup = spec.warmup_input
+        self.warmup = options.warmup_input
         if self.warmup is None and loaded.example is not None:
             self.warmup = loaded.example()
         if self.warmup is not None:
-            runner.warm_up(self.warmup, spec.max_batch or 2)
+            runner.warm_up(self.warmup, options.size or 2)
             self._optimize(runner)
-            if spec.max_batch is None:
+            if options.size is None:
                 self._find_size(runner)
-        elif spec.plans:
-            raise ConfigError(f"{spec.name}: optimize needs a warmup_input to try things with")
+        elif options.plans:
+            raise ConfigError(f"{options.called}: optimize needs a warmup_input to try things with")
         self._describe(runner)
         self.runner = runner
 
     def _optimize(self, runner: Runner) -> None:
-        spec, item = self._spec, runner.example(self.warmup)
-        batch = spec.max_batch or LIMIT
-        batch = min(batch, spec.micro_batch or batch)
+        options, item = self._options, runner.example(self.warmup)
+        batch = options.size or LIMIT
+        batch = min(batch, options.micro_batch or batch)
         threads = self._share.threads if self._share else 1
         search = Search(
-            spec.name,
+            options.called,
             runner.module,
             item,
             batch,
-            spec.optimize_seconds,
-            aot.Cache.of_user(batch, threads) if spec.isolated else None,
+            options.optimize_seconds,
+            aot.Cache.of_user(batch, threads) if options.isolated else None,
             self._wanted,
         )
-        choice = search.run(spec.plans)
+        choice = search.run(options.plans)
         if choice.plan:
-            runner.forward = Guarded(spec.name, runner.module, choice, item)
+            runner.forward = Guarded(options.called, runner.module, choice, item)
         self._tell(choice)
 
     def _tell(self, choice: Choice) -> None:
-        spec = self._spec
+        options = self._options
         self.details["optimize"] = str(choice)
         if choice.plan:
             self.details["gain"] = round(choice.gain, 2)
             logger.info(
                 "%s: %s is %.1f times as fast as the model as it is, with the same answers; "
-                "found in %.1f s", spec.name, choice, choice.gain, choice.seconds,
+                "found in %.1f s", options.called, choice, choice.gain, choice.seconds,
             )  # fmt: skip
-        elif spec.plans:
+        elif options.plans:
             reason = next(iter(choice.refused.values()), "not tried")
             self.details["refused"] = reason
             logger.warning(
-                "%s: not optimised with %s: %s", spec.name, "+".join(spec.plans[0]), reason
+                "%s: not optimised with %s: %s", options.called, "+".join(options.plans[0]), reason
             )
 
     def _find_size(self, runner: Runner) -> None:
-        target = self._spec.latency_target
+        target = self._options.latency_target
         size, rates = best_size(
             lambda size: _run(runner, [self.warmup] * size),
             budget=_SIZES_BUDGET,
@@ -196,16 +170,16 @@ class Engine:
         )
         self.max_batch = size
         shown = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
-        logger.info("%s: batches of %d (tasks/s by size: %s)", self._spec.name, size, shown)
+        logger.info("%s: batches of %d (tasks/s by size: %s)", self._options.called, size, shown)
 
     def _describe(self, runner: Runner) -> None:
-        if self.warmup is None and self._spec.plans is None:
+        if self.warmup is None and self._options.plans is None:
             self.details["optimize"] = "none: no warmup_input"
-            logger.info("%s: not optimised, for lack of a warmup_input", self._spec.name)
+            logger.info("%s: not optimised, for lack of a warmup_input", self._options.called)
         self.details.setdefault("optimize", "none")
         self.details["max_batch"] = self.max_batch
-        if self._spec.micro_batch is not None:
-            self.details["micro_batch"] = self._spec.micro_batch
+        if self._options.micro_batch is not None:
+            self.details["micro_batch"] = self._options.micro_batch
         if self._share is not None:
             self.details["threads"] = self._share.threads
         self.details["malloc"] = "raised" if self._malloc_held else "as it is"

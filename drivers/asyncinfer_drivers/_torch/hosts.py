@@ -3,54 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from asyncinfer.errors import DeviceLost, DeviceTimeout
 from asyncinfer_drivers._shared.worker import Worker
-from asyncinfer_drivers._torch.engine import Engine, Spec, claim
+from asyncinfer_drivers._torch.engine import Engine, claim
+from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.threads import CoreShare
 
-__all__ = ("Host", "ThreadHost")
-
-
-class Host(Protocol):
-    """From a driver's ``open`` to its ``close``; used on the event loop."""
-
-    #: whether ``open`` has ended well
-    opened: bool
-    #: one raw input, or ``None``
-    warmup: Any
-    #: tasks a call takes
-    max_batch: int
-    #: what was chosen when it opened
-    details: dict[str, str | float]
-
-    async def open(self) -> None:
-        """Load the model; raises as ``Engine.load`` does."""
-        ...
-
-    async def run(self, batch: Sequence[Any]) -> list[Any]:
-        """As ``Runner.run``."""
-        ...
-
-    async def probe(self) -> None:
-        """As ``Runner.probe``."""
-        ...
-
-    async def close(self, timeout: float) -> None:
-        """End it; ``DeviceTimeout`` if something is left after ``timeout`` seconds."""
-        ...
+__all__ = ("ThreadHost",)
 
 
 class ThreadHost:
     """An engine in a thread of this process."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
+    def __init__(self, options: TorchOptions) -> None:
+        self._options = options
+        self._name = options.called
         self._share: CoreShare | None = None
         self._engine: Engine | None = None
-        self.worker = Worker(spec.name, at_end=self._release)
+        self.worker = Worker(self._name, at_end=self._release)
         self.opened = False
         self.warmup: Any = None
         self.max_batch = 1
@@ -60,7 +33,7 @@ class ThreadHost:
     def runner(self) -> Runner:
         """The engine's, while it is open."""
         if self._engine is None or self._engine.runner is None:
-            raise DeviceLost(self._spec.name, "not open")
+            raise DeviceLost(self._name, "not open")
         return self._engine.runner
 
     async def open(self) -> None:
@@ -83,12 +56,12 @@ class ThreadHost:
         """See ``Host``. A call that runs cannot be ended: its thread is left to end with it."""
         if not await self.worker.stop(timeout):
             text = f"still computing after {timeout:g} s; its thread is left"
-            raise DeviceTimeout(self._spec.name, text)
+            raise DeviceTimeout(self._name, text)
 
     def _load(self) -> Engine:
-        self._share = claim(self._spec)
+        self._share = claim(self._options)
         self._engine = Engine(
-            self._spec, self._share, pause=self.worker.pause, wanted=self.worker.wanted
+            self._options, self._share, pause=self.worker.pause, wanted=self.worker.wanted
         )
         self._engine.load()
         return self._engine

@@ -18,7 +18,8 @@ from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers._torch.channel import Channel
 from asyncinfer_drivers._torch.child import Order
-from asyncinfer_drivers._torch.engine import Spec, claim
+from asyncinfer_drivers._torch.engine import claim
+from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.threads import CoreShare
 from asyncinfer_drivers._torch.wire import Area, packed
 
@@ -47,14 +48,15 @@ class ProcessHost:
     everywhere a pipe that closes with this program.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, options: TorchOptions) -> None:
         if os.name != "posix":
             raise ConfigError("isolation='process' needs Linux or macOS")
-        self._spec = spec
+        self._options = options
+        self._name = options.called
         self._share: CoreShare | None = None
         self._child: _Child | None = None
         self._lost: DeviceLost | None = None
-        self.worker = Worker(spec.name, at_end=self._end)
+        self.worker = Worker(self._name, at_end=self._end)
         self.opened = False
         self.warmup: Any = None
         self.max_batch = 1
@@ -99,18 +101,17 @@ class ProcessHost:
         return self._ask("load", order, self.worker.wanted)
 
     def _order(self) -> Order:
-        spec = self._spec
         try:
-            pickled = pickle.dumps(spec)
+            pickled = pickle.dumps(self._options)
         except _UNPICKLABLE as error:
             raise ConfigError(
-                f"{spec.name}: isolation='process' cannot send the model, a step or the warm-up "
+                f"{self._name}: isolation='process' cannot send the model, a step or the warm-up "
                 f"input to its process: {error}; give 'module:function', a file or a name"
             ) from error
-        self._share = claim(spec)
+        self._share = claim(self._options)
         program: dict[str, Any] = {}
         if b"__main__" in pickled:
-            whole = get_preparation_data(spec.name)
+            whole = get_preparation_data(self._name)
             program = {key: whole[key] for key in whole if key.startswith("init_main")}
         threads = None if self._share is None else self._share.threads
         return Order(pickled, program, threads, logger.getEffectiveLevel())
@@ -130,14 +131,14 @@ class ProcessHost:
         """Ask the process and wait for its answer."""
         child = self._child
         if child is None or self._lost is not None:
-            raise self._lost or DeviceLost(self._spec.name, "not open")
+            raise self._lost or DeviceLost(self._name, "not open")
         try:
             child.channel.send(what, argument)
             answer = child.channel.receive(wanted)
         except ConnectionError:
             answer = None
         if answer is None:
-            self._lost = DeviceLost(self._spec.name, f"its process {child.end()}")
+            self._lost = DeviceLost(self._name, f"its process {child.end()}")
             raise self._lost
         well, value, log = answer
         for level, text in log:

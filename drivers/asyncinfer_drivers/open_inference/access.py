@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,19 +65,25 @@ class Address:
         return cls(spoken, secure, f"{host}:{port}", split.path.rstrip("/"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Access:
-    """Certificates and headers. ``load`` reads what is in files or the environment."""
+    """What it takes to be let in; files and the environment are read again at each ``open``.
+
+    With certificates, ``host:port`` means TLS.
+    """
 
     #: file of the certificates to trust; ``None``: the system's
     ca: str | None = None
-    #: files of this client's own certificate and its key
+    #: file of this client's own certificate
     cert: str | None = None
+    #: file of the private key that belongs to ``cert``
     key: str | None = None
-    #: environment variable, or file, that holds a bearer token
+    #: environment variable that holds a bearer token
     token_env: str | None = None
+    #: file that holds a bearer token
     token_file: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    #: go with every request (gRPC: metadata)
+    headers: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.token_env and self.token_file:
@@ -92,7 +98,7 @@ class Access:
 
     def all_headers(self) -> dict[str, str]:
         """Headers of every request, the token's included."""
-        headers = {key.lower(): str(value) for key, value in self.headers.items()}
+        headers = {key.lower(): str(value) for key, value in (self.headers or {}).items()}
         if token := self._token():
             headers["authorization"] = f"Bearer {token}"
         return headers

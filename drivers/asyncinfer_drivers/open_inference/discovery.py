@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ __all__ = ("leads",)
 #: makes the driver of one server
 Make: TypeAlias = Callable[..., Driver[Any, Any]]
 
-_ACCESS = ("ca", "cert", "key", "token_env", "token_file", "headers")
+_ACCESS = tuple(option.name for option in fields(Access))
 _EXPECTED = ("model", "version", "protocol", "batched", "inputs", "outputs", *_ACCESS)
 
 

@@ -8,19 +8,22 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncinfer.errors import ConfigError, DeviceError, DeviceLost, DeviceTimeout
 from asyncinfer.registry import load_model, model_names
+from asyncinfer_drivers._shared.options import StepOptions, takes, values
 from asyncinfer_drivers._shared.process import dies_with_us
 from asyncinfer_drivers.open_inference.access import Address
 from asyncinfer_drivers.open_inference.driver import OpenInferenceDriver
 from asyncinfer_drivers.open_inference.faults import one_line
+from asyncinfer_drivers.open_inference.session import Limits
 
-__all__ = ("LocalServerDriver",)
+__all__ = ("LocalServerDriver", "LocalServerOptions")
 
 _HOST = "127.0.0.1"
 #: files of the server
@@ -31,76 +34,73 @@ _LOOK = 0.02
 _MISUSED = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalServerOptions(Limits, StepOptions):
+    """What ``LocalServerDriver`` takes."""
+
+    #: a built-in model, a ``.pt2`` file or ``module:factory``. Only the model runs there: the steps
+    #: around it run here, as for any server
+    model: str = field(kw_only=False)
+    #: the device's name
+    name: str = "local server"
+    #: ``"grpc"`` or ``"http"``
+    protocol: str = "grpc"
+    #: how many times longer than this host the server takes for a call
+    slowdown: float = 1.0
+    #: that the server computes with
+    threads: int = 1
+    #: as for ``TorchDriver``
+    optimize: str = "none"
+    #: tasks that go in one request at most
+    max_batch: int = 1
+    #: requests under way at once
+    concurrency: int = 1
+    #: of one input, without the batch, -1 for any size; a built-in model has its own
+    input_shape: Sequence[int] | None = None
+    #: seconds until the server must be ready
+    start_timeout: float = 60.0
+
+
 class LocalServerDriver(OpenInferenceDriver):
     """An ``OpenInferenceDriver`` with a server of its own on this host, from ``open`` to ``close``.
 
     ``open`` starts ``asyncinfer serve`` on ports that are free, with one torch device, and waits
     until it is ready; opening again after it died starts another one. It ends with ``close``, and
-    with this process.
-
-    :param model: a built-in model, a ``.pt2`` file or ``module:factory``. Only the model runs
-        there: the steps around it run here, as for any server.
-    :param input_shape: of one input, without the batch, -1 for any size; a built-in model has its
-        own.
-    :param slowdown: how many times longer than this host the server takes for a call.
-    :param threads: that the server computes with.
-    :param optimize: as for ``TorchDriver``.
-    :param start_timeout: seconds until the server must be ready.
+    with this process. Its arguments are the fields of ``LocalServerOptions``.
     """
 
     #: ``asyncinfer.config`` passes the model's name
     model_from: ClassVar[str] = "name"
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        name: str = "local server",
-        protocol: str = "grpc",
-        slowdown: float = 1.0,
-        threads: int = 1,
-        optimize: str = "none",
-        max_batch: int = 1,
-        concurrency: int = 1,
-        input_shape: Sequence[int] | None = None,
-        preprocess: Callable[[Any], Any] | str | None = None,
-        postprocess: Callable[[Any], Any] | str | None = None,
-        collate: Callable[[Sequence[Any]], Any] | str | None = None,
-        uncollate: Callable[[Any], Sequence[Any]] | str | None = None,
-        warmup_input: Any = None,
-        start_timeout: float = 60.0,
-        run_timeout: float | None = 60.0,
-    ) -> None:
+    @takes(LocalServerOptions)
+    def __init__(self, options: LocalServerOptions) -> None:
+        name, model, shape = options.name, options.model, options.input_shape
         super().__init__(
             f"{_HOST}:1",
             model,
             name=name,
-            protocol=protocol,
-            max_batch=max_batch,
-            concurrency=concurrency,
-            preprocess=preprocess,
-            postprocess=postprocess,
-            collate=collate,
-            uncollate=uncollate,
-            warmup_input=warmup_input,
-            run_timeout=run_timeout,
+            protocol=options.protocol,
+            max_batch=options.max_batch,
+            concurrency=options.concurrency,
+            **values(options, StepOptions),
+            **values(options, Limits),
         )
-        if not slowdown >= 1:
-            raise ConfigError(f"slowdown must be at least 1, not {slowdown!r}")
-        if input_shape is None:
+        if not options.slowdown >= 1:
+            raise ConfigError(f"slowdown must be at least 1, not {options.slowdown!r}")
+        if shape is None:
             if model not in model_names():
                 raise ConfigError(f"{name}: the input of {model!r} is not known: give input_shape")
-            input_shape = getattr(load_model(model), "shape", None)
+            shape = getattr(load_model(model), "shape", None)
         self._table = {
             "device": "cpu",
             "model": model,
-            "threads": threads,
-            "slowdown": float(slowdown),
-            "optimize": optimize,
-            "max_batch": max_batch,
+            "threads": options.threads,
+            "slowdown": float(options.slowdown),
+            "optimize": options.optimize,
+            "max_batch": options.max_batch,
         }
-        self._input_shape = input_shape
-        self._start_timeout = start_timeout
+        self._input_shape = shape
+        self._start_timeout = options.start_timeout
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         #: what the server said when it was ready: ``pid``, ports; empty while there is none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ParamSpec, TypeVar
 
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
@@ -25,21 +25,22 @@ P = ParamSpec("P")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Time limits in seconds."""
+    """Time limits in seconds. Past them: ``DeviceTimeout``, or as said."""
 
-    #: an answer that ``open`` or ``probe`` waits for
-    connect: float
-    #: a server that refuses a request because it is overloaded
-    queue: float
-    #: one request
-    run: float | None
+    #: for every answer that ``open`` and ``probe`` wait for
+    connect_timeout: float = 5.0
+    #: for a server that says it is overloaded, which is asked again and again; then ``DeviceError``
+    queue_timeout: float = 2.0
+    #: for one request
+    run_timeout: float | None = 60.0
 
     def __post_init__(self) -> None:
-        for what, seconds in vars(self).items():
+        for limit in fields(Limits):
+            seconds = getattr(self, limit.name)
             if seconds is not None and not seconds > 0:
-                raise ConfigError(f"{what}_timeout must be seconds above 0, not {seconds!r}")
+                raise ConfigError(f"{limit.name} must be seconds above 0, not {seconds!r}")
 
 
 class Session:
@@ -53,8 +54,7 @@ class Session:
         self._random = random.Random(42)
         self._closed = False
         self._transport: Transport | None = None
-        #: ``None`` until it is open
-        self.codec: Codec | None = None
+        self._codec: Codec | None = None
 
     @property
     def transport(self) -> Transport:
@@ -62,6 +62,22 @@ class Session:
         if self._transport is None or self._closed:
             raise DeviceLost(self._name, "not open")
         return self._transport
+
+    @property
+    def codec(self) -> Codec:
+        """Between tasks and messages; ``DeviceLost`` until it is opened."""
+        if self._codec is None:
+            raise DeviceLost(self._name, "not open")
+        return self._codec
+
+    @property
+    def opened(self) -> bool:
+        """Whether the server's model was found to be the right one."""
+        return self._codec is not None
+
+    def ready(self, codec: Codec) -> None:
+        """Let it be used, with this codec."""
+        self._codec = codec
 
     async def connect(self, make: Callable[[], Transport]) -> Transport:
         """Make the transport in the thread, and let it connect."""
@@ -105,13 +121,13 @@ class Session:
         clock, pause, refused = asyncio.get_running_loop().time, _FIRST_PAUSE, None
         while True:
             try:
-                return await self.transport.infer(request, self._limits.run)
+                return await self.transport.infer(request, self._limits.run_timeout)
             except (Failure, asyncio.CancelledError) as error:
                 if not isinstance(error, Failure) or error.kind is not Kind.BUSY:
                     raise self.error(error, while_running)  # noqa: B904  # it has its cause
                 refused = clock() if refused is None else refused
-                if clock() + pause > refused + self._limits.queue:
-                    error.text += f" (for {self._limits.queue:g} s)"
+                if clock() + pause > refused + self._limits.queue_timeout:
+                    error.text += f" (for {self._limits.queue_timeout:g} s)"
                     raise self.error(error, while_running)  # noqa: B904
             await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)

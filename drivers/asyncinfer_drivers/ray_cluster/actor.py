@@ -10,8 +10,9 @@ import ray
 from ray import cloudpickle
 
 from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._shared.session import Host
 from asyncinfer_drivers._shared.worker import as_exception, portable
-from asyncinfer_drivers.ray_cluster.host import Host, Order, host_of
+from asyncinfer_drivers.ray_cluster.host import Order, host_of
 from asyncinfer_drivers.ray_cluster.parcel import Parcel, pack, unpack
 
 __all__ = ("Answer", "Loaded", "ModelActor")

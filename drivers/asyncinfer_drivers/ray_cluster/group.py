@@ -30,6 +30,8 @@ class Plan(NamedTuple):
     actors: int
     #: of ``ray.remote``: ``num_cpus``, ``resources`` and so on
     options: Mapping[str, Any]
+    #: seconds to wait for them
+    open_timeout: float
 
 
 class Group:
@@ -40,29 +42,35 @@ class Group:
     another's, and ``close`` ends them all, whether the cluster still answers or not.
     """
 
-    def __init__(self, order: Order, plan: Plan, open_timeout: float) -> None:
+    def __init__(self, order: Order, plan: Plan) -> None:
         self._name, self._order, self._plan = order.name, order, plan
-        self._open_timeout = open_timeout
         self._worker = Worker(self._name, at_end=self._end)
         self._leave: Callable[[], None] | None = None
         self._actors: list[Any] = []
         self._calls: Counter[int] = Counter()
         self._waiting = set[asyncio.Future[Answer | BaseException]]()
         self.opened = False
+        #: what each actor said once its model was ready
         self.loaded: list[Loaded] = []
+        self.warmup: Any = None
+        self.max_batch = 1
+        self.details: dict[str, str | float] = {}
 
     async def open(self) -> None:
         """Start the actors and load the model in each; see ``RayDriver.open``."""
         self._worker.start()
         refs = await self._worker.run(self._start)
         try:
-            async with asyncio.timeout(self._open_timeout):
+            async with asyncio.timeout(self._plan.open_timeout):
                 self.loaded = [await self._answer(ref, outlive=False) for ref in refs]
         except TimeoutError:
             text = await self._worker.run(_wanting, self._plan)
             raise DeviceTimeout(
-                self._name, f"no actor was ready after {self._open_timeout:g} s: {text}"
+                self._name, f"no actor was ready after {self._plan.open_timeout:g} s: {text}"
             ) from None
+        first = self.loaded[0]
+        self.warmup, self.details = first.warmup, {**first.details, "node": first.node}
+        self.max_batch = min(loaded.max_batch for loaded in self.loaded)
         self.opened = True
 
     async def run(self, batch: Sequence[Any]) -> list[Any]:

@@ -6,14 +6,15 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer.registry import import_object, is_model_file
+from asyncinfer_drivers._shared.session import Host
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._shared.worker import Worker, as_exception
 
-__all__ = ("Host", "Order", "host_of")
+__all__ = ("Order", "host_of")
 
 
 class Order(NamedTuple):
@@ -22,30 +23,10 @@ class Order(NamedTuple):
     name: str
     model: Any
     steps: Steps
-    max_batch: int | None
+    max_batch: int | Literal["auto"]
     warmup_input: Any
-    #: for torch models: the other fields of ``_torch.engine.Spec``, and ``optimize``
+    #: for torch models: more of ``TorchOptions``
     torch: Mapping[str, Any]
-
-
-class Host(Protocol):
-    """A model that is ready; awaited on the actor's event loop."""
-
-    warmup: Any
-    max_batch: int
-    details: dict[str, str | float]
-
-    async def open(self) -> None:
-        """Load it; ``ConfigError`` if that fails."""
-        ...
-
-    async def run(self, batch: Sequence[Any]) -> list[Any]:
-        """One output per input, or the exception that is its own fault."""
-        ...
-
-    async def probe(self) -> None:
-        """``DeviceLost`` if it cannot compute."""
-        ...
 
 
 def host_of(order: Order) -> Host:
@@ -93,26 +74,22 @@ def _made(name: str, factory: Callable[[], Any]) -> Any:
 
 def _torch_host(order: Order) -> Host:
     try:
-        from asyncinfer_drivers._torch.engine import Spec
         from asyncinfer_drivers._torch.hosts import ThreadHost
-        from asyncinfer_drivers._torch.optimize import plans_of
+        from asyncinfer_drivers._torch.options import TorchOptions
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{order.name}: model {_short(order.model)} is for torch, which this node of the "
             f"cluster lacks ({error}): install asyncinfer[torch] there, or give runtime_env"
         ) from error
-    options = dict(order.torch)
-    plans = plans_of(options.pop("optimize"))
-    spec = Spec(
+    options = TorchOptions(
+        order.model,
         name=order.name,
-        model=order.model,
         max_batch=order.max_batch,
-        steps=order.steps,
         warmup_input=order.warmup_input,
-        plans=plans,
-        **options,
+        **order.steps._asdict(),
+        **order.torch,
     )
-    return ThreadHost(spec)
+    return ThreadHost(options)
 
 
 def _short(model: Any) -> str:
@@ -127,7 +104,7 @@ class _Plain:
         self._steps = order.steps.imported()
         self._worker = Worker(order.name)
         self.warmup = order.warmup_input
-        self.max_batch = order.max_batch or 1
+        self.max_batch = 1 if order.max_batch == "auto" else order.max_batch
         self.details: dict[str, str | float] = {"max_batch": self.max_batch}
 
     async def open(self) -> None:

@@ -141,7 +141,7 @@ class Overloaded:
 @pytest.mark.parametrize(("until", "well"), [(0.5, True), (3.0, False)])
 def test_pauses_grow_and_end_in_time(until, well):
     async def ask():
-        session = Session("pi", Limits(1.0, 2.0, None))
+        session = Session("pi", Limits(connect_timeout=1.0, queue_timeout=2.0, run_timeout=None))
         session._transport = transport = Overloaded(until)
         try:
             return await session.reply(Message(b"")), transport.asked
