@@ -9,7 +9,8 @@ import tty
 
 import pytest
 
-from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE, Faults, SerialProxy
+from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
+from asyncinfer_drivers.cortex_m.transport import BITS_PER_BYTE
 
 PATTERN = bytes(range(256)) * 40
 

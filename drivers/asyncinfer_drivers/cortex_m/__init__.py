@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
+    from asyncinfer_drivers.cortex_m.driver import CortexM4Driver as CortexM4Driver
+    from asyncinfer_drivers.cortex_m.driver import CortexM4Options as CortexM4Options
 
-__all__ = ("CortexM4Driver",)
+__all__ = ("CortexM4Driver", "CortexM4Options")
 
 
 def __getattr__(name: str) -> Any:
-    if name != "CortexM4Driver":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
+    from asyncinfer_drivers.cortex_m import driver
 
-    return CortexM4Driver
+    return getattr(driver, name)

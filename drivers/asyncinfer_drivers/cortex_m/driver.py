@@ -9,27 +9,22 @@ from functools import partial
 from typing import Any, ClassVar
 
 from asyncinfer.driver import Driver, ServiceTime
-from asyncinfer.errors import (
-    AsyncInferError,
-    ConfigError,
-    DeviceLost,
-    ProtocolError,
-)
+from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost, ProtocolError
+from asyncinfer_drivers._shared.options import takes
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import ErrorCode
 from asyncinfer_drivers.cortex_m.link import Link, LinkStats
+from asyncinfer_drivers.cortex_m.options import CortexM4Options as CortexM4Options
 from asyncinfer_drivers.cortex_m.ports import connector, is_serial
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.steps import Steps
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import Connect
+from asyncinfer_drivers.cortex_m.transport import BITS_PER_BYTE
 
-__all__ = ("CortexM4Driver", "DriverStats")
+__all__ = ("CortexM4Driver", "CortexM4Options", "DriverStats")
 
 #: seconds that the calls with a whole frame in ``calibrate`` may take
 _TIMING_BUDGET = 0.4
-#: bits on the line for one byte: start, eight, stop
-_BITS = 10
 
 
 @dataclass(frozen=True)
@@ -49,76 +44,40 @@ class DriverStats:
 class CortexM4Driver(Driver[Any, Any]):
     """Runs inferences on a board at the end of a serial line.
 
-    ``port`` is a serial port or pty (``/dev/ttyACM0``, ``COM3``), ``tcp://host:port``, or a
-    function that connects (``asyncinfer_drivers.cortex_m.transport.Connect``). A serial port is
-    opened for this process alone, with ``dtr`` and ``rts`` as given: asserted by default, as the
-    system itself has them, since a change of these lines resets many boards. On Windows, or as
-    ``serialx:///dev/ttyACM0``, it is opened by ``serialx``, else by ``pyserial-asyncio``.
+    Its arguments are the fields of ``CortexM4Options``, which says what each means.
 
-    The model is in the board's firmware. ``model``, ``input_shape`` and ``output_shape`` (without
-    the batch dimension) are what is expected there; ``open`` raises ``ConfigError`` for anything
-    else. Of a model called ``digits-4f059727f331`` the part before the last dash will do.
+    The model is in the board's firmware; ``open`` raises ``ConfigError`` if it is not what
+    ``model``, ``input_shape`` and ``output_shape`` say.
 
     An input, or what ``preprocess`` makes of it, is an array, tensor or nested list of real
     numbers, in the board's shape or, for images, channels first (see ``channels_first`` of
     ``InputCodec``). They are quantised here as the board says. The output is a float32 array, or
-    tensor if the input was one, or what ``postprocess`` makes of it. With ``raw`` both are the
-    board's own numbers, int8 as a rule. The two steps run in a thread.
-
-    ``max_batch`` (16 by default) and ``concurrency`` (2) are the dispatcher's limits. The board
-    has its own: a batch is cut into frames that fit it, and frames wait for its credit.
+    tensor if the input was one, or what ``postprocess`` makes of it.
 
     Lost and damaged frames are repeated, a reset of the board is survived. If the board is silent
     for ``timing.timeouts`` timeouts, or the port goes, calls end with ``DeviceLost``; later ones
-    try to connect again. ``timing`` has the times of the link, in seconds.
+    try to connect again.
     """
 
     #: where the model is, for ``asyncinfer.config``: a run's model is not passed on
     model_from: ClassVar[str] = "device"
 
-    def __init__(
-        self,
-        port: str | Connect,
-        *,
-        name: str = "cortex_m4",
-        baudrate: int = 921600,
-        max_batch: int | None = None,
-        concurrency: int | None = None,
-        model: str | None = None,
-        input_shape: Sequence[int] | None = None,
-        output_shape: Sequence[int] | None = None,
-        preprocess: Callable[[Any], Any] | None = None,
-        postprocess: Callable[[Any], Any] | None = None,
-        raw: bool = False,
-        channels_first: bool | None = None,
-        dtr: bool = True,
-        rts: bool = True,
-        timing: Timing | None = None,
-    ) -> None:
-        numbers = {"baudrate": baudrate, "max_batch": max_batch, "concurrency": concurrency}
-        for option, value in numbers.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{option} must be a whole number of at least 1, not {value!r}")
-        if model is not None and not isinstance(model, str):
-            raise ConfigError(f"{name}: model is the name of what the board runs, not {model!r}")
+    @takes(CortexM4Options)
+    def __init__(self, options: CortexM4Options) -> None:
+        name, port = options.name, options.port
         self.name = name
-        self.max_batch = max_batch or 16
-        self.concurrency = concurrency or 2
-        if not isinstance(port, str) and not callable(port):
-            raise ConfigError(
-                f"{name}: port must be a serial port or tcp://host:port, not {port!r}"
-            )
-        self._serial = isinstance(port, str) and is_serial(port)
-        options = (baudrate, dtr, rts)
+        self.max_batch = options.max_batch or 16
+        self.concurrency = options.concurrency or 2
+        serial = isinstance(port, str) and is_serial(port)
         self._connect = connector(name, port, options) if isinstance(port, str) else port
-        self._byte_seconds = _BITS / baudrate if self._serial else 0.0
+        self._byte_seconds = BITS_PER_BYTE / options.baudrate if serial else 0.0
         self._expected = {
-            "model": model,
-            "input_shape": None if input_shape is None else tuple(input_shape),
-            "output_shape": None if output_shape is None else tuple(output_shape),
+            "model": options.model,
+            "input_shape": None if options.input_shape is None else tuple(options.input_shape),
+            "output_shape": None if options.output_shape is None else tuple(options.output_shape),
         }
-        self._steps = Steps(name, preprocess, postprocess, raw, channels_first)
-        self._timing = timing or Timing()
+        self._steps = Steps(options)
+        self._timing = options.timing or Timing()
         self._link: Link | None = None
         self._opening = asyncio.Lock()
         self._wanted = False

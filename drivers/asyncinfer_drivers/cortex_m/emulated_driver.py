@@ -5,25 +5,33 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from asyncinfer.errors import ConfigError
 from asyncinfer.registry import model_names
+from asyncinfer_drivers._shared.options import takes, values
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4, missing_emulator
 from asyncinfer_drivers.cortex_m.link import Link
+from asyncinfer_drivers.cortex_m.options import BoardOptions
 from asyncinfer_drivers.cortex_m.ports import connector
-from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE, Faults
-from asyncinfer_drivers.cortex_m.transport import ByteTransport, Receiver
+from asyncinfer_drivers.cortex_m.proxy import Faults
+from asyncinfer_drivers.cortex_m.transport import (
+    BITS_PER_BYTE,
+    ByteTransport,
+    Receiver,
+    SerialOptions,
+)
 
-__all__ = ("EmulatedCortexM4Driver", "missing")
+__all__ = ("EmulatedCortexM4Driver", "EmulatedCortexM4Options", "missing")
 
 #: how the port is opened; QEMU does not heed it
-_QEMU_SERIAL = (115_200, True, True)
+_QEMU_SERIAL = SerialOptions(baudrate=115_200)
 
 
 def missing() -> str | None:
@@ -36,60 +44,53 @@ def missing() -> str | None:
     return missing_emulator()
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmulatedCortexM4Options(BoardOptions):
+    """What ``EmulatedCortexM4Driver`` takes."""
+
+    #: a built-in model, a ``.pt2`` file, ``module:factory``, or a module
+    model: Any = "digits"
+    #: inputs to quantise with, an array or ``.npy`` file; a built-in model has its own
+    calibration: Any = None
+    #: a firmware that is there, instead of one that is built for ``model``
+    elf: str | Path | None = None
+    #: the board, one of ``emulated.BOARDS``
+    machine: str = "stm32f405"
+    #: paces the line; ``None``: as fast as QEMU reads
+    baudrate: int | None = None
+    #: on the line; a number is the share of bytes flipped, dropped or doubled
+    faults: Faults | float | None = None
+    #: as for ``EmulatedCortexM4``
+    icount: int | str | None = None
+    #: whether each result is compared with the compiler's integer reference
+    compare: bool = True
+
+
 class EmulatedCortexM4Driver(CortexM4Driver):
     """A ``CortexM4Driver`` with a board of its own in QEMU, from ``open`` to ``close``.
 
     ``open`` builds the firmware for ``model``, which takes some seconds the first time, unless
-    ``elf`` is given. Results are those of a real board, and each is compared with the compiler's
-    integer reference (``compare``). Times are this host's.
-
-    :param model: a built-in model, a ``.pt2`` file, ``module:factory``, or a module.
-    :param calibration: inputs to quantise with, an array or ``.npy`` file; a built-in model has
-        its own.
-    :param machine: the board, one of ``emulated.BOARDS``.
-    :param baudrate: paces the line; ``None``: as fast as QEMU reads.
-    :param faults: on the line; a number is the share of bytes flipped, dropped or doubled.
-    :param icount: as for ``EmulatedCortexM4``.
+    ``elf`` is given. Results are those of a real board. Times are this host's. Its arguments are
+    the fields of ``EmulatedCortexM4Options``.
     """
 
     #: ``asyncinfer.config`` passes the model's name
     model_from: ClassVar[str] = "name"
 
-    def __init__(
-        self,
-        *,
-        name: str = "cortex_m4",
-        model: Any = "digits",
-        calibration: Any = None,
-        elf: str | Path | None = None,
-        machine: str = "stm32f405",
-        baudrate: int | None = None,
-        faults: Faults | float | None = None,
-        icount: int | str | None = None,
-        compare: bool = True,
-        max_batch: int | None = None,
-        concurrency: int | None = None,
-        preprocess: Callable[[Any], Any] | None = None,
-        postprocess: Callable[[Any], Any] | None = None,
-        raw: bool = False,
-        channels_first: bool | None = None,
-    ) -> None:
-        super().__init__(
-            self._connect_to_board,
-            name=name,
-            max_batch=max_batch,
-            concurrency=concurrency,
-            preprocess=preprocess,
-            postprocess=postprocess,
-            raw=raw,
-            channels_first=channels_first,
-        )
+    @takes(EmulatedCortexM4Options)
+    def __init__(self, options: EmulatedCortexM4Options) -> None:
+        super().__init__(self._connect_to_board, **values(options, BoardOptions))
+        baudrate, faults = options.baudrate, options.faults
         self._byte_seconds = BITS_PER_BYTE / baudrate if baudrate else 0.0
-        self._source = model, calibration, machine
+        self._source = options.model, options.calibration, options.machine
         line = Faults.mixed(faults) if isinstance(faults, int | float) else faults
-        self._options: dict[str, Any] = {"baudrate": baudrate, "faults": line, "icount": icount}
-        self._elf = None if elf is None else Path(elf)
-        self._compare = compare
+        self._line: dict[str, Any] = {
+            "baudrate": baudrate,
+            "faults": line,
+            "icount": options.icount,
+        }
+        self._elf = None if options.elf is None else Path(options.elf)
+        self._compare = options.compare
         self._checker: Worker | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         #: what was built, once it was; ``None`` if ``elf`` was given
@@ -132,7 +133,7 @@ class EmulatedCortexM4Driver(CortexM4Driver):
             if text := missing_emulator():
                 raise ConfigError(f"{self.name}: {text}")
             elf = self._elf or await self._built()
-            self.emulated = EmulatedCortexM4(elf, board=self._source[2], **self._options)
+            self.emulated = EmulatedCortexM4(elf, board=self._source[2], **self._line)
         await self.emulated.start()
 
     async def _built(self) -> Path:

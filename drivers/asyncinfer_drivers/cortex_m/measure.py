@@ -27,9 +27,14 @@ from asyncinfer_drivers.cortex_m.constants import PING_BYTES
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
 from asyncinfer_drivers.cortex_m.link import Link
 from asyncinfer_drivers.cortex_m.ports import connector
-from asyncinfer_drivers.cortex_m.proxy import BITS_PER_BYTE
 from asyncinfer_drivers.cortex_m.timing import Timing
-from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect, Receiver
+from asyncinfer_drivers.cortex_m.transport import (
+    BITS_PER_BYTE,
+    ByteTransport,
+    Connect,
+    Receiver,
+    SerialOptions,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +45,7 @@ Facts: TypeAlias = dict[str, Any]
 T = TypeVar("T")
 
 #: what a port is opened with: QEMU does not heed it
-_SERIAL = (115_200, False, False)
+_SERIAL = SerialOptions(baudrate=115_200, dtr=False, rts=False)
 #: round trips, and inferences, in one turn: few, as a busy host slows QEMU for tenths of seconds
 _TRIPS, _INFERENCES = 10, 8
 #: seconds until a turn of bare bytes is given up: nobody sends them again

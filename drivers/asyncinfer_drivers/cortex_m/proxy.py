@@ -20,10 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ("BITS_PER_BYTE", "Faults", "SerialProxy")
+from asyncinfer_drivers.cortex_m.transport import BITS_PER_BYTE
 
-#: a start bit, eight of data, a stop bit
-BITS_PER_BYTE = 10
+__all__ = ("Faults", "SerialProxy")
+
 
 #: bytes moved at once on a line without a baud rate
 _BURST = 4096

@@ -55,7 +55,7 @@ def _why(error: Exception) -> str:
 
 def _open(opened: serial.Serial, port: str, options: SerialOptions) -> None:
     opened.port = port
-    opened.baudrate, opened.dtr, opened.rts = options
+    opened.baudrate, opened.dtr, opened.rts = options.baudrate, options.dtr, options.rts
     opened.exclusive = True
     opened.timeout = opened.write_timeout = 0
     opened.open()

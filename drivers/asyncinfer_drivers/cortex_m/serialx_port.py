@@ -27,16 +27,15 @@ async def open_serialx(
     name: str, port: str, options: SerialOptions, receiver: Receiver
 ) -> ByteTransport:
     """Open ``port`` for this process alone; ``DeviceLost`` if that fails."""
-    baudrate, dtr, rts = options
     try:
         opened, _ = await serialx.create_serial_connection(
             asyncio.get_running_loop(),
             lambda: Stream(receiver),
             port,
-            baudrate,
+            options.baudrate,
             exclusive=True,
-            dtr_on_open=serialx.PinState.convert(dtr),
-            rts_on_open=serialx.PinState.convert(rts),
+            dtr_on_open=serialx.PinState.convert(options.dtr),
+            rts_on_open=serialx.PinState.convert(options.rts),
         )
     except Exception as error:  # OSError, SerialException, ValueError, termios.error
         raise DeviceLost(name, f"cannot open {port}: {_why(error)}") from error

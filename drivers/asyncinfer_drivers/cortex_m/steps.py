@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from asyncinfer.errors import DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
+from asyncinfer_drivers.cortex_m.options import BoardOptions
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.tensors import InputCodec, OutputCodec, is_torch
 
@@ -21,19 +22,12 @@ class Steps:
     is none.
     """
 
-    def __init__(
-        self,
-        name: str,
-        preprocess: Callable[[Any], Any] | None,
-        postprocess: Callable[[Any], Any] | None,
-        raw: bool,
-        channels_first: bool | None,
-    ) -> None:
-        self._name = name
-        self._preprocess = preprocess
-        self._postprocess = postprocess
-        self._raw = raw
-        self._channels_first = channels_first
+    def __init__(self, options: BoardOptions) -> None:
+        self._name = options.name
+        self._preprocess = options.preprocess
+        self._postprocess = options.postprocess
+        self._raw = options.raw
+        self._channels_first = options.channels_first
         self._worker: Worker | None = None
         self._codecs: tuple[InputCodec, OutputCodec] | None = None
 

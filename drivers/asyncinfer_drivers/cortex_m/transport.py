@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
 __all__ = (
+    "BITS_PER_BYTE",
     "ByteTransport",
     "Connect",
     "MemoryTransport",
@@ -22,8 +24,21 @@ __all__ = (
     "memory_pair",
 )
 
-#: ``baudrate``, ``dtr`` and ``rts`` of a serial port
-SerialOptions: TypeAlias = tuple[int, bool, bool]
+#: bits on the line for one byte: start, eight, stop
+BITS_PER_BYTE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SerialOptions:
+    """How a serial port is opened."""
+
+    #: bits a second
+    baudrate: int = 921600
+    #: the line DTR while the port is open: asserted by default, as the system itself has it, since
+    #: a change resets many boards
+    dtr: bool = True
+    #: the same for RTS
+    rts: bool = True
 
 
 class Receiver(Protocol):

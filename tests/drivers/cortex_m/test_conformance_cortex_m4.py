@@ -15,6 +15,7 @@ from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer.testing import check_driver
 from asyncinfer_drivers.cortex_m import CortexM4Driver
 from asyncinfer_drivers.cortex_m.ports import connector
+from asyncinfer_drivers.cortex_m.transport import SerialOptions
 
 PICTURES = [np.full((2, 2), n, float) for n in range(-4, 4)] + [
     np.arange(4.0).reshape(2, 2) * n for n in range(1, 5)
@@ -194,7 +195,7 @@ class Ended:
 async def test_much_that_is_unsent_is_dropped(library, hang_up):
     master, slave = os.openpty()
     tty.setraw(slave)
-    connect = connector("mcu", library + os.ttyname(slave), (115200, True, True))
+    connect = connector("mcu", library + os.ttyname(slave), SerialOptions(baudrate=115200))
     receiver = Ended()
     port = await connect(receiver)
     os.close(slave)
