@@ -49,7 +49,7 @@ class LocalServerOptions(Limits, StepOptions):
     slowdown: float = 1.0
     #: that the server computes with
     threads: int = 1
-    #: as for ``TorchDriver``
+    #: as for ``TorchOptions``
     optimize: str = "none"
     #: tasks that go in one request at most
     max_batch: int = 1
