@@ -9,10 +9,12 @@ from typing import Any
 
 from asyncinfer.driver import ServiceTime
 
-__all__ = ("line", "measured")
+__all__ = ("BUDGET", "line", "measured")
 
-#: seconds that timing calls of one batch size may take, and calls at most
-_BUDGET, _CALLS = 0.4, 5
+#: seconds that timing calls of one batch size may take
+BUDGET = 0.4
+#: calls of one batch size that are timed at most
+_CALLS = 5
 
 
 async def measured(
@@ -23,7 +25,7 @@ async def measured(
     Takes about a second at most, or two calls where those are longer.
     """
     one = await _time(infer, [item])
-    size = min(max_batch, int(_BUDGET / one))
+    size = min(max_batch, int(BUDGET / one))
     if size < 2:
         return ServiceTime(0.0, one)
     return line(one, size, await _time(infer, [item] * size))
@@ -40,7 +42,7 @@ def line(one: float, size: int, many: float) -> ServiceTime:
 async def _time(infer: Callable[[Sequence[Any]], Awaitable[Any]], batch: Sequence[Any]) -> float:
     """Median seconds of a few calls, after one that is not counted."""
     seconds = list[float]()
-    while len(seconds) <= _CALLS and sum(seconds) < _BUDGET:
+    while len(seconds) <= _CALLS and sum(seconds) < BUDGET:
         started = time.perf_counter()
         await infer(batch)
         seconds.append(time.perf_counter() - started)

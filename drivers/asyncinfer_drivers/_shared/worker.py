@@ -55,7 +55,7 @@ class Worker:
         self._awaited: set[_Job[Any]] = set()
         self._stopping = threading.Event()
         self._ended: Future[None] = Future()
-        self._ended.set_running_or_notify_cancel()  # who waits for it cannot cancel it
+        self._ended.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
         self._outbox = _Outbox()
         self._thread = threading.Thread(
             target=_work,
@@ -187,7 +187,7 @@ class _Job(Generic[T]):
             self._error = as_exception(error)
 
     def abandon(self, error: Exception) -> None:
-        """On the loop: let go who waits for it, while the thread is still at it."""
+        """On the loop: wake who waits for it, though the thread still runs it."""
         if not self._posted and not self.loop.is_closed():
             self._error = error
             self._post()
@@ -200,7 +200,7 @@ class _Job(Generic[T]):
 
 
 class _Outbox:
-    """Finished jobs on their way from the thread to the loop; one wake-up for all that are in."""
+    """Finished jobs on their way from the thread to the loop, which is woken once for all in it."""
 
     def __init__(self) -> None:
         #: whether the thread runs; asking the thread itself takes a lock
@@ -214,7 +214,8 @@ class _Outbox:
     def put(self, job: _Job[Any]) -> None:
         """In the thread: have the job posted to its loop."""
         loop = job.loop
-        self._finished.append(job)  # before looking: deliver looks for jobs after it has reset
+        # first: `deliver` resets `_woken` before it takes what is here, so that no job is missed
+        self._finished.append(job)
         if self._woken is loop:
             return
         self._woken = loop
@@ -222,7 +223,7 @@ class _Outbox:
             loop.call_soon_threadsafe(self.deliver)
 
     def deliver(self) -> None:
-        """On the loop: let go who waits for the jobs."""
+        """On the loop: wake who waits for the finished jobs."""
         self._woken = None
         finished = self._finished
         while finished:
@@ -256,7 +257,7 @@ def portable(error: Exception) -> Exception:
 
 async def outlast(finished: asyncio.Future[Any]) -> None:
     """Wait for ``finished`` in a cancelled task, however often that is cancelled again."""
-    with CancelScope(shield=True):  # anyio would cancel again and again
+    with CancelScope(shield=True):  # else an anyio scope would cancel this wait over and over
         while not finished.done():
             try:
                 await asyncio.wait((finished,))

@@ -74,7 +74,7 @@ def _compiled(
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             built = Path(folder, "model.pt2")
             _build(inductor, module, example, cache, built)
-            built.replace(file)  # at once, whoever else does the same
+            built.replace(file)  # atomic, should another process build the same
     runner = inductor.aoti_load_package(str(file))
     return lambda inputs: runner(inputs.contiguous())
 
@@ -89,7 +89,7 @@ def _quietly() -> Iterator[None]:
     own = [item for item in filters if item not in old]
     try:
         yield
-    finally:  # only these: another thread may have changed others meanwhile
+    finally:  # remove only ours: another thread may have added some meanwhile
         for item in own:
             if item in filters:
                 filters.remove(item)  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def _build(
     if cache.max_batch > 1:
         shapes: Any = ({0: torch.export.Dim("batch", min=1, max=cache.max_batch)},)
         if len(example) < 2:
-            example = torch.cat([example] * 2)  # a size of 1 counts as fixed
+            example = torch.cat([example] * 2)  # torch.export takes a size of 1 for a fixed one
     else:
         shapes = None
     with torch.no_grad():

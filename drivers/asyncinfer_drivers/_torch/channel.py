@@ -12,10 +12,10 @@ from asyncinfer_drivers._torch.wire import Area, dump, load
 
 __all__ = ("Channel",)
 
-#: bytes of the text that follows
+#: in front of each message: its length in bytes
 _HEAD = struct.Struct("<Q")
-#: seconds between two looks at whether an answer is still wanted
-_LOOK = 0.05
+#: seconds between two checks whether an answer is still wanted
+_POLL_SECONDS = 0.05
 
 
 class Channel:
@@ -43,7 +43,7 @@ class Channel:
 
         Without ``wanted`` it waits without looking up.
         """
-        self._connection.settimeout(None if wanted is None else _LOOK)
+        self._connection.settimeout(None if wanted is None else _POLL_SECONDS)
         try:
             head = self._exactly(_HEAD.size, wanted)
             text = self._exactly(_HEAD.unpack(head)[0], wanted)

@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 def main(line: int, lifeline: int, inbox: int, outbox: int, parent: int) -> NoReturn:
     """Serve the parent; the arguments are open files and the parent's process id."""
     _die_with(parent, lifeline)
-    os.dup2(2, 1)  # what a model prints is no output of the program
+    os.dup2(2, 1)  # what a model prints goes to standard error: standard output is the program's
     try:
         with suppress(ConnectionError), socket.socket(fileno=line) as connection:
             _serve(Channel(connection, Area(inbox), Area(outbox)))
@@ -68,7 +68,7 @@ def _die_with(parent: int, lifeline: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was too late for that
+    if os.getppid() != parent:  # the parent was gone before that was set
         os._exit(1)
 
     def watch() -> None:

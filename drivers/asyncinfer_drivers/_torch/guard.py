@@ -66,7 +66,7 @@ class Guarded:
         except Exception as error:
             reason = error
         if reason or not self._rows_agree(inputs, got):
-            wanted = self._module(inputs)  # where it raises, the input is to blame: the form stays
+            wanted = self._module(inputs)  # raises if the input is to blame: the form stays then
             reason = reason or _unlike(wanted, got)
             if reason:
                 self._drop(reason)
@@ -86,7 +86,7 @@ class Guarded:
         try:
             wanted = self._module(inputs[at])
         except Exception:
-            return False  # the whole batch will show whose fault that is
+            return False  # running the whole batch will show whose fault that is
         return not _unlike(wanted, pytree.tree_map(lambda leaf: _some(leaf, at, count), got))
 
     def _drop(self, reason: str | Exception) -> None:

@@ -26,7 +26,7 @@ logger = logging.getLogger("asyncinfer.torch")
 #: torch.export.load keeps its state in a global variable, and each driver loads in its own thread
 _ONE_AT_A_TIME = threading.Lock()
 
-#: files of which was said that they are programs
+#: files that were warned about: they are programs
 _told = set[Path]()
 
 

@@ -27,11 +27,19 @@ logger = logging.getLogger("asyncinfer.torch")
 
 #: parameters of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-#: bytes: larger than any tensor of one batch; what older releases take at most; the default
-_RAISED, _RAISED_OLD, _DEFAULT = 1 << 30, 32 << 20, 128 << 10
+#: the thresholds while they are raised, in bytes: larger than any tensor of one batch
+_RAISED = 1 << 30
+#: the same for older releases of glibc, which refuse more
+_RAISED_OLD = 32 << 20
+#: what glibc starts with, in bytes
+_DEFAULT = 128 << 10
 
-#: bytes of the pieces of which two fill a heap, how many of them, and what is kept of each
-_PIECE, _PIECES, _KEPT = 63 << 19, 8, 4096
+#: bytes of a piece: two of them fill one heap of a thread
+_PIECE = 63 << 19
+#: pieces to take: four heaps' worth
+_PIECES = 8
+#: bytes of each piece that stay in use, so that its heap stays mapped
+_PIECE_LEFT = 4096
 
 #: environment variables by which users set the same
 _SETTINGS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
@@ -78,7 +86,7 @@ def keep_heaps() -> list[int]:
     if libc is None:
         return []
     pieces = [piece for piece in (libc.malloc(_PIECE) for _ in range(_PIECES)) if piece]
-    return [libc.realloc(piece, _KEPT) or piece for piece in pieces]  # which shrinks where they are
+    return [libc.realloc(piece, _PIECE_LEFT) or piece for piece in pieces]  # shrunk in place
 
 
 def free(kept: Iterable[int]) -> None:
@@ -103,7 +111,7 @@ def _glibc() -> Any:
     """The C library, if it is glibc and the environment does not set it."""
     if platform.libc_ver()[0] != "glibc" or _SETTINGS.intersection(os.environ):
         return None
-    libc = ctypes.CDLL(None)  # a new object, whose functions are nobody else's
+    libc = ctypes.CDLL(None)  # an object of our own: types set on its functions hold for it alone
     libc.malloc.restype = libc.realloc.restype = ctypes.c_void_p
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

@@ -39,13 +39,19 @@ _SINGLES: tuple[Plan, ...] = (
 )
 #: seconds of budget that make "auto" compile; a compiled file that is there is always tried
 _AOT_BUDGET = 60.0
-#: a form has to be this much faster than what is there
+#: a form has to be this many times as fast as the best before it
 _WORTH_IT = 1.05
-#: part of the budget that timing one form takes and that one call takes; tasks in a call
-_TIMING_PART, _CALL_PART, _LARGEST_SAMPLE = 0.08, 0.01, 16
-#: calls that are not counted (a graph is compiled in its second one), and counted at least and most
-_UNCOUNTED, _LEAST_CALLS, _MOST_CALLS = 2, 3, 25
-#: single calls that checking and timing one form take at least
+#: part of the budget that timing one form may take
+_TIMING_PART = 0.08
+#: part of the budget that one timed call may take, which bounds its tasks
+_CALL_PART = 0.01
+#: tasks in a timed call at most
+_LARGEST_SAMPLE = 16
+#: first calls that are not timed: a graph is compiled in its second one
+_UNCOUNTED = 2
+#: timed calls of a form, at least and at most
+_LEAST_CALLS, _MOST_CALLS = 3, 25
+#: calls of one task that checking and timing one form take at least
 _CALLS_OF_A_FORM = 20
 
 

@@ -36,7 +36,7 @@ from asyncinfer_drivers._torch.child import main
 main(*map(int, files))
 """
 #: seconds that a process which was told to end gets before it is killed
-_GRACE = 1.0
+_EXIT_SECONDS = 1.0
 #: what pickling raises
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, ValueError)
 
@@ -192,7 +192,7 @@ class _Child:
             return self._said
         self.channel.close()
         try:
-            self.process.wait(_GRACE)
+            self.process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -171,7 +171,7 @@ class Runner:
         with torch.inference_mode():
             output = self.forward(inputs.to(self.device))
             outputs = self._uncollated(output, count)
-        if outputs is None:  # outside, for tensors without inference mode's limits
+        if outputs is None:  # not in inference mode, which limits what its tensors may be used for
             outputs = [self._finish(row) for row in rows(output, count)]
         return outputs
 
@@ -200,7 +200,7 @@ class Runner:
         if is_device_fault(error):
             first = str(error).strip().partition("\n")[0]
             raise DeviceLost(self.name, first or type(error).__name__) from error
-        if isinstance(error, DeviceLost):  # blamed before
+        if isinstance(error, DeviceLost):  # was told apart further in
             raise error
         return as_exception(_light(error))
 

@@ -10,13 +10,13 @@ __all__ = ("LIMIT", "LONGEST_CALL", "best_size", "memory_left")
 
 #: tasks in the largest batch that is tried
 LIMIT = 256
-#: seconds of a call that a driver allows itself
+#: seconds that one call may take, where the user has set no ``latency_target``
 LONGEST_CALL = 0.25
-#: a smaller size is as good from this part of the best rate on
+#: a smaller batch is as good as the best one if its rate is at least this part of that one's
 _AS_GOOD = 0.95
-#: doublings without a better rate that end the search
-_PATIENCE = 3
-#: part of the memory that is left that a batch twice as large may take
+#: the search ends after this many doublings in a row without a better rate
+_FRUITLESS_DOUBLINGS = 3
+#: the next batch, twice as large, may take at most this part of the memory that is left
 _MEMORY_PART = 0.25
 
 
@@ -51,7 +51,7 @@ def best_size(
         now = clock()
         if 2 * seconds > longest or now - started + 2 * (now - begun) > budget:
             break
-        if since_best >= _PATIENCE:
+        if since_best >= _FRUITLESS_DOUBLINGS:
             break
         size *= 2
     if not rates:

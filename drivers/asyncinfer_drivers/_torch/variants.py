@@ -119,7 +119,7 @@ class _Flat(nn.Module):
         return tuple(pytree.tree_leaves(self.module(inputs)))
 
     def train(self, mode: bool = True) -> _Flat:
-        self.training = mode  # its own only: what is from torch.export has no modes
+        self.training = mode  # not its parts': a module from torch.export has no modes, and raises
         return self
 
 
@@ -165,7 +165,7 @@ def _strictly() -> Iterator[None]:
         if warnings.showwarning is not show or any(item not in warnings.filters for item in own):
             raise Refused("warnings were changed while it was traced")
     finally:
-        here = 0  # if a copy of show is left in use, it does nothing
+        here = 0  # should anything still hold `show`, it only passes warnings on
         if warnings.showwarning is show:
             warnings.showwarning = shown
         for item in own:

@@ -20,7 +20,7 @@ import torch
 
 __all__ = ("Area", "dump", "load", "packed")
 
-#: bytes in front of the buffers that an area starts with; it grows as needed
+#: bytes of a new area; it grows as needed
 _FIRST_SIZE = 1 << 16
 #: each buffer starts at a multiple of this
 _ALIGNED = 64

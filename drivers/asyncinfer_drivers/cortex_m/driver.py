@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost, ProtocolError
 from asyncinfer_drivers._shared.options import takes
+from asyncinfer_drivers._shared.timing import BUDGET, line
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import ErrorCode
 from asyncinfer_drivers.cortex_m.link import Link, LinkStats
@@ -22,9 +23,6 @@ from asyncinfer_drivers.cortex_m.timing import Timing
 from asyncinfer_drivers.cortex_m.transport import BITS_PER_BYTE
 
 __all__ = ("CortexM4Driver", "CortexM4Options", "DriverStats")
-
-#: seconds that the calls with a whole frame in ``calibrate`` may take
-_TIMING_BUDGET = 0.4
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ class CortexM4Driver(Driver[Any, Any]):
             return list(_cut(answer.data, len(part)))
         if answer.code != ErrorCode.MODEL_FAILED:
             raise ProtocolError(self.name, f"refused a request: {answer}")
-        if len(part) > 1:  # whose fault is it?
+        if len(part) > 1:  # run them one by one, to find the one at fault
             return await self._run(link, part, 1)
         return [AsyncInferError(f"device {self.name!r}: {answer}")]
 
@@ -224,12 +222,10 @@ class CortexM4Driver(Driver[Any, Any]):
         await self._time(link, 1)
         one = await self._time(link, 1)
         fitting = link.board.samples_per_frame if link.board else 1
-        size = min(self.max_batch, fitting, int(_TIMING_BUDGET / max(one, 1e-6)))
+        size = min(self.max_batch, fitting, int(BUDGET / max(one, 1e-6)))
         if size < 2:
             return ServiceTime(0.0, one)
-        many = await self._time(link, size)
-        each = max(0.0, (many - one) / (size - 1))
-        return ServiceTime(max(0.0, one - each), each)
+        return line(one, size, await self._time(link, size))
 
     async def _time(self, link: Link, count: int) -> float:
         clock = asyncio.get_running_loop().time
@@ -275,7 +271,7 @@ def _cut(data: bytes, count: int) -> Iterator[bytes]:
 
 
 def _give_up(futures: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel what is not done; an error nobody asks for was seen."""
+    """Cancel what is not done; mark errors as seen, so that asyncio does not report them."""
     for future in futures:
         if not future.cancel() and not future.cancelled():
             future.exception()

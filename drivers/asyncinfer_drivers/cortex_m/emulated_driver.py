@@ -30,7 +30,7 @@ from asyncinfer_drivers.cortex_m.transport import (
 
 __all__ = ("EmulatedCortexM4Driver", "EmulatedCortexM4Options", "missing")
 
-#: how the port is opened; QEMU does not heed it
+#: how the port is opened; QEMU ignores it
 _QEMU_SERIAL = SerialOptions(baudrate=115_200)
 
 

@@ -105,7 +105,7 @@ class Link:
         """Fail what is unanswered and free the port. Idempotent."""
         self.fail(DeviceLost(self.name, "closed"))
         if self._transport is not None:
-            self._transport.abort()  # in case it was connected after it had failed
+            self._transport.abort()  # it may have failed first and been connected later
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), self._timing.close)
 
@@ -175,7 +175,7 @@ class Link:
         if greeting is not None:
             if frame.sequence == greeting.sequence and not greeting.reply.done():
                 greeting.reply.set_result(frame.board)
-            greeting.again.set()  # after a boot, ask at once
+            greeting.again.set()  # the board has booted: say HELLO again at once
         elif frame.sequence == 0 and self.board is not None:
             if frame.board.boot_counter != self.board.boot_counter:
                 self._booted(self.board, frame)
@@ -196,5 +196,5 @@ class _Greeting:
     def __init__(self, sequence: int, reply: asyncio.Future[BoardSpec]) -> None:
         self.sequence = sequence
         self.reply = reply
-        #: set when there is reason to look at ``reply`` or to ask again
+        #: set when ``reply`` has come, or when HELLO should be said again
         self.again = asyncio.Event()

@@ -44,12 +44,14 @@ __all__ = ("compute", "link", "main", "overhead", "slow_model")
 Facts: TypeAlias = dict[str, Any]
 T = TypeVar("T")
 
-#: what a port is opened with: QEMU does not heed it
+#: how the port is opened; QEMU ignores it
 _SERIAL = SerialOptions(baudrate=115_200, dtr=False, rts=False)
-#: round trips, and inferences, in one turn: few, as a busy host slows QEMU for tenths of seconds
-_TRIPS, _INFERENCES = 10, 8
+#: round trips in one turn: few, as a busy host slows QEMU for tenths of seconds
+_TRIPS = 10
+#: inferences in one turn: few, for the same reason
+_INFERENCES = 8
 #: seconds until a turn of bare bytes is given up: nobody sends them again
-_PATIENCE = 60.0
+_TURN_TIMEOUT = 60.0
 
 
 async def link(elf: str, *, baudrate: int = 115_200, inferences: int = 600) -> Facts:
@@ -257,7 +259,7 @@ class _Bare:
         try:
             for _ in range(self._in_flight):
                 self._send()
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TURN_TIMEOUT):
                 await self._done
         finally:
             self._tap.borrower = None

@@ -15,7 +15,7 @@ from asyncinfer_drivers._shared.process import dies_with_us
 __all__ = ("Program",)
 
 #: most bytes kept of what it says
-_KEPT = 65_536
+_KEPT_BYTES = 65_536
 
 
 class Program:
@@ -103,10 +103,10 @@ class Program:
             self._loop.call_soon_threadsafe(self._hear, line, ended, error)
 
     def _hear(self, line: bytes, ended: bool, error: OSError | None) -> None:
-        self.said = (self.said + line)[:_KEPT]
+        self.said = (self.said + line)[:_KEPT_BYTES]
         if ended and error is None:
             self._end.set_result(None)
         elif error is not None:
             self._end.set_exception(error)
-            self._end.exception()  # it may be that nobody waits
+            self._end.exception()  # marks an error as seen, should nobody wait
         self._news.set()

@@ -26,13 +26,13 @@ __all__ = ("Faults", "SerialProxy")
 
 
 #: bytes moved at once on a line without a baud rate
-_BURST = 4096
+_CHUNK_BYTES = 4096
 #: seconds of line time moved at once on a paced line
-_SLICE = 0.002
-#: seconds of line time that a late event loop may make up for
-_LAG = 0.05
-#: seconds between two looks whether the driver has opened the port
-_LOOK = 0.01
+_SLICE_SECONDS = 0.002
+#: seconds of line time that are made up for at most, after the event loop was late
+_CATCH_UP_SECONDS = 0.05
+#: seconds between two checks whether the driver has opened the port
+_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class SerialProxy:
             try:
                 data = await pace.take()
             except OSError:  # EIO: nobody has the port open
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_POLL_SECONDS)
                 continue
             self.bytes_down += len(data)
             data, late = self._down(data)
@@ -217,7 +217,7 @@ class _Pace:
 
     def __init__(self, baudrate: int | None, read: Callable[[int], bytes], fd: int) -> None:
         self._rate = baudrate / BITS_PER_BYTE if baudrate else math.inf
-        self._size = max(1, int(self._rate * _SLICE)) if baudrate else _BURST
+        self._size = max(1, int(self._rate * _SLICE_SECONDS)) if baudrate else _CHUNK_BYTES
         self._read, self._fd = read, fd
         self._loop = asyncio.get_running_loop()
         #: when the line has carried everything taken so far
@@ -234,7 +234,7 @@ class _Pace:
                 waited = True
                 await _ready(self._loop.add_reader, self._loop.remove_reader, self._fd)
         now = self._loop.time()
-        begin = max(self._free, now if waited else now - _LAG)
+        begin = max(self._free, now if waited else now - _CATCH_UP_SECONDS)
         self._free = begin + len(data) / self._rate
         await self.wait(0)
         return data

@@ -77,7 +77,7 @@ class TensorSpec:
     datatype: Datatype
     #: without the batch dimension
     shape: tuple[int, ...]
-    #: 0 where the numbers stand for themselves
+    #: 0 if the numbers are not quantised, and are the values themselves
     scale: float = 0.0
     zero_point: int = 0
 

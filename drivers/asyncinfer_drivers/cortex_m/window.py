@@ -57,13 +57,14 @@ class _Request:
     wire: bytes = b""
     kind: type[frames.Frame] = frames.Frame
     tries: int = 0
-    #: places of its first and its latest sending among everything sent
+    #: numbers of its first and its latest sending, counted over all that was sent
     first: int = 0
     latest: int = 0
     sent_at: float = 0.0
     deadline: float = 0.0
-    #: the pause after the next BUSY, in seconds; the deadline ends such a pause if ``waiting``
+    #: seconds to wait after the next BUSY
     pause: float = 0.0
+    #: whether it waits after a BUSY: then its deadline is the end of that pause
     waiting: bool = False
 
 
@@ -97,7 +98,7 @@ class Window:
         self._timeouts = 0
         self._progress_at = 0.0
         self._timer: asyncio.Handle | None = None
-        #: when it rings: uvloop's handles cannot tell where that is within a millisecond
+        #: when it is due: a handle of uvloop's tells that only to the millisecond
         self._at = 0.0
 
     # ---- requests
@@ -246,7 +247,7 @@ class Window:
         wrong = self._wrong(request, frame)
         if wrong:
             _settle(request.future, ProtocolError(self._name, wrong))
-        elif request.tries == 1:  # else nobody knows which sending this answers
+        elif request.tries == 1:  # sent more than once, nobody knows which sending this answers
             self._estimator.answered()
             if request.kind is frames.Infer:
                 started = max(request.sent_at, self._progress_at)
@@ -256,7 +257,7 @@ class Window:
             if not other.waiting:
                 other.deadline = self._deadline()
                 if request.kind is other.kind and other.latest < request.first:
-                    self._repeat(sequence, other)  # overtaken: it was lost
+                    self._repeat(sequence, other)  # lost: one sent after it was answered before
         _settle(request.future, frame)
 
     def _wrong(self, request: _Request, frame: frames.Frame) -> str:

@@ -21,7 +21,7 @@ __all__ = ("MODEL", "SIZE", "labels")
 SIZE = 224
 
 #: the part of the shorter side that the centre crop keeps
-_KEPT = 224 / 256
+_CROP = 224 / 256
 
 #: pictures in the wheels of scikit-image and scikit-learn: (package, file)
 _PICTURES = (
@@ -58,7 +58,7 @@ def preprocess(item: Any) -> torch.Tensor:
     from PIL import Image
 
     image = as_rgb(item)
-    side = min(image.size) * _KEPT
+    side = min(image.size) * _CROP
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
     small = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ("INSTALL", "MODEL", "Face", "Truth")
 
-#: brings the weights; an extra cannot leave out what a package requires
+#: brings the weights. An extra cannot do it: the package pins an old torch, which only
+#: ``--no-deps`` leaves out
 INSTALL = "pip install --no-deps facenet-pytorch==2.6.0"
 
 Box = tuple[float, float, float, float]

@@ -23,7 +23,7 @@ __all__ = ("COLUMNS", "Mtcnn", "levels", "reduced")
 #: columns of a face: its box, its probability, x and y of five landmarks
 COLUMNS = 4 + 1 + 5 * 2
 
-#: the sides of each size of the picture, by those of the one before: areas are halved
+#: each step of the pyramid has this part of the sides of the one before, and half of its area
 _STEP = 0.709
 
 #: pictures of more pixels are reduced first
@@ -32,7 +32,7 @@ _PIXELS = 4_000_000
 #: most windows handed on by each net: bounds time and memory, whatever the picture
 _WINDOWS = 1000
 
-#: windows looked at at once: 250 of O-Net's take some 100 MB
+#: windows that go through a net together: 250 of O-Net's take some 100 MB
 _CHUNK = 250
 
 
@@ -57,7 +57,7 @@ class Mtcnn(nn.Module):
         super().__init__()
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
         self.min_face = min_face
-        #: what P-, R- and O-Net let pass, and more
+        #: probability from which P-, R- and O-Net keep a window
         self.thresholds = thresholds
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:

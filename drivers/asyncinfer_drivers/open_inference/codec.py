@@ -32,10 +32,10 @@ __all__ = ("Codec", "Job")
 logger = logging.getLogger("asyncinfer.open_inference")
 
 
-#: of an array, as numpy has it
+#: dimensions that an array of numpy can have
 _MOST_DIMENSIONS = 64
 
-#: numbers in a request of zeros: a server may say that its inputs are of any size
+#: most numbers in a request of zeros: a server may claim inputs of any size
 _MOST_ZEROS = 1 << 24
 
 
@@ -60,7 +60,7 @@ class Codec:
         self._wanted = [one.name for one in spec.outputs]
         self._outputs = {one.name: one for one in spec.outputs}
         self._shapes = [(one.row if spec.batched else one.shape) or () for one in spec.inputs]
-        #: most outputs are like an earlier one
+        #: cached: most outputs have the shape of an earlier one
         self._check = lru_cache(maxsize=64)(self._checked)
         self._stackable = spec.batched and len(spec.inputs) == 1
         numbers = all(one.datatype != "BYTES" for one in spec.inputs)

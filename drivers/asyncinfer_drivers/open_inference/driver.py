@@ -24,7 +24,7 @@ from asyncinfer_drivers.open_inference.transport import Transport
 __all__ = ("OpenInferenceDriver", "OpenInferenceOptions")
 
 #: bytes that are converted on the event loop: copying that many takes less than a millisecond
-_SMALL = 1 << 20
+_LOOP_BYTES = 1 << 20
 
 
 class OpenInferenceDriver(SessionDriver[Session]):
@@ -142,7 +142,7 @@ class OpenInferenceDriver(SessionDriver[Session]):
         return await self._run(session, session.codec, batch)
 
     async def _run(self, session: Session, codec: Codec, batch: Sequence[Any]) -> list[Any]:
-        slow = self._has_steps or _size(batch) > _SMALL
+        slow = self._has_steps or _size(batch) > _LOOP_BYTES
         make = codec.requests
         jobs, outputs = await session.thread(make, batch) if slow else make(batch)
         for job in jobs:
@@ -158,7 +158,7 @@ class OpenInferenceDriver(SessionDriver[Session]):
 
     async def _results(self, session: Session, codec: Codec, job: Job, slow: bool) -> list[Any]:
         reply = await session.reply(job.request)
-        if slow or len(reply.body) > _SMALL:
+        if slow or len(reply.body) > _LOOP_BYTES:
             return await session.thread(codec.results, job, reply)
         return codec.results(job, reply)
 

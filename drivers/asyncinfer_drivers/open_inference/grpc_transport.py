@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
 from asyncinfer_drivers.open_inference.tensors import Given, Head, Message, Received
+from asyncinfer_drivers.open_inference.transport import ABOUT_BYTES
 
 __all__ = ("GrpcTransport",)
 
@@ -42,11 +43,8 @@ _KINDS = {
     grpc.StatusCode.UNIMPLEMENTED: Kind.UNKNOWN,
 }
 
-#: bytes of what a server says about itself and its models
-_SMALL = 4 * 1024 * 1024
-
-#: requests of any size; a channel of its own, so that no other one's pauses are inherited; the
-#: way to a device in the same network leads through no proxy
+#: requests may have any size; the channel shares no connection with others, since their pauses
+#: before they connect again would be its own too; no proxy is asked: devices are in this network
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
@@ -70,15 +68,15 @@ class GrpcTransport:
     """One channel to one server; see ``Transport``."""
 
     def __init__(
-        self, address: Address, access: Access, model: str, version: str, *, most: int = _SMALL
+        self, address: Address, access: Access, model: str, version: str, *, most: int = ABOUT_BYTES
     ) -> None:
         self._target = address.target
         self._options = (*_OPTIONS, ("grpc.max_receive_message_length", most))
         self._too_large = f" vs. {most})"
         self._name, self._version = model, version
-        #: most requests begin like an earlier one
+        #: cached: most requests begin like an earlier one
         self._heads = lru_cache(maxsize=64)(self._made_heads)
-        #: of an earlier reply: what stood before the bytes, its length, and what tensor it was
+        #: an earlier reply: what came before the tensor's bytes, its length, its tensor
         self._before: tuple[bytes, int, tuple[str, str, tuple[int, ...]]] = b"", -1, ("", "", ())
         self._metadata = tuple(access.all_headers().items())
         self._credentials: grpc.ChannelCredentials | None = None
@@ -129,7 +127,7 @@ class GrpcTransport:
         request = pb.ServerMetadataRequest()
         server = await self._ask("ServerMetadata", request, pb.ServerMetadataResponse, timeout)
         models: Any = ()
-        with suppress(Failure):  # an extension: not every server has it
+        with suppress(Failure):  # part of an extension that not every server has
             request, reply = pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse
             models = (await self._ask("RepositoryIndex", request, reply, timeout)).models
         return {
@@ -200,7 +198,7 @@ class GrpcTransport:
     async def _ask(self, method: str, request: Any, reply: Any, timeout: float | None) -> Any:
         call: Any = self._channel and self._channel.unary_unary(_SERVICE + method)
         data = await self._call(call, request.SerializeToString(), timeout)
-        if len(data) > _SMALL:
+        if len(data) > ABOUT_BYTES:
             raise Failure(Kind.TOO_LARGE, f"{len(data)} bytes for {method}")
         try:
             return reply.FromString(data)

@@ -16,6 +16,7 @@ import numpy as np
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
 from asyncinfer_drivers.open_inference.tensors import DATATYPES, Given, Head, Message, Received
+from asyncinfer_drivers.open_inference.transport import ABOUT_BYTES
 
 __all__ = ("HttpTransport",)
 
@@ -25,10 +26,8 @@ _AS_JSON = {"Content-Type": "application/json"}
 _BUFFER = 1 << 20
 #: bytes of a body that aiohttp takes in one piece without a warning
 _PIECE = 1 << 20
-#: bytes of what a server says about itself and its models, and of an error's text
-_SMALL = 4 * 1024 * 1024
-#: bytes of JSON in an answer: the objects made of it take far more than the text
-_JSON = 32 * 1024 * 1024
+#: most bytes of JSON in an answer: the objects made of it take many times as much memory
+_JSON_BYTES = 32 * 1024 * 1024
 
 _KINDS = {
     **dict.fromkeys((400, 411, 413, 415, 422), Kind.INPUT),
@@ -55,18 +54,18 @@ class HttpTransport:
         version: str,
         *,
         binary: bool = True,
-        most: int = _SMALL,
+        most: int = ABOUT_BYTES,
     ) -> None:
         scheme = "https" if address.tls else "http"
         at = f"/versions/{quote(version, safe='')}" if version else ""
         self._root = f"{scheme}://{address.target}{address.path}/v2"
         self._url = f"{self._root}/models/{quote(model, safe='')}{at}"
-        # nothing is unpacked: a small answer could become a large one
+        # no compression: a small answer could be unpacked to a huge one
         self._headers = {"accept-encoding": "identity"} | access.all_headers()
         self._most = most
         self._ssl = access.ssl_context() if address.tls else False
         self._binary = binary
-        #: most requests begin like an earlier one
+        #: cached: most requests begin like an earlier one
         self._head = lru_cache(maxsize=64)(self._made_head)
         self._session: aiohttp.ClientSession | None = None
 
@@ -102,7 +101,7 @@ class HttpTransport:
         response, _ = await self._exchange("GET", f"{self._root}/health/ready", timeout)
         server = _parsed((await self._ask("GET", self._root, timeout)).body)
         models: Any = ()
-        with suppress(Failure, ValueError):  # an extension: not every server has it
+        with suppress(Failure, ValueError):  # part of an extension that not every server has
             index = f"{self._root}/repository/index"
             models = _loaded((await self._ask("POST", index, timeout, b"{}", _AS_JSON)).body)
         return {
@@ -152,8 +151,8 @@ class HttpTransport:
         """The tensors of a reply; ``ValueError`` if it is none."""
         body, length = reply
         head, rest = (body, b"") if length is None else (body[:length], memoryview(body)[length:])
-        if len(head) > _JSON:
-            raise ValueError(f"{len(head)} bytes of JSON, more than {_JSON}")
+        if len(head) > _JSON_BYTES:
+            raise ValueError(f"{len(head)} bytes of JSON, more than {_JSON_BYTES}")
         tensors, at = list[Received](), 0
         try:
             for one in _parsed(head)["outputs"]:
@@ -175,7 +174,7 @@ class HttpTransport:
         timeout: float | None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        most: int = _SMALL,
+        most: int = ABOUT_BYTES,
     ) -> Message:
         response, answer = await self._exchange(method, url, timeout, body, headers, most)
         if response.status != 200:
@@ -190,7 +189,7 @@ class HttpTransport:
         timeout: float | None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        most: int = _SMALL,
+        most: int = ABOUT_BYTES,
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         """A response of whatever status, and its body."""
         session = self._session
@@ -206,7 +205,8 @@ class HttpTransport:
                 allow_redirects=False,
                 timeout=_limit(timeout),
             ) as response:
-                return response, await _read(response, most if response.status == 200 else _SMALL)
+                allowed = most if response.status == 200 else ABOUT_BYTES
+                return response, await _read(response, allowed)
         except TimeoutError as error:
             raise Failure(Kind.TIMEOUT, f"nothing within {timeout:g} s") from error
         except aiohttp.ClientPayloadError as error:

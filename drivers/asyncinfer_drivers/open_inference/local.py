@@ -28,9 +28,9 @@ __all__ = ("LocalServerDriver", "LocalServerOptions")
 _HOST = "127.0.0.1"
 #: files of the server
 _CONFIG, _PORTS, _LOG = "serve.toml", "ports.json", "log"
-#: seconds between two looks whether the server is ready
-_LOOK = 0.02
-#: exit status of a server that was asked for something that cannot be
+#: seconds between two checks whether the server is ready
+_POLL_SECONDS = 0.02
+#: exit status of ``asyncinfer`` for wrong arguments or a wrong config
 _MISUSED = 2
 
 
@@ -172,7 +172,7 @@ class LocalServerDriver(OpenInferenceDriver):
                 return server
             if process.returncode is not None:
                 raise self._not_started(process.returncode, files)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_SECONDS)
         if self._process is not process:
             raise DeviceLost(self.name, "closed while it was opening")
         text = f"its server is not ready after {self._start_timeout:g} s"

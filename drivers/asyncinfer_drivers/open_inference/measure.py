@@ -84,7 +84,7 @@ async def alternating(
     """Time of the second over time of the first, round by round, for that many seconds."""
     found, end = list[float](), time.perf_counter() + seconds
     while len(found) < 2 or time.perf_counter() < end:
-        first = len(found) % 2  # whoever was last goes on: each is met cold, or warm, as often
+        first = len(found) % 2  # the one that was last is first now: both start cold equally often
         times = {turn: await _seconds(pair[turn], in_flight, calls) for turn in (first, 1 - first)}
         found.append(times[1] / times[0])
     return found[1:]  # the first warms up
@@ -103,7 +103,8 @@ async def _seconds(call: Call, in_flight: int, calls: int) -> float:
 def median(ratios: list[float]) -> dict[str, float]:
     """The median, and between which of the sorted values it is with 95 % confidence."""
     ordered, count = sorted(ratios), len(ratios)
-    off = round(0.98 * count**0.5)  # half of 1.96 standard deviations of a fair coin's throws
+    # 1.96 standard deviations of the number of heads in `count` throws of a coin
+    off = round(1.96 * count**0.5 / 2)
     low, high = max(0, count // 2 - off), min(count - 1, (count - 1) // 2 + off)
     found = {"median": statistics.median(ordered), "low": ordered[low], "high": ordered[high]}
     return {which: round(ratio, 3) for which, ratio in found.items()}

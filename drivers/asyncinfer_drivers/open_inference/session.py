@@ -21,8 +21,10 @@ T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 P = ParamSpec("P")
 
-#: seconds before an overloaded server is asked again: at first, doubled each time, and at most
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25
+#: seconds before an overloaded server is asked again for the first time; doubled each time
+_FIRST_PAUSE = 0.005
+#: what that doubling leads to at most, in seconds
+_LONGEST_PAUSE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)

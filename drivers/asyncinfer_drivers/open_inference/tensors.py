@@ -43,7 +43,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 class Given(NamedTuple):
     """A tensor to send."""
 
-    #: all but the bytes, and how many they are
+    #: the description: all but the bytes, and how many these are
     head: Head
     #: what has its bytes, in as many parts as there were rows or texts
     parts: Sequence[bytes | memoryview]

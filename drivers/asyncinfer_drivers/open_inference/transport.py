@@ -7,7 +7,10 @@ from typing import Any, Protocol
 
 from asyncinfer_drivers.open_inference.tensors import Given, Message, Received
 
-__all__ = ("Transport",)
+__all__ = ("ABOUT_BYTES", "Transport")
+
+#: most bytes of an answer that is no inference: what a server says of itself or a model, an error
+ABOUT_BYTES = 4 * 1024 * 1024
 
 
 class Transport(Protocol):

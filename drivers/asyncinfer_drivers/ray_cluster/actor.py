@@ -75,7 +75,7 @@ class ModelActor:
 
     @property
     def _ready(self) -> Host:
-        assert self._host is not None  # noqa: S101  # its driver waits for ``load``
+        assert self._host is not None  # noqa: S101  # the driver calls nothing else before ``load`` has ended
         return self._host
 
 

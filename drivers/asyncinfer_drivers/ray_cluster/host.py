@@ -56,7 +56,7 @@ def _is_factory(function: Callable[..., Any]) -> bool:
         return True
     try:
         inspect.signature(function).bind()
-    except (TypeError, ValueError):  # ValueError: written in C, and does not tell
+    except (TypeError, ValueError):  # ValueError: written in C, without a signature
         return False
     return True
 

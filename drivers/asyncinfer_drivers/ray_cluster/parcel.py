@@ -15,8 +15,8 @@ import numpy as np
 __all__ = ("Parcel", "pack", "small", "unpack")
 
 #: bytes that may be copied on the event loop
-_SMALL = 1 << 16
-#: what is surely as small as it looks
+_LOOP_BYTES = 1 << 16
+#: types whose values are always small
 _SCALARS = (int, float, bool, complex, type(None))
 
 
@@ -54,16 +54,16 @@ def unpack(parcel: Parcel) -> list[Any]:
 
 
 def small(items: Sequence[Any] | Parcel) -> bool:
-    """Whether copying them is too short a work for a thread."""
+    """Whether copying them takes so little that it is done on the event loop."""
     if isinstance(items, Parcel):
-        return isinstance(items.items, list) or items.items.nbytes <= _SMALL
+        return isinstance(items.items, list) or items.items.nbytes <= _LOOP_BYTES
     total = 0
     for item in items:
         if isinstance(item, str | bytes):
             total += len(item)
         elif not isinstance(item, _SCALARS):
-            total += getattr(item, "nbytes", _SMALL + 1)
-    return total <= _SMALL
+            total += getattr(item, "nbytes", _LOOP_BYTES + 1)
+    return total <= _LOOP_BYTES
 
 
 def _block(kind: str, values: list[Any], arrays: list[Any]) -> Parcel:

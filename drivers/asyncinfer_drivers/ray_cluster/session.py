@@ -22,8 +22,8 @@ __all__ = ("existing", "join")
 
 logger = logging.getLogger("asyncinfer.ray")
 
-#: seconds to wait for a cluster's port; Ray itself goes on trying for a minute
-_CONNECT = 5.0
+#: seconds to wait for a cluster's port before asking Ray, which would go on trying for a minute
+_CONNECT_TIMEOUT = 5.0
 
 _lock = threading.Lock()
 _current: _Connection | None = None
@@ -178,7 +178,7 @@ def _silent(address: str) -> str:
         return "" if _started_here() else "none was started on this host"
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
     except ValueError:
         return "write host:port"
     except OSError as error:

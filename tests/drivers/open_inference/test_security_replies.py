@@ -135,7 +135,7 @@ async def test_wrong_answers_are_the_devices_fault(answering, answer):
 
 
 async def test_json_has_a_limit_of_its_own(answering, monkeypatch):
-    monkeypatch.setattr(http_transport, "_JSON", 1000)
+    monkeypatch.setattr(http_transport, "_JSON_BYTES", 1000)
 
     async def long(request):
         return web.Response(body=b'{"outputs": []' + b" " * 1000 + b"}")

@@ -9,14 +9,16 @@ from asyncinfer_drivers.cortex_m.builder.boards import Board
 
 __all__ = ("Layout", "plan_layout")
 
-#: as in the linker scripts
-_STACK = 4096
-#: the transmit queue, the counters and the library's variables
-_FIXED = 4096
-#: the firmware without the model's constants, with the largest of CMSIS-NN's functions
-_CODE = 32 * 1024
-#: samples of one request should make about this many bytes
-_REQUEST = 2048
+#: bytes of the stack, as in the linker scripts
+_STACK_BYTES = 4096
+#: bytes of the transmit queue, the counters and the library's variables
+_FIXED_BYTES = 4096
+#: bytes of flash for the firmware without the model's constants, with the largest of CMSIS-NN's
+#: functions
+_CODE_BYTES = 32 * 1024
+#: bytes that the samples of one request should make, about
+_REQUEST_BYTES = 2048
+#: samples of one request at most, however small they are
 _MOST_SAMPLES = 32
 
 
@@ -34,13 +36,13 @@ def plan_layout(
     board: Board, arena: int, constants: int, input_bytes: int, output_bytes: int
 ) -> Layout:
     """The most parallel layout that fits, or ``ConfigError``: which buffer, by how much."""
-    if (over := constants + _CODE - board.flash) > 0:
+    if (over := constants + _CODE_BYTES - board.flash) > 0:
         raise ConfigError(
             f"the model's constants ({constants:,} B) do not fit the flash of {board.name}: "
             f"{over:,} B too many"
         )
-    many = max(1, min(_MOST_SAMPLES, _REQUEST // input_bytes))
-    room = board.ram - _STACK - _FIXED
+    many = max(1, min(_MOST_SAMPLES, _REQUEST_BYTES // input_bytes))
+    room = board.ram - _STACK_BYTES - _FIXED_BYTES
     for frames, samples in ((4, many), (4, 1), (2, 1)):
         buffers = _buffers(frames, samples, input_bytes, output_bytes)
         if arena + buffers <= room:

@@ -15,11 +15,11 @@ from asyncinfer_drivers.cortex_m.specs import BoardSpec
 
 __all__ = ("link_firmware", "write_configuration")
 
-_MACHINE = ("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard")
-_CODE = ("-O3", "-g", "-ffunction-sections", "-fdata-sections")
+_MACHINE_FLAGS = ("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard")
+_CODE_FLAGS = ("-O3", "-g", "-ffunction-sections", "-fdata-sections")
 #: the compiler's own functions for memory, not byte-wise loops
 _CMSIS = "-DBAKENN_CMSIS_NN_BUILTIN_MEMORY"
-#: protocol, limits and counters: what the C program writes itself
+#: bytes at the start of HELLO_REPLY that the C program writes itself: protocol, limits, counters
 _FIXED_HELLO = 16
 
 
@@ -51,7 +51,7 @@ def link_firmware(
     objects.mkdir()
     boards = root / "boards"
     own = [*sorted((root / "src").glob("*.c")), boards / f"{board.name}.c"]
-    gcc = [toolchain.arm("gcc"), *_MACHINE, *_CODE]
+    gcc = [toolchain.arm("gcc"), *_MACHINE_FLAGS, *_CODE_FLAGS]
     include = [f"-I{path}" for path in (root / "include", root / "src", folder, model.target)]
     macros = [f"-D{define}" for define in defines]
     identity = folder / "model_identity.c"
