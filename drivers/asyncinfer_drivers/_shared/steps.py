@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from asyncinfer.errors import InputError
 from asyncinfer.registry import import_object
 
-__all__ = ("Steps",)
+__all__ = ("Fallbacks", "Steps")
 
 
 class Steps(NamedTuple):
@@ -31,3 +33,20 @@ class Steps(NamedTuple):
         before = self if self.preprocess else others
         after = self if self.postprocess else others
         return Steps(before.preprocess, after.postprocess, before.collate, after.uncollate)
+
+
+class Fallbacks:
+    """Warns, once each, of steps for batches that failed; those for one task do their work."""
+
+    def __init__(self, name: str, logger: logging.Logger) -> None:
+        self._name, self._logger = name, logger
+        self._told = set[str]()
+
+    def note(self, step: str, error: Exception) -> None:
+        """The step raised this. An ``InputError`` is expected: one task's step tells whose."""
+        if step not in self._told and not isinstance(error, InputError):
+            self._told.add(step)
+            self._logger.warning(
+                "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
+                self._name, step, type(error).__name__, error,
+            )  # fmt: skip

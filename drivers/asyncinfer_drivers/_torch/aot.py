@@ -48,7 +48,7 @@ def possible() -> bool:
 
 
 def cached(module: nn.Module, example: torch.Tensor, cache: Cache) -> bool:
-    """Whether ``compiled`` need not compile."""
+    """Whether it was compiled before, and ``compiled`` only has to load it."""
     return _file(module, example, cache).is_file()
 
 

@@ -110,7 +110,7 @@ def _told(output: Any) -> Exception:
 
 
 class _Share:
-    """What the parent says that this driver is due."""
+    """This driver's share of the cores, as its parent says with each batch."""
 
     threads = 1
 

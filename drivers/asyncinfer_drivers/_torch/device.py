@@ -81,7 +81,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timer(device: torch.device) -> Callable[[], float]:
-    """What to time calls with: on a CPU the calling thread's time there, whoever else computes."""
+    """The clock for calls: on a CPU the thread's own processor time, undisturbed by others."""
     return time.thread_time if device.type == "cpu" else time.perf_counter
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
-from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.steps import Fallbacks, Steps
 from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
@@ -52,7 +52,8 @@ class Runner:
         #: the module, or a faster form of it
         self.forward: Forward = self.module
         self._accepted: dict[Signature, None] = {}
-        self._warned: set[str] = set()
+        self._fallbacks = Fallbacks(self.name, logger)
+        self._warned = False
 
     def warm_up(self, item: Any, batch: int) -> None:
         """Run ``item`` in its smallest and a larger batch; ``ConfigError`` if it fails."""
@@ -124,7 +125,7 @@ class Runner:
             if inputs.shape[:1] != (len(batch),):
                 raise ValueError(f"made {list(inputs.shape)} of {len(batch)} inputs")
         except BaseException as error:
-            self._note_fallback("collate", self._blame(error))
+            self._fallbacks.note("collate", self._blame(error))
             return None
         return inputs
 
@@ -183,7 +184,7 @@ class Runner:
             if len(outputs) != count:
                 raise ValueError(f"made {len(outputs)} outputs for {count} tasks")
         except BaseException as error:
-            self._note_fallback("uncollate", self._blame(error))
+            self._fallbacks.note("uncollate", self._blame(error))
             return None
         return outputs
 
@@ -220,20 +221,11 @@ class Runner:
             self._accepted[signature] = None
 
     def _note_failed_batch(self, size: int, error: Exception) -> None:
-        if "model" not in self._warned:
-            self._warned.add("model")
+        if not self._warned:
+            self._warned = True
             logger.warning(
                 "%s: a batch of %d failed and its tasks are run one by one; if the model takes no "
                 "batches, set max_batch=1 (%s)", self.name, size, error,
-            )  # fmt: skip
-
-    def _note_fallback(self, step: str, error: Exception) -> None:
-        """An ``InputError`` is what the steps for one task are there for: no news."""
-        if step not in self._warned and not isinstance(error, InputError):
-            self._warned.add(step)
-            logger.warning(
-                "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
-                self.name, step, type(error).__name__, error,
             )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is
         self._closer: asyncio.Task[None] | None = None
 
     def _fatal_error(self, exc: Exception, message: str = "") -> None:
-        """An unplugged port is no news for the loop's exception handler."""
+        """Close without a word to the loop's exception handler: ports are unplugged."""
         self._abort(exc)
 
     def _call_connection_lost(self, exc: Exception | None) -> None:
@@ -93,7 +93,7 @@ class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is
 
 
 def _close(opened: serial.Serial) -> None:
-    with suppress(Exception):  # it is gone: OSError, or termios.error, which is none
+    with suppress(Exception):  # the port is gone: OSError, or termios.error, which is no OSError
         opened.reset_output_buffer()
     with suppress(Exception):
         opened.close()

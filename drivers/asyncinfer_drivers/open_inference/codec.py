@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asyncinfer.errors import InputError, ProtocolError
-from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._shared.steps import Fallbacks, Steps
 from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers.open_inference.specs import ModelSpec, TensorSpec, fits
 from asyncinfer_drivers.open_inference.tensors import (
@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 
 class Codec:
-    """Works for one open server."""
+    """Makes requests of tasks, and results of replies, while one server is open."""
 
     def __init__(self, name: str, spec: ModelSpec, steps: Steps, transport: Transport) -> None:
         self._name = name
@@ -65,7 +65,7 @@ class Codec:
         self._stackable = spec.batched and len(spec.inputs) == 1
         numbers = all(one.datatype != "BYTES" for one in spec.inputs)
         self._plain = self._stackable and numbers and not (steps.preprocess or steps.collate)
-        self._warned = set[str]()
+        self._fallbacks = Fallbacks(name, logger)
 
     # ---- requests
 
@@ -126,7 +126,7 @@ class Codec:
             if array.shape[:1] != (len(batch),) or not fits(one.row, array.shape[1:]):
                 raise ValueError(f"made {list(array.shape)} of {len(batch)} inputs")
         except Exception as error:
-            self._note_fallback("collate", error)
+            self._fallbacks.note("collate", error)
             return None
         tensor = given(one.name, one.datatype, array.shape, [array])
         request = self._transport.encode([tensor], self._wanted)
@@ -192,7 +192,7 @@ class Codec:
         return {name: arrays[name] for name in self._wanted or arrays}
 
     def _checked(self, name: str, datatype: str, shape: tuple[int, ...], count: int) -> None:
-        """Return if an output for that many tasks may come like this."""
+        """Raise ``ValueError`` unless an output for that many tasks may look like this."""
         came = TensorSpec(name, datatype, shape)
         said = self._outputs.get(name, came)
         if len(shape) > _MOST_DIMENSIONS:
@@ -211,7 +211,7 @@ class Codec:
             if len(results) != count:
                 raise ValueError(f"made {len(results)} outputs for {count} tasks")
         except Exception as error:
-            self._note_fallback("uncollate", error)
+            self._fallbacks.note("uncollate", error)
             return None
         return results
 
@@ -228,15 +228,6 @@ class Codec:
         if not self._spec.batched:
             return [_own(array, torch)]
         return [_own(array[index, ...], torch) for index in range(count)]
-
-    def _note_fallback(self, step: str, error: Exception) -> None:
-        """An ``InputError`` is what the steps for one task are there for: no news."""
-        if step not in self._warned and not isinstance(error, InputError):
-            self._warned.add(step)
-            logger.warning(
-                "%s: %s failed, which costs time; the step for one task does its work (%s: %s)",
-                self._name, step, type(error).__name__, error,
-            )  # fmt: skip
 
 
 def _finished(step: Callable[[Any], Any], row: Any) -> Any:

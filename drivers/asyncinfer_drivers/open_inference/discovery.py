@@ -26,7 +26,7 @@ _EXPECTED = ("model", "version", "protocol", "batched", "inputs", "outputs", *_A
 def leads(
     make: Make, configured: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Callable[[float], list[dict[str, Any]]]]:
-    """By the device's name, what asks its server."""
+    """For each device, by its name, the function that asks its server."""
     return {name: partial(_look, make, name, options) for name, options in configured.items()}
 
 

@@ -21,7 +21,7 @@ class Transport(Protocol):
     """
 
     def connect(self) -> None:
-        """Make what is needed to connect; the first request does."""
+        """Prepare to connect: the first request does it."""
         ...
 
     async def close(self) -> None:
