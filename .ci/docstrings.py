@@ -25,12 +25,20 @@ class Markdown(griffe.Extension):
         for name, member in list(cls.members.items()):
             if member.is_special and name != "__init__" and not member.has_docstring:
                 cls.del_member(name)
+        init = cls.members.get("__init__")
+        if isinstance(init, griffe.Function) and any(map(_takes, init.decorators)):
+            init.parameters["options"].kind = griffe.ParameterKind.var_keyword
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite that of ``obj``."""
         obj.labels -= NOISE
         if obj.docstring is not None:
             obj.docstring.value = _markdown(obj.docstring.value, obj)
+
+
+def _takes(decorator: griffe.Decorator) -> bool:
+    """Whether it lets a driver be made with the fields of a dataclass, one by one."""
+    return str(decorator.value).startswith("takes(")
 
 
 def _markdown(text: str, scope: griffe.Object) -> str:
