@@ -80,7 +80,7 @@ class Stream(AsyncIterator[ItemT]):
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)
-                error, lane.source_error = lane.source_error, None
+                error = lane.take_error()
                 raise StopAsyncIteration if error is None else error
             await lane.results_ready()
 

@@ -196,10 +196,9 @@ class Engine:
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
         """Nobody wants the lane's results any more; returns the reader that is now ending."""
-        lane.source_error = error or lane.source_error
         running = [s for burst in self.roster.bursts for s in burst.spans if s.lane is lane]
         failed = [task for task in self.retries.tasks if task.lane is lane]
-        for span in (*lane.close(), *running, *failed):
+        for span in (*lane.close(error), *running, *failed):
             if not span.done:
                 span.settle()
                 if span.future is not None and not span.future.done():

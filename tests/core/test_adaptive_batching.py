@@ -249,7 +249,7 @@ def learnt(most, line, calls, target=None):
     sizes = []
     for _ in range(calls):
         sizes.append(size.limit)
-        estimator.add(size.limit, line.of(size.limit))
+        estimator.learn(size.limit, line.of(size.limit))
         size.learn(estimator)
     return sizes
 
@@ -269,7 +269,7 @@ def test_batches_grow_again_where_calls_begin_to_cost():
     size, estimator = BatchSize(32, None), Estimator()
     for call in range(1000):
         line = ServiceTime(0.0 if call < 300 else 0.02, 0.001)
-        estimator.add(size.limit, line.of(size.limit))
+        estimator.learn(size.limit, line.of(size.limit))
         size.learn(estimator)
     assert size.limit >= 30
 
@@ -313,6 +313,6 @@ def test_calls_that_vary_do_not_make_batches_small(seed):
     for _ in range(2000):
         sizes.append(size.limit)
         seconds = (0.003 + 0.0005 * size.limit) * chance.lognormvariate(-0.045, 0.3)
-        estimator.add(size.limit, seconds)
+        estimator.learn(size.limit, seconds)
         size.learn(estimator)
     assert sum(sizes) / len(sizes) > 60

@@ -20,7 +20,7 @@ def fed(samples, line=None):
     if line is not None:
         estimator.start_from(line)
     for batch, duration in samples:
-        estimator.add(batch, duration)
+        estimator.learn(batch, duration)
     return estimator
 
 
@@ -65,19 +65,19 @@ def test_equal_batches_keep_the_proportions_of_the_calibration():
 
 def test_one_outlier_is_damped_and_two_are_a_new_truth():
     estimator = fed([(1, 0.1)] * 20)
-    estimator.add(1, 50.0)
+    estimator.learn(1, 50.0)
     assert estimator.expect(1) < 0.2
-    estimator.add(1, 50.0)
+    estimator.learn(1, 50.0)
     assert estimator.expect(1) == pytest.approx(50.0)
     for _ in range(2):
-        estimator.add(1, 0.001)
+        estimator.learn(1, 0.001)
     assert estimator.expect(1) == pytest.approx(0.001)
 
 
 def test_outliers_on_either_side_in_turn_are_none():
     estimator = fed([(1, 1.0)] * 20)
     for outlier in (50.0, 0.01, 50.0, 0.01):
-        estimator.add(1, outlier)
+        estimator.learn(1, outlier)
         assert 0.2 < estimator.expect(1) < 2.5
 
 

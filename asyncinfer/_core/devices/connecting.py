@@ -117,14 +117,6 @@ class Connecting:
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait(runners, timeout=min(left, 1e6), return_when=first)
 
-    def end_calls(self, device: Device) -> None:
-        """Cancel what it runs."""
-        for burst in device.bursts:
-            burst.inputs.clear()  # whatever becomes of the present call, there is no further one
-            if burst.runner is not None:
-                burst.runner.cancel()
-                device.leftovers.expect_end(burst.runner, burst.generation)
-
     async def close(self, device: Device) -> None:
         """Let what was cancelled end, and close the driver; within the close timeout.
 

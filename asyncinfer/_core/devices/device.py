@@ -118,6 +118,16 @@ class Device:
         self._touched = now
         self._listener.became(self, before, error)
 
+    def back_off(self, now: float, pause: float) -> None:
+        """Wait for ``pause`` seconds before it is opened again, for the reason it was lost."""
+        self.next_attempt = now + pause
+        self.become(DeviceState.BACKING_OFF, now, self.reason)
+
+    def wait_for_leftovers(self) -> None:
+        """Back off for an unknown time: it is opened again once a call left behind has ended."""
+        self.next_attempt = math.inf
+        self.reason = f"waiting for one of {self.leftovers.wedged} calls left behind to end"
+
     @property
     def free(self) -> bool:
         """Whether it can take a call now."""
@@ -160,29 +170,37 @@ class Device:
             self._busy_seconds += now - self._busy_since
         self._listener.changed(self)
 
-    def answered(self, now: float) -> None:
-        """A call brought results."""
+    def count_results(self, burst: Burst, calls: int) -> None:
+        """Take into its figures what the ``calls`` of ``burst`` that returned have brought."""
+        tasks, now = burst.at, burst.since
+        self.batches += calls
+        self.tasks += tasks
+        self.learn(tasks / calls, (now - burst.began) / calls)
         self.answered_at = now
         self._given_up = 0.0
         self.patience = 1.0
         if self._state is DeviceState.SUSPECT:
             self.become(DeviceState.READY, now, "it answered")
 
-    def gave_up(self, tasks: int, seconds: float) -> None:
-        """A call was given up, as a copy was faster. It would have taken ``seconds`` at least.
+    def count_error(self) -> None:
+        """It failed, or a task failed on it."""
+        self.errors += 1
 
-        The second in a row doubles what is expected, as a second time-out does for TCP (RFC 6298).
-        What silence is bearable stays as it was before the first.
+    def double_patience(self) -> None:
+        """It was looked into because it is silent: next time after twice as long a silence."""
+        self.patience *= 2
+
+    def gave_up(self, tasks: int, seconds: float) -> None:
+        """A call was given up after ``seconds``, as a copy on another device was faster.
+
+        After several in a row, the silence that is bearable is still what it was before the first:
+        calls that are given up must not hide that the device does not answer.
         """
         if not self._given_up:
             self._bearable = self.bearable(self.expect(tasks))
         self._given_up += seconds
-        cost, each = self.estimator.line
-        if self.estimator.given_up:
-            self.calibrate(ServiceTime(2 * cost, 2 * each))
-        else:
-            self.learn(tasks, seconds)
-        self.estimator.given_up = True
+        self.estimator.learn_given_up(tasks, seconds)
+        self._measure()
 
     def silent_at(self) -> float:
         """When it will have been silent for far too long; infinite if that is unknown."""
@@ -222,7 +240,7 @@ class Device:
 
     def learn(self, batch: float, seconds: float) -> None:
         """Take a call with ``batch`` tasks into the estimate."""
-        self.estimator.add(batch, seconds)
+        self.estimator.learn(batch, seconds)
         self._measure()
 
     def calibrate(self, line: ServiceTime) -> None:
@@ -339,6 +357,12 @@ class Burst:
     def reserved(self) -> int:
         """Number of tasks that were not started."""
         return max(0, self.tasks - self.at - self.batch)
+
+    def cancel(self) -> None:
+        """Make no further call, and cancel the present one, unless that is what runs just now."""
+        self.inputs.clear()  # a driver that ignores the cancellation is not called once more
+        if self.runner is not None and self.runner is not asyncio.current_task():
+            self.runner.cancel()
 
     def take_finished(self) -> list[Span]:
         """Remove and return the tasks that have been run, with their outputs."""

@@ -80,8 +80,8 @@ class Estimator:
         each = max(self.line.per_task, SHORTEST_CALL / 100)
         return (seconds - self.line.per_batch) / each
 
-    def add(self, batch: float, seconds: float) -> None:
-        """Learn from one call."""
+    def learn(self, batch: float, seconds: float) -> None:
+        """Take one call into the estimate."""
         self.given_up = False
         gain = max(GAIN, 1 / (self.samples + 1))
         if self.known:
@@ -100,6 +100,17 @@ class Estimator:
         self._product += gain * (batch * seconds - self._product)
         self.line = self._fit()
         self.known = True
+
+    def learn_given_up(self, batch: float, seconds: float) -> None:
+        """Learn from a call that was given up after so many ``seconds``: it takes longer.
+
+        The second in a row doubles the estimate, as a second time-out does for TCP (RFC 6298).
+        """
+        if self.given_up:
+            self.start_from(ServiceTime(2 * self.line.per_batch, 2 * self.line.per_task))
+        else:
+            self.learn(batch, seconds)
+        self.given_up = True
 
     def _tamed(self, batch: float, seconds: float, gain: float) -> tuple[float, float]:
         expected = self.expect(batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -140,7 +139,7 @@ class Supervisor:
 
     def fail(self, device: Device, error: DeviceError) -> None:
         """The device failed: its tasks go to the others, and it is to be opened again."""
-        device.errors += 1
+        device.count_error()
         self._leave(device, self._take_back(device, error))
         self._recover(device, error)
 
@@ -187,15 +186,13 @@ class Supervisor:
     async def _hold_off(self, device: Device) -> None:
         """Pause, for ``ALONE`` at most while no device is up; wait for calls left behind."""
         pause, left = device.breaker.pause(), device.leftovers
-        device.next_attempt = self._clock() + pause
-        device.become(DeviceState.BACKING_OFF, self._clock(), device.reason)
+        device.back_off(self._clock(), pause)
         await asyncio.sleep(min(pause, ALONE))
         if pause > ALONE:
             with anyio.move_on_after(pause - ALONE):
                 await self._roster.none_up.wait()
         if left.generations >= LEFT_BEHIND:
-            device.next_attempt = math.inf
-            device.reason = f"waiting for one of {left.wedged} calls left behind to end"
+            device.wait_for_leftovers()
             await left.fewer_than(LEFT_BEHIND)
 
     async def _close(self, device: Device, reason: str) -> None:
@@ -209,8 +206,9 @@ class Supervisor:
             recovering.cancel()
             device.leftovers.expect_end(recovering, device.generation)
         self._connecting.give_up(device)
-        self._connecting.end_calls(device)
-        self._leave(device, ())
+        for burst in device.bursts:
+            burst.cancel()
+        self._leave(device, device.bursts)
         with anyio.CancelScope(shield=True):
             await self._connecting.close(device)
         if device.state is DeviceState.DRAINING:

@@ -90,7 +90,7 @@ class Watchdog:
 
     def _suspect(self, device: Device, now: float) -> None:
         since = min(burst.since for burst in device.bursts)
-        device.patience *= 2
+        device.double_patience()
         if not device.suspect:
             text = f"no answer for {now - since:.3g} s, expected after {device.latency:.3g} s"
             device.become(DeviceState.SUSPECT, now, text)

@@ -68,7 +68,7 @@ class Outcomes:
         for task in span.singles():
             error = task.outputs[0]
             if isinstance(error, BaseException):
-                device.errors += 1
+                device.count_error()
                 self._failed(task, error, task.run)
             else:
                 yield task
@@ -81,7 +81,7 @@ class Outcomes:
         run = Run(burst.device.name, burst.since, self._clock())
         tasks = burst.take_running()
         if len(tasks) == 1:
-            burst.device.errors += 1
+            burst.device.count_error()
             self._failed(tasks[0], error, run)
             return
         for task in tasks:  # each alone: that shows which one is to blame
@@ -101,14 +101,10 @@ class Outcomes:
 
     def _count(self, burst: Burst) -> None:
         """Take what the burst has done into the device's figures, once, and while it is live."""
-        device, calls = burst.device, burst.calls
-        if not calls or not burst.live:
-            return
-        device.batches += calls
-        device.tasks += burst.at
-        device.learn(burst.at / calls, (burst.since - burst.began) / calls)
-        device.answered(burst.since)
-        self._recorder.ran(burst.began, burst.since)
+        calls = burst.calls
+        if calls and burst.live:
+            burst.device.count_results(burst, calls)
+            self._recorder.ran(burst.began, burst.since)
 
     # ---- a device loses its tasks
 
@@ -133,7 +129,7 @@ class Outcomes:
                     self._failed(task, error, run)
             rest = burst.take_rest()
             self._reassign(device, rest if error else [*running, *rest])
-            _cancel(burst)
+            burst.cancel()
         self._wake()
         return bursts
 
@@ -150,7 +146,7 @@ class Outcomes:
         runner = burst.runner
         if runner is None or runner.cancelling():
             return
-        _cancel(burst)
+        burst.cancel()
         if _unstarted(runner):
             self.call_ended(burst)  # it is cancelled before it could do that itself
 
@@ -226,13 +222,6 @@ class Outcomes:
 
 def _has_errors(outputs: list[Any]) -> bool:
     return any(issubclass(kind, BaseException) for kind in set(map(type, outputs)))
-
-
-def _cancel(burst: Burst) -> None:
-    burst.inputs.clear()  # a driver that ignores it answers, but is not called once more
-    runner = burst.runner
-    if runner is not None and runner is not asyncio.current_task():
-        runner.cancel()
 
 
 def _unstarted(runner: asyncio.Task[None]) -> bool:

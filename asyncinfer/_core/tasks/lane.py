@@ -210,8 +210,17 @@ class Lane:
         self._uncounted = self._most - left - 1
         return piece
 
-    def close(self) -> list[Span]:
-        """Forget everything; return the tasks that had been accepted and not finished."""
+    def take_error(self) -> BaseException | None:
+        """The error the stream ends with, if there is one: the consumer is told of it once."""
+        error, self.source_error = self.source_error, None
+        return error
+
+    def close(self, error: BaseException | None = None) -> list[Span]:
+        """Forget everything; return the tasks that had been accepted and not finished.
+
+        A consumer that still asks for results is told of ``error``, if there is one.
+        """
+        self.source_error = error or self.source_error
         if self.closed:
             return []
         dropped = self.waiting.clear()
