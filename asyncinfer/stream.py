@@ -63,7 +63,7 @@ class Stream(AsyncIterator[ItemT]):
         """Get some more of the results, or the error to raise in their place."""
         lane = self._lane
         spans = lane.next_piece()
-        self._engine.more(lane)
+        self._engine.wake_if_free(lane)
         if self._raises and spans[0].error is not None:
             return spans[0].error
         lane.piece = chain.from_iterable(map(self._items, spans))
@@ -73,10 +73,10 @@ class Stream(AsyncIterator[ItemT]):
         """Return when a result is ready; raise at the end of the stream."""
         lane = self._lane
         if self._source is not None:
-            self._engine.begin(lane, self._source)
+            self._engine.start_reading(lane, self._source)
             self._source = None
-        lane.used_up()
-        self._engine.more(lane)
+        lane.piece_used_up()
+        self._engine.wake_if_free(lane)
         while not lane.ready:
             if lane.closed or lane.exhausted:
                 self._engine.leave(lane)

@@ -78,17 +78,22 @@ class Engine:
         )
         self._watchdog = self.supervisor.watchdog
         self._executor = Executor(
-            self._outcomes, clock, loop, run_timeout=timeouts.run, lost=self.supervisor.fail
+            self._outcomes,
+            clock,
+            loop,
+            run_timeout=timeouts.run,
+            device_failed=self.supervisor.device_failed,
         )
+        #: ends tasks whose time has run out
         self._deadlines = Deadlines(
             timeouts,
             lanes,
             clock,
             loop,
-            expire=self._outcomes.out_of_time,
-            started=self._started,
+            expire=self._outcomes.expire,
+            started=self._started_tasks,
             reclaim=self._reclaim,
-            no_device=self._no_device,
+            devices_if_none_up=self._devices_if_none_up,
         )
         #: from the end of opening to the beginning of closing
         self.accepting = False
@@ -113,7 +118,7 @@ class Engine:
         if self._wakeup is None:
             self._wakeup = self.loop.call_soon(self._assign)
 
-    def more(self, lane: Lane) -> None:
+    def wake_if_free(self, lane: Lane) -> None:
         """Tasks came, or the window moved: no reason to assign anew while no device is free."""
         if not self._pool.full:
             self.wake()
@@ -143,7 +148,7 @@ class Engine:
         self._lanes_made += 1
         return lane
 
-    def begin(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+    def start_reading(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Start to read ``source`` into ``lane``. Raises ``ClosedError``."""
         self.check_open()
         self.lanes.join(lane)
@@ -151,7 +156,8 @@ class Engine:
         name = f"asyncinfer source {lane.number}"
         feeder = self.loop.create_task(feeding, name=name, context=lane.context)
         self._feeders[lane] = feeder
-        feeder.add_done_callback(partial(self._fed, lane))  # called though it may never start
+        # by a callback, as a task that is cancelled before it starts runs none of its own code
+        feeder.add_done_callback(partial(self._source_ended, lane))
 
     def _accept(self, lane: Lane, inputs: list[Any]) -> None:
         """Take what the source gave; stop one that goes on though its reading was cancelled."""
@@ -160,7 +166,7 @@ class Engine:
         self.check_open()
         self._queue(lane, inputs)
 
-    def _fed(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
+    def _source_ended(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
         """The source is at its end, or is not read any further."""
         self._feeders.pop(lane, None)
         if feeder.cancelled():
@@ -175,7 +181,7 @@ class Engine:
         span = lane.accept(inputs)
         for limit in self._deadlines.limits:
             limit.watch(span)
-        self.more(lane)
+        self.wake_if_free(lane)
         return span
 
     async def call(self, value: Any) -> Any:
@@ -217,7 +223,7 @@ class Engine:
 
     # ---- what time limits concern
 
-    def _started(self) -> Iterator[Iterable[Span]]:
+    def _started_tasks(self) -> Iterator[Iterable[Span]]:
         for burst in self.roster.bursts:
             self._outcomes.pass_on(burst, burst.began)
             yield burst.spans
@@ -228,7 +234,7 @@ class Engine:
         self.roster.reclaim()
         self.wake()
 
-    def _no_device(self) -> str | None:
+    def _devices_if_none_up(self) -> str | None:
         """What devices there are, if none of them is up."""
         return None if self.roster.any_up else names(self.roster.devices)
 
@@ -281,7 +287,7 @@ class Engine:
                 if not lane.finished:
                     self.drop(lane, error)
             self._closing = self.loop.create_task(self._close(), name="asyncinfer close")
-        await _ended(self._closing)
+        await _wait_for(self._closing)
 
     async def _close(self) -> None:
         await asyncio.gather(self._stop_reading(), self.supervisor.close_all())
@@ -295,7 +301,7 @@ class Engine:
         self.running = False
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _wait_for(task: asyncio.Task[None]) -> None:
     """Wait for ``task`` to its end, and only then be cancelled."""
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):

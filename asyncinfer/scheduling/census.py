@@ -6,9 +6,9 @@ import math
 
 __all__ = ("Census", "Figures")
 
-#: classes of latency: so many for each factor of two, from SHORTEST seconds on
+#: classes of latency: so many for each factor of two, from SHORTEST_LATENCY seconds on
 FINENESS = 16
-SHORTEST = 1e-7
+SHORTEST_LATENCY = 1e-7
 #: classes summed up together, and all of them: up to 80 days
 BLOCK = 32
 CLASSES = 46 * FINENESS
@@ -90,5 +90,5 @@ class _Sums:
 
 
 def _class_of(latency: float) -> int:
-    steps = FINENESS * math.log2(max(latency, SHORTEST) / SHORTEST)
+    steps = FINENESS * math.log2(max(latency, SHORTEST_LATENCY) / SHORTEST_LATENCY)
     return min(CLASSES - 1, int(steps))

@@ -18,9 +18,9 @@ TRIFLE = 10e-6
 #: a part of the work that makes no difference
 NEGLIGIBLE = 1 / 250
 #: deviation of many devices before any of them has made a call
-USUAL = 0.25
+PRESUMED_DEVIATION = 0.25
 #: by so much of their deviation late calls delay the end
-LATE = 1 / 8
+LATE_SHARE = 1 / 8
 #: a device that rests is tried again after this many of its service times
 RETRY_REST = 200
 
@@ -78,7 +78,7 @@ class EarliestFinish:
         """
         many = len(pool.devices) >= MANY
         known = not many or pool.census.seen
-        least = max(NEGLIGIBLE, LATE * (_deviation(pool) if known else USUAL))
+        least = max(NEGLIGIBLE, LATE_SHARE * (_deviation(pool) if known else PRESUMED_DEVIATION))
         if pool.backlog or least * grant.skip < 1:
             return False
         if least * grant.skip < _alike(device.latency, pool):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ("Leftovers", "Ticker", "is_virtual", "open_files")
+__all__ = ("LeftRunning", "Ticker", "is_virtual", "open_files")
 
 #: what is ending already gets so many looks, seconds apart, to be gone
 _LOOKS, _PAUSE = 200, 0.005
@@ -87,7 +87,7 @@ def _waited() -> float:
     return 0.0
 
 
-class Leftovers:
+class LeftRunning:
     """The asyncio tasks, threads and child processes there are that were not there before."""
 
     def __init__(self) -> None:

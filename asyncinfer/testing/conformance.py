@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from asyncinfer.driver import Driver
 from asyncinfer.testing._case import Broken, Case, same
 from asyncinfer.testing._checks import CHECKS, Check
-from asyncinfer.testing._watch import Leftovers, Ticker, is_virtual
+from asyncinfer.testing._watch import LeftRunning, Ticker, is_virtual
 
 __all__ = ("ConformanceError", "Report", "check_driver")
 
@@ -122,7 +122,7 @@ async def _unblocked(name: str, check: Check, case: Case, limit: float) -> float
 
 async def _run(name: str, check: Check, case: Case) -> float:
     """Run the check once; nothing may be left afterwards."""
-    before = Leftovers()
+    before = LeftRunning()
     with Ticker() as ticker:
         try:
             await check.run(case)

@@ -90,7 +90,7 @@ def test_tasks_that_fail_leave_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("planted", ['keep(Outcomes, "_fail")', 'keep(Lane, "discard")'])
+@pytest.mark.parametrize("planted", ['keep(Outcomes, "_fail_for_good")', 'keep(Lane, "discard")'])
 def test_a_leak_of_any_of_them_is_found(planted):
     status, facts = hygiene(planted)
     assert (status, facts["well"]) == (1, False)

@@ -17,9 +17,9 @@ from asyncinfer.stats import DeviceState
 __all__ = ("Connecting",)
 
 #: part of the close timeout in which calls may end before their driver is closed
-CALLS = 0.5
+CALLS_PART = 0.5
 #: part of it after which closing the driver is cancelled; in the rest that may end
-DRIVER = 0.9
+DRIVER_PART = 0.9
 
 
 class Connecting:
@@ -36,7 +36,7 @@ class Connecting:
         self._clock = clock
         self._loop = loop
         self._timeouts = timeouts
-        self._under_way: dict[Device, asyncio.Task[None]] = {}
+        self._openings: dict[Device, asyncio.Task[None]] = {}
         #: closes what was opened after it had been given up
         self._undoing: dict[Device, asyncio.Task[None]] = {}
 
@@ -44,16 +44,16 @@ class Connecting:
         """Open and calibrate; raises what the driver raises, a timeout as ``DeviceTimeout``."""
         device.become(DeviceState.OPENING, self._clock())
         name = f"asyncinfer open {device.name}"
-        opening = self._loop.create_task(self._opened(device, device.generation), name=name)
-        self._under_way[device] = opening
+        opening = self._loop.create_task(self._open_driver(device, device.generation), name=name)
+        self._openings[device] = opening
         seconds = self._timeouts.open
         try:
             await asyncio.wait([opening], timeout=seconds)
         finally:
             overdue = opening.cancel()
             device.leftovers.expect_end(opening, device.generation)
-            if self._under_way.get(device) is opening:
-                del self._under_way[device]
+            if self._openings.get(device) is opening:
+                del self._openings[device]
         if device.state is not DeviceState.OPENING:
             raise ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
         if overdue:
@@ -64,32 +64,32 @@ class Connecting:
             opening.result()
         except OSError as error:
             raise DeviceError(device.name, f"did not open: {error}") from error
-        self._comes_up(device)
+        self._come_up(device)
 
-    async def _opened(self, device: Device, generation: int) -> None:
+    async def _open_driver(self, device: Device, generation: int) -> None:
         opening = asyncio.current_task()
         assert opening is not None  # noqa: S101  # asyncio runs nothing else
         if device in self._undoing:
             await asyncio.wait([self._undoing[device]])
         await _call(device, "open")
         if opening.cancelling():  # which the driver ignored: nobody waits for this any more
-            if not _serves(device, generation):
+            if not _opened_again(device, generation):
                 await self._undo(device, opening)
             return
-        device.opened()
-        await _made_ready(device)
+        device.reread_max_batch()
+        await _make_ready(device)
 
     async def _undo(self, device: Device, opening: asyncio.Task[None]) -> None:
         """Close what was opened too late, within the close timeout."""
         self._undoing[device] = opening
         timer = self._loop.call_later(self._timeouts.close, opening.cancel)
         try:
-            await _closed(device)
+            await _close_driver(device)
         finally:
             timer.cancel()
             self._undoing.pop(device, None)
 
-    def _comes_up(self, device: Device) -> None:
+    def _come_up(self, device: Device) -> None:
         now = self._clock()
         device.breaker.opened(now)
         if device.breaker.half_open:
@@ -98,13 +98,13 @@ class Connecting:
         else:
             device.become(DeviceState.READY, now)
 
-    def give_up(self, device: Device) -> None:
+    def cancel_opening(self, device: Device) -> None:
         """Stop opening it, if it is being opened."""
-        opening = self._under_way.get(device)
+        opening = self._openings.get(device)
         if opening is not None:
             opening.cancel()
 
-    async def finish(self, device: Device) -> None:
+    async def drain(self, device: Device) -> None:
         """Let it finish what it runs, for as long as it answers and the drain timeout allows."""
         seconds = self._timeouts.drain
         until = math.inf if seconds is None else self._clock() + seconds
@@ -123,17 +123,19 @@ class Connecting:
         What then still goes on is wedged: it is left behind.
         """
         begun, seconds, left = self._clock(), self._timeouts.close, device.leftovers
-        await left.ended(CALLS * seconds)
-        closing = self._loop.create_task(_closed(device), name=f"asyncinfer close {device.name}")
+        await left.wait_for_ends(CALLS_PART * seconds)
+        closing = self._loop.create_task(
+            _close_driver(device), name=f"asyncinfer close {device.name}"
+        )
         left.expect_end(closing, device.generation)
         try:
-            await asyncio.wait([closing], timeout=begun + DRIVER * seconds - self._clock())
+            await asyncio.wait([closing], timeout=begun + DRIVER_PART * seconds - self._clock())
         finally:
             late = closing.cancel()
         if late:
             logger.warning("device %r did not close within %s s", device.name, seconds)
-        await left.ended(begun + seconds - self._clock())
-        self._tell(device, left.give_up())
+        await left.wait_for_ends(begun + seconds - self._clock())
+        self._tell(device, left.mark_wedged())
 
     def _tell(self, device: Device, new: int) -> None:
         if new:
@@ -143,14 +145,14 @@ class Connecting:
             self._recorder.device_event("device.wedged", device.name, reason=text)
 
 
-def _serves(device: Device, generation: int) -> bool:
+def _opened_again(device: Device, generation: int) -> bool:
     """Whether a later opening of it than this one is in use, or about to be."""
     if device.state is DeviceState.OPENING:
         return device.generation != generation
     return device.up or (device.state is DeviceState.DRAINING and len(device.bursts) > 0)
 
 
-async def _made_ready(device: Device) -> None:
+async def _make_ready(device: Device) -> None:
     driver = device.driver
     if isinstance(driver, SupportsCalibrate):
         line = await driver.calibrate()
@@ -160,7 +162,7 @@ async def _made_ready(device: Device) -> None:
         await driver.probe()
 
 
-async def _closed(device: Device) -> None:
+async def _close_driver(device: Device) -> None:
     try:
         await _call(device, "close")
     except Exception as error:

@@ -143,7 +143,7 @@ class Device:
         """How often it was lost or could not be opened, as far as that is not forgiven."""
         return self.breaker.failures(self.answered_at)
 
-    def opened(self) -> None:
+    def reread_max_batch(self) -> None:
         """Its driver was opened: that may have found out how many tasks a call takes."""
         said = attributes_of(self.driver)
         before, self.max_batch = self.max_batch, said.max_batch
@@ -153,7 +153,7 @@ class Device:
 
     # ---- what it runs
 
-    def begin(self, burst: Burst, now: float) -> None:
+    def assign(self, burst: Burst, now: float) -> None:
         """A burst was handed to it."""
         if not self.bursts:
             self._busy_since = now
@@ -172,7 +172,7 @@ class Device:
 
     def count_results(self, burst: Burst, calls: int) -> None:
         """Take into its figures what the ``calls`` of ``burst`` that returned have brought."""
-        tasks, now = burst.at, burst.since
+        tasks, now = burst.tasks_run, burst.call_began
         self.batches += calls
         self.tasks += tasks
         self.learn(tasks / calls, (now - burst.began) / calls)
@@ -207,7 +207,7 @@ class Device:
         if not self.bursts:
             return math.inf
         longest = max(self.expect(burst.running) for burst in self.bursts)
-        since = max(self.answered_at, min(burst.since for burst in self.bursts))
+        since = max(self.answered_at, min(burst.call_began for burst in self.bursts))
         at = since + self.patience * self.bearable(longest)
         if self._given_up:
             at = min(at, since - self._given_up + self.patience * self._bearable)
@@ -225,7 +225,7 @@ class Device:
     @property
     def in_flight(self) -> int:
         """Tasks it is running or has reserved."""
-        return sum(burst.tasks - burst.at for burst in self.bursts)
+        return sum(burst.tasks - burst.tasks_run for burst in self.bursts)
 
     @property
     def reserved(self) -> int:
@@ -295,6 +295,7 @@ class Burst:
         "alarm",
         "batch",
         "began",
+        "call_began",
         "device",
         "generation",
         "inputs",
@@ -303,7 +304,6 @@ class Burst:
         "outputs",
         "passed_on",
         "runner",
-        "since",
         "spans",
         "tasks",
     )
@@ -324,7 +324,7 @@ class Burst:
         #: when its first call started
         self.began = now
         #: when its present call started and the one before ended
-        self.since = now
+        self.call_began = now
         #: False once its tasks were taken away: what it still brings is ignored
         self.live = True
         self.runner: asyncio.Task[None] | None = None
@@ -344,19 +344,19 @@ class Burst:
             at += size
 
     @property
-    def at(self) -> int:
+    def tasks_run(self) -> int:
         """Number of tasks that have been run; the next batch is running."""
         return self.passed_on + len(self.outputs)
 
     @property
     def calls(self) -> int:
         """Number of calls that returned."""
-        return -(-self.at // self.batch)
+        return -(-self.tasks_run // self.batch)
 
     @property
     def reserved(self) -> int:
         """Number of tasks that were not started."""
-        return max(0, self.tasks - self.at - self.batch)
+        return max(0, self.tasks - self.tasks_run - self.batch)
 
     def cancel(self) -> None:
         """Make no further call, and cancel the present one, unless that is what runs just now."""
@@ -383,7 +383,7 @@ class Burst:
     @property
     def running(self) -> int:
         """Number of tasks of the present call."""
-        return min(self.batch, self.tasks - self.at)
+        return min(self.batch, self.tasks - self.tasks_run)
 
     def share_running(self) -> list[Span]:
         """The tasks of the present call, each by itself: they stay, and may be run elsewhere too.
@@ -399,13 +399,13 @@ class Burst:
     def take_reserved(self) -> list[Span]:
         """Remove and return the tasks that were not started."""
         reserved = self.reserved
-        del self.inputs[self.at + self.batch :]
+        del self.inputs[self.tasks_run + self.batch :]
         return self._take(reserved, self.batch)
 
     def take_rest(self) -> list[Span]:
         """Remove and return the tasks that have no output."""
         self.inputs.clear()
-        return self._take(self.tasks - self.at)
+        return self._take(self.tasks - self.tasks_run)
 
     def _take(self, count: int, behind: int = 0) -> list[Span]:
         """Remove and return ``count`` tasks, from so many ``behind`` those that have been run."""
@@ -417,13 +417,13 @@ class Burst:
         """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
         expected = self.device.expect(self.running)
         if math.isnan(expected):
-            return now - self.since
-        return abs(self.since + expected - now)
+            return now - self.call_began
+        return abs(self.call_began + expected - now)
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody wants any of its tasks any more."""
-        return self.at < self.tasks and all(span.done for span in self.spans)
+        return self.tasks_run < self.tasks and all(span.done for span in self.spans)
 
 
 def put_back(spans: list[Span]) -> None:

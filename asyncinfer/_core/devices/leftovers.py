@@ -22,21 +22,21 @@ class Leftovers:
         """A call is to end: it was cancelled, or is the driver's ``close``."""
         if not call.done():
             self._calls[call] = generation
-            call.add_done_callback(self._ended)
+            call.add_done_callback(self._has_ended)
 
-    def _ended(self, call: asyncio.Task[Any]) -> None:
+    def _has_ended(self, call: asyncio.Task[Any]) -> None:
         self._calls.pop(call, None)
         self._wedged.discard(call)
         if not call.cancelled():
             call.exception()  # it has been seen: nobody is left to be told of it
 
-    async def ended(self, seconds: float) -> None:
+    async def wait_for_ends(self, seconds: float) -> None:
         """Wait for those not wedged to end, so long at most."""
         calls = [call for call in self._calls if call not in self._wedged]
         if calls and seconds > 0:
             await asyncio.wait(calls, timeout=seconds)
 
-    def give_up(self) -> int:
+    def mark_wedged(self) -> int:
         """Wait no more for those that are left; return how many were not known to be wedged."""
         before = len(self._wedged)
         self._wedged |= self._calls.keys()

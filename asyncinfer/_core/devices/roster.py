@@ -52,8 +52,8 @@ class Roster:
         self._reserving: dict[Device, None] = {}
         self._census = Census()
         #: those to be counted anew when somebody asks: with few devices nobody does
-        self._uncounted: dict[Device, None] = {}
-        self._next = 0
+        self._to_count: dict[Device, None] = {}
+        self._last_doubted = 0
 
     # ---- coming and going
 
@@ -141,7 +141,7 @@ class Roster:
             self.up = [device for device in self.devices if device.up and device in self._seats]
         return changed
 
-    def taken(self, asked: int) -> None:
+    def drop_busy(self, asked: int) -> None:
         """The first ``asked`` free devices were asked, and most of them given something."""
         still = []
         for entry in self.free[:asked]:
@@ -164,11 +164,11 @@ class Roster:
             if free is not None:
                 insort(self.free, free)
             seat.free = free
-        self._uncounted[device] = None
+        self._to_count[device] = None
 
     # ---- tasks they have and have not started
 
-    def reserves(self, device: Device) -> None:
+    def note_reserved(self, device: Device) -> None:
         """It was given more than it starts at once."""
         self._reserving[device] = None
 
@@ -192,10 +192,10 @@ class Roster:
     @property
     def census(self) -> Census:
         """Those that are up, of known speed, and finish what they run about when they should."""
-        if self._uncounted:
-            for device in self._uncounted:
+        if self._to_count:
+            for device in self._to_count:
                 self._recount(device)
-            self._uncounted.clear()
+            self._to_count.clear()
         return self._census
 
     def _recount(self, device: Device) -> None:
@@ -206,7 +206,7 @@ class Roster:
         elif counted is None or device.latency != counted[0]:
             deviation = device.deviation if device.batches else math.nan
             figures = (device.latency, device.interval, deviation)
-            if counted is None or not _alike(counted, figures):
+            if counted is None or not _nearly_equal(counted, figures):
                 self._count(device, figures)
 
     def _count(self, device: Device, figures: Figures | None) -> None:
@@ -220,14 +220,14 @@ class Roster:
 
     def _uncount(self, device: Device) -> None:
         """Count it no more, whatever was noted of it, until it changes."""
-        self._uncounted.pop(device, None)
+        self._to_count.pop(device, None)
         self._count(device, None)
 
     def doubt_one(self, now: float) -> None:
         """Look for a device that should long have finished; each time at another one."""
         if self.up:
-            self._next = (self._next + 1) % len(self.up)
-            self._doubt(self.up[self._next], now)
+            self._last_doubted = (self._last_doubted + 1) % len(self.up)
+            self._doubt(self.up[self._last_doubted], now)
 
     def doubt_all(self, now: float) -> None:
         """Look for such devices among all."""
@@ -250,7 +250,7 @@ class _Seat:
         self.counted: Figures | None = None
 
 
-def _alike(before: Figures, now: Figures) -> bool:
+def _nearly_equal(before: Figures, now: Figures) -> bool:
     (latency, _, deviation), (latency_now, _, deviation_now) = before, now
     moved = abs(latency_now - latency) > MOVED * latency
     return not moved and abs(deviation_now - deviation) < MOVED  # false where one is unknown

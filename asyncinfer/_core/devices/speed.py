@@ -14,16 +14,16 @@ GAIN = 1 / 8
 #: a sample this many times off the estimate is an outlier; two in a row are a new truth
 OUTLIER = 3.0
 #: part of the mean square of the batch sizes that their variance must be, to tell what each costs
-APART = 0.02
+SIZES_DIFFER = 0.02
 #: the longest of recent calls counts by so much less with every other call
 FADING = 0.997
 #: and counts for so many times what was expected at most
-LARGEST = 64.0
+LARGEST_PEAK = 64.0
 #: shortest time it will claim, in seconds
 SHORTEST_CALL = 1e-7
 
 #: part of the rate of full batches that smaller ones must reach, to be used instead
-PAYS = 0.99
+RATE_KEPT = 0.99
 #: calls of nearly one size until another size is tried
 TRY_ANOTHER = 64
 
@@ -88,7 +88,7 @@ class Estimator:
             ratio = seconds / self.expect(batch)
             if self.ratios is not None:
                 self.ratios.append(ratio)
-            self.peak = max(min(ratio, LARGEST), FADING * self.peak)
+            self.peak = max(min(ratio, LARGEST_PEAK), FADING * self.peak)
             off = min(1.0, abs(ratio - 1))
             self.deviation += gain * (off - self.deviation)
         if self.samples:
@@ -124,7 +124,7 @@ class Estimator:
 
     def _fit(self) -> ServiceTime:
         mean, spread = self.batch, self._batch_squared - self.batch**2
-        self.told_apart = spread > APART * self._batch_squared
+        self.told_apart = spread > SIZES_DIFFER * self._batch_squared
         if spread > 1e-3 * self._batch_squared:
             slope = (self._product - mean * self._seconds) / spread
             slope = min(max(slope, 0.0), self._seconds / mean)
@@ -173,8 +173,8 @@ class BatchSize:
 
 
 def _worth(cost: float, each: float, most: int) -> int:
-    """The least b with ``b / (cost + each * b) >= PAYS * most / (cost + each * most)``."""
+    """The least b with ``b / (cost + each * b) >= RATE_KEPT * most / (cost + each * most)``."""
     if each <= 0:
         return most
-    least = PAYS * most * cost / (cost + (1 - PAYS) * each * most)
+    least = RATE_KEPT * most * cost / (cost + (1 - RATE_KEPT) * each * most)
     return max(1, min(most, math.ceil(least - 1e-6)))

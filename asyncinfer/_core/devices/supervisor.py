@@ -21,9 +21,9 @@ from asyncinfer.stats import DeviceState
 __all__ = ("Supervisor",)
 
 #: seconds a device is held off at most while no device is up
-ALONE = 1.0
+LONGEST_PAUSE_ALONE = 1.0
 #: a device is not opened again while calls of so many earlier openings are left behind
-LEFT_BEHIND = 2
+MOST_LEFT_BEHIND = 2
 
 
 class Supervisor:
@@ -52,7 +52,7 @@ class Supervisor:
         self._wake = wake
         self._connecting = Connecting(recorder, clock, loop, timeouts)
         #: finds devices that fall silent
-        self.watchdog = Watchdog(roster, clock, loop, self.fail)
+        self.watchdog = Watchdog(roster, clock, loop, self.device_failed)
         self._recovering: dict[Device, asyncio.Task[None]] = {}
 
     # ---- all of them
@@ -114,10 +114,10 @@ class Supervisor:
         roster.reclaim()
         self._wake()  # devices that rested because of this one
         if drained:
-            await self._connecting.finish(device)
+            await self._connecting.drain(device)
         if device not in roster.members:  # another call of this has removed it meanwhile
             return
-        self._leave(device, self._take_back(device, None))
+        self._end_opening(device, self._take_back(device, None))
         roster.leave(device)
         await self._close(device, "it is being removed")
         roster.forget(device)
@@ -137,10 +137,10 @@ class Supervisor:
         self.watchdog.arm_anew()
         self._wake()
 
-    def fail(self, device: Device, error: DeviceError) -> None:
+    def device_failed(self, device: Device, error: DeviceError) -> None:
         """The device failed: its tasks go to the others, and it is to be opened again."""
         device.count_error()
-        self._leave(device, self._take_back(device, error))
+        self._end_opening(device, self._take_back(device, error))
         self._recover(device, error)
 
     def _recover(self, device: Device, error: Exception) -> None:
@@ -161,9 +161,9 @@ class Supervisor:
         self._recovering[device] = task
         task.add_done_callback(lambda _: self._recovering.pop(device, None))
 
-    def _leave(self, device: Device, bursts: Iterable[Burst]) -> None:
+    def _end_opening(self, device: Device, bursts: Iterable[Burst]) -> None:
         """Its calls were cancelled, and belong to an opening of it that is over."""
-        self.watchdog.leave(device)
+        self.watchdog.stop_probe(device)
         for burst in bursts:
             if burst.runner is not None:
                 device.leftovers.expect_end(burst.runner, burst.generation)
@@ -171,7 +171,7 @@ class Supervisor:
     async def _reopen(self, device: Device) -> None:
         await self._connecting.close(device)
         while True:
-            await self._hold_off(device)
+            await self._back_off(device)
             try:
                 await self._open(device)
             except Exception as error:
@@ -183,17 +183,20 @@ class Supervisor:
             else:
                 return
 
-    async def _hold_off(self, device: Device) -> None:
-        """Pause, for ``ALONE`` at most while no device is up; wait for calls left behind."""
+    async def _back_off(self, device: Device) -> None:
+        """Pause before the device is opened again; then wait for calls left behind, if many are.
+
+        The pause is ``LONGEST_PAUSE_ALONE`` at most while no device is up.
+        """
         pause, left = device.breaker.pause(), device.leftovers
         device.back_off(self._clock(), pause)
-        await asyncio.sleep(min(pause, ALONE))
-        if pause > ALONE:
-            with anyio.move_on_after(pause - ALONE):
+        await asyncio.sleep(min(pause, LONGEST_PAUSE_ALONE))
+        if pause > LONGEST_PAUSE_ALONE:
+            with anyio.move_on_after(pause - LONGEST_PAUSE_ALONE):
                 await self._roster.none_up.wait()
-        if left.generations >= LEFT_BEHIND:
+        if left.generations >= MOST_LEFT_BEHIND:
             device.wait_for_leftovers()
-            await left.fewer_than(LEFT_BEHIND)
+            await left.fewer_than(MOST_LEFT_BEHIND)
 
     async def _close(self, device: Device, reason: str) -> None:
         """Close a device for good, and whatever still runs on it, within the close timeout."""
@@ -205,10 +208,10 @@ class Supervisor:
         if recovering is not None:
             recovering.cancel()
             device.leftovers.expect_end(recovering, device.generation)
-        self._connecting.give_up(device)
+        self._connecting.cancel_opening(device)
         for burst in device.bursts:
             burst.cancel()
-        self._leave(device, device.bursts)
+        self._end_opening(device, device.bursts)
         with anyio.CancelScope(shield=True):
             await self._connecting.close(device)
         if device.state is DeviceState.DRAINING:

@@ -17,13 +17,13 @@ from asyncinfer.stats import DeviceState
 __all__ = ("Watchdog",)
 
 #: shortest pause between two looks, in seconds
-LOOK_PAUSE = 0.1
+WATCH_PAUSE = 0.1
 #: devices looked at at a time: of more, some in each part of that pause
-LOOK_DEVICES = 256
+DEVICES_A_LOOK = 256
 #: a device that stays silent is looked into again after twice the time, until it is so much
 LONGEST_PATIENCE = 1024.0
 #: seconds a device has for its ``probe``
-PROBE = 5.0
+PROBE_TIMEOUT = 5.0
 
 
 class Watchdog:
@@ -39,22 +39,22 @@ class Watchdog:
         roster: Roster,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        fail: Callable[[Device, DeviceError], None],
+        device_failed: Callable[[Device, DeviceError], None],
     ) -> None:
         self._roster = roster
         self._clock = clock
         self._loop = loop
-        self._fail = fail
+        self._device_failed = device_failed
         self._alarm = Alarm(loop, self._look)
         self._closed = False
-        self._at = 0
-        self._next = math.inf
+        self._looked_at = 0
+        self._next_due = math.inf
         self._probes: dict[Device, asyncio.Task[None]] = {}
 
     def arm(self) -> None:
         """Tasks were handed out: look after the devices, unless that is due anyway."""
         if not (self._closed or self._alarm.is_set):
-            self._alarm.within(LOOK_PAUSE)
+            self._alarm.within(WATCH_PAUSE)
 
     def arm_anew(self) -> None:
         """A device came up: it may have to be looked after sooner than the others."""
@@ -69,16 +69,16 @@ class Watchdog:
     def _look(self) -> None:
         """Look at some devices, and note when the next look is due: never, if none is busy."""
         now, up = self._clock(), self._roster.up
-        some = up[self._at : self._at + LOOK_DEVICES]
-        self._next = min([self._next, *(self._due(device, now) for device in some)])
-        self._at += LOOK_DEVICES
-        if self._at < len(up):
-            self._alarm.within(LOOK_PAUSE * LOOK_DEVICES / len(up))
+        some = up[self._looked_at : self._looked_at + DEVICES_A_LOOK]
+        self._next_due = min([self._next_due, *(self._due(device, now) for device in some)])
+        self._looked_at += DEVICES_A_LOOK
+        if self._looked_at < len(up):
+            self._alarm.within(WATCH_PAUSE * DEVICES_A_LOOK / len(up))
             return
-        due, self._at, self._next = self._next, 0, math.inf
+        due, self._looked_at, self._next_due = self._next_due, 0, math.inf
         if due < math.inf:
             shortest = min(device.bearable(device.quickest) for device in up)
-            self._alarm.within(max(LOOK_PAUSE, min(due - now, shortest)))
+            self._alarm.within(max(WATCH_PAUSE, min(due - now, shortest)))
 
     def _due(self, device: Device, now: float) -> float:
         """When to look at it again. It is suspect if it has been silent for too long by now."""
@@ -89,7 +89,7 @@ class Watchdog:
         return device.silent_at()
 
     def _suspect(self, device: Device, now: float) -> None:
-        since = min(burst.since for burst in device.bursts)
+        since = min(burst.call_began for burst in device.bursts)
         device.double_patience()
         if not device.suspect:
             text = f"no answer for {now - since:.3g} s, expected after {device.latency:.3g} s"
@@ -100,7 +100,7 @@ class Watchdog:
 
     # ---- the health check
 
-    def leave(self, device: Device) -> None:
+    def stop_probe(self, device: Device) -> None:
         """It is lost or leaves: ask it no more."""
         probe = self._probes.pop(device, None)
         if probe is not None:
@@ -111,10 +111,12 @@ class Watchdog:
         asked_at, generation = device.answered_at, device.generation
         error: DeviceError | None = None
         try:
-            async with asyncio.timeout(PROBE):
+            async with asyncio.timeout(PROBE_TIMEOUT):
                 await device.driver.probe()  # type: ignore[attr-defined]
         except TimeoutError:
-            logger.warning("device %r did not answer its probe within %s s", device.name, PROBE)
+            logger.warning(
+                "device %r did not answer its probe within %s s", device.name, PROBE_TIMEOUT
+            )
         except DeviceError as raised:
             error = raised
         except (ConnectionError, EOFError) as raised:
@@ -125,4 +127,4 @@ class Watchdog:
             del self._probes[device]
         silent = device.answered_at == asked_at and device.generation == generation
         if error is not None and device.up and silent:
-            self._fail(device, error)
+            self._device_failed(device, error)

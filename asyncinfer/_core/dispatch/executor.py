@@ -34,13 +34,13 @@ class Executor:
         loop: asyncio.AbstractEventLoop,
         *,
         run_timeout: float | None,
-        lost: Callable[[Device, DeviceError], None],
+        device_failed: Callable[[Device, DeviceError], None],
     ) -> None:
         self._outcomes = outcomes
         self._clock = clock
         self._loop = loop
         self._run_timeout = run_timeout
-        self._lost = lost
+        self._device_failed = device_failed
 
     def start(self, burst: Burst) -> None:
         """Run ``burst`` in the context of its first task."""
@@ -55,15 +55,15 @@ class Executor:
             await self._work(burst)
         except asyncio.CancelledError:
             if not _is_cancelled():
-                self._device_failed(burst, DeviceLost(device.name, "cancelled its own call"))
+                self._report_failure(burst, DeviceLost(device.name, "cancelled its own call"))
         except DeviceError as error:
-            self._device_failed(burst, error)
+            self._report_failure(burst, error)
         except GONE as error:
-            self._device_failed(burst, _lost(device, error))
+            self._report_failure(burst, _lost(device, error))
         except Exception as error:  # the model raised: the tasks' fault, or that of one of them
             self._outcomes.raised(burst, error)
         except BaseException as error:
-            self._device_failed(burst, _lost(device, error))
+            self._report_failure(burst, _lost(device, error))
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
         finally:
@@ -73,7 +73,7 @@ class Executor:
         """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
         infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
         limited = self._run_timeout is not None
-        started = burst.began = burst.since = clock()
+        started = burst.began = burst.call_began = clock()
         for batch in burst.batches():
             if limited:
                 self._limit(burst)
@@ -83,16 +83,16 @@ class Executor:
             if outputs is None or len(outputs) != len(batch):
                 raise _wrong_count(burst.device, outputs, batch)
             add(outputs)
-            burst.since = now = clock()
+            burst.call_began = now = clock()
             if now - started > PROMPT:
                 self._outcomes.pass_on(burst, started)
                 started = now
         self._outcomes.pass_on(burst, started)
 
-    def _device_failed(self, burst: Burst, error: DeviceError) -> None:
+    def _report_failure(self, burst: Burst, error: DeviceError) -> None:
         """The device failed under ``burst``, unless the burst had been taken away before."""
         if burst.live:
-            self._lost(burst.device, error)
+            self._device_failed(burst.device, error)
 
     # ---- the run timeout
 
@@ -105,7 +105,7 @@ class Executor:
 
     def _overran(self, burst: Burst) -> None:
         text = f"a call took longer than the run timeout of {self._run_timeout} s"
-        self._device_failed(burst, DeviceTimeout(burst.device.name, text))
+        self._report_failure(burst, DeviceTimeout(burst.device.name, text))
 
 
 def _is_cancelled() -> bool:

@@ -15,11 +15,11 @@ from asyncinfer.stats import HedgeStats, percentile
 __all__ = ("Hedging",)
 
 #: calls of a device that are remembered
-HISTORY = 128
+RATIOS_KEPT = 128
 #: shortest pause between two looks at all devices, in seconds
-LOOK_PAUSE = 0.001
+SEARCH_PAUSE = 0.001
 #: it is so many times as long where there are so many times as many devices as this
-LOOK_DEVICES = 64
+SEARCH_DEVICES = 64
 #: two moments closer than this are the same, in seconds
 SAME_MOMENT = 1e-9
 
@@ -45,8 +45,8 @@ class Hedging:
         #: busy seconds of the copies that have ended
         self._seconds = 0.0
         #: when a look at all devices is due, or at once when anything happens
-        self._next = 0.0
-        self._watching = False
+        self._next_look = 0.0
+        self._at_next_event = False
         #: when the next look may be, since one of many devices takes its time
         self._earliest = 0.0
 
@@ -55,50 +55,50 @@ class Hedging:
         seconds = self._seconds + sum(now - copy.burst.began for copy in self._copies)
         return HedgeStats(self._started, self._won, self._lost, self._cancelled, seconds)
 
-    def pause(self, now: float) -> float:
+    def due_in(self, now: float) -> float:
         """Seconds until the next look is due; infinite if that depends on what happens."""
-        return max(LOOK_PAUSE, self._next - now)
+        return max(SEARCH_PAUSE, self._next_look - now)
 
-    def note(self, device: Device, now: float) -> None:
+    def look_soon(self, device: Device, now: float) -> None:
         """A call of it begins or has ended: look again before one can be overdue."""
-        self._next = min(self._next, max(now + device.quickest, self._earliest))
+        self._next_look = min(self._next_look, max(now + device.quickest, self._earliest))
 
-    def serve(self, now: float) -> list[Burst]:
+    def settle_and_copy(self, now: float) -> list[Burst]:
         """Settle what has ended; then return the copies that are to begin, before other tasks."""
         self._new = []
         if self._copies:
             self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
-        if self._watching or now >= self._next - SAME_MOMENT:
-            self._look(now)
+        if self._at_next_event or now >= self._next_look - SAME_MOMENT:
+            self._search(now)
         return self._new
 
     def close(self, now: float) -> None:
         """Settle the rest: all devices are closed."""
         for copy in self._copies:
             if not copy.settled:
-                self._count(copy)
+                self._tally(copy)
             self._seconds += now - copy.burst.began
         self._copies.clear()
 
     # ---- what is overdue
 
-    def _look(self, now: float) -> None:
+    def _search(self, now: float) -> None:
         """Look at all calls, and note when the next look is due."""
-        self._watching = False
-        self._earliest = now + LOOK_PAUSE * max(1.0, len(self._roster.up) / LOOK_DEVICES)
+        self._at_next_event = False
+        self._earliest = now + SEARCH_PAUSE * max(1.0, len(self._roster.up) / SEARCH_DEVICES)
         pause = math.inf
         for device in self._roster.members:
-            device.estimator.keep_ratios(HISTORY)
+            device.estimator.keep_ratios(RATIOS_KEPT)
             for burst in device.bursts:
                 pause = min(pause, self._consider(burst, now))
-        self._next = now + pause
+        self._next_look = now + pause
 
     def _consider(self, burst: Burst, now: float) -> float:
         """Copy the call if it is overdue; else return in how many seconds it may be."""
         expected = burst.device.expect(burst.running)
-        if not burst.live or burst.abandoned or math.isnan(expected) or _acts(burst.device):
+        if not _may_be_hedged(burst) or math.isnan(expected):
             return math.inf
-        late = now - burst.since - expected
+        late = now - burst.call_began - expected
         if late < self.hedge.least - SAME_MOMENT:
             return self.hedge.least - late
         usual = self._usual(burst.device) * expected - expected
@@ -106,7 +106,9 @@ class Hedging:
             return usual - late
         self._outcomes.pass_on(burst, burst.began)
         put_back(burst.take_reserved())
-        return self._copy(burst, late, now) if self._in_demand(burst) else self._watch()
+        if not self._in_demand(burst):
+            return self._look_at_next_event()
+        return self._copy(burst, late, now)
 
     def _usual(self, device: Device) -> float:
         """The quantile of what its calls took, as a multiple of what was expected."""
@@ -117,9 +119,9 @@ class Hedging:
         first = next((span.first for span in burst.spans if not span.done), None)
         return first is not None and (not burst.lane.ordered or first == burst.lane.head)
 
-    def _watch(self) -> float:
+    def _look_at_next_event(self) -> float:
         """Look again whenever something has happened; time alone changes nothing."""
-        self._watching = True
+        self._at_next_event = True
         return math.inf
 
     # ---- copies
@@ -135,9 +137,9 @@ class Hedging:
         if not tasks:
             return math.inf
         if best is None:
-            return self._watch()
+            return self._look_at_next_event()
         if not best.free:
-            self._watch()
+            self._look_at_next_event()
         if seconds > late + SAME_MOMENT:
             return seconds - late
         if not best.free:
@@ -145,7 +147,7 @@ class Hedging:
         tasks = tasks[: best.batch_limit]
         saving = self._saving(best.expect(len(tasks)), now)
         if saving > 0:
-            self._watch()
+            self._look_at_next_event()
             return saving
         copy = Burst(best, tasks, len(tasks), now)
         self._copies.append(_Copy(burst, copy, tasks, best.expect(len(tasks))))
@@ -153,7 +155,7 @@ class Hedging:
         for task in tasks:
             task.copied = True
             self._recorder.hedged(task, best.name)
-        best.begin(copy, now)
+        best.assign(copy, now)
         self._new.append(copy)
         return math.inf
 
@@ -163,7 +165,7 @@ class Hedging:
         def seconds(other: Device) -> float:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
 
-        others = [d for d in self._roster.up if d is not device and _may_copy(d)]
+        others = [d for d in self._roster.up if d is not device and _may_run_copy(d)]
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
 
@@ -180,9 +182,9 @@ class Hedging:
         running = burst in burst.device.bursts
         if not copy.settled and (not running or all(task.done for task in copy.tasks)):
             copy.settled = True
-            self._count(copy)
+            self._tally(copy)
             if copy.won and original in original.device.bursts:
-                original.device.gave_up(original.running, now - original.since)
+                original.device.gave_up(original.running, now - original.call_began)
             for call in (original, burst):
                 if call in call.device.bursts and call.abandoned:
                     self._outcomes.abandon(call)
@@ -190,7 +192,7 @@ class Hedging:
             self._seconds += now - burst.began
         return running
 
-    def _count(self, copy: _Copy) -> None:
+    def _tally(self, copy: _Copy) -> None:
         for task in copy.tasks:
             by = task.run.device if task.done and task.outputs else ""
             self._won += by == copy.burst.device.name
@@ -216,13 +218,17 @@ class _Copy:
         return any(task.done and task.run.device == self.burst.device.name for task in self.tasks)
 
 
-def _acts(device: Device) -> bool:
-    """Whether its driver says that running a task has effects besides its result."""
+def _has_side_effects(device: Device) -> bool:
+    """Whether a device's driver says that running a task has effects besides its result."""
     return bool(getattr(device.driver, "side_effects", False))
 
 
-def _may_copy(device: Device) -> bool:
-    return not device.suspect and device.quickest < math.inf and not _acts(device)
+def _may_be_hedged(burst: Burst) -> bool:
+    return burst.live and not burst.abandoned and not _has_side_effects(burst.device)
+
+
+def _may_run_copy(device: Device) -> bool:
+    return not device.suspect and device.quickest < math.inf and not _has_side_effects(device)
 
 
 def _may_be_copied(task: Span) -> bool:

@@ -46,7 +46,7 @@ class Outcomes:
         """Give the lane the outputs that have come since ``started``."""
         if not burst.outputs or not burst.live:
             return
-        run = Run(burst.device.name, started, burst.since)
+        run = Run(burst.device.name, started, burst.call_began)
         some_failed = _has_errors(burst.outputs)
         finished: list[Span] = []
         for span in burst.take_finished():
@@ -69,7 +69,7 @@ class Outcomes:
             error = task.outputs[0]
             if isinstance(error, BaseException):
                 device.count_error()
-                self._failed(task, error, task.run)
+                self._attempt_failed(task, error, task.run)
             else:
                 yield task
 
@@ -78,20 +78,20 @@ class Outcomes:
         if not burst.live:
             return
         self.pass_on(burst, burst.began)
-        run = Run(burst.device.name, burst.since, self._clock())
+        run = Run(burst.device.name, burst.call_began, self._clock())
         tasks = burst.take_running()
         if len(tasks) == 1:
             burst.device.count_error()
-            self._failed(tasks[0], error, run)
+            self._attempt_failed(tasks[0], error, run)
             return
         for task in tasks:  # each alone: that shows which one is to blame
             task.run = run
-            self._again(task, run.device)
+            self._retry(task, run.device)
 
     def call_ended(self, burst: Burst) -> None:
         """Its calls are over, whatever came of them: the device is free again."""
         self.pass_on(burst, burst.began)
-        self._count(burst)
+        self._count_results(burst)
         burst.device.release(burst, self._clock())
         if burst.alarm is not None:
             burst.alarm.cancel()
@@ -99,12 +99,12 @@ class Outcomes:
             self._reassign(burst.device, burst.take_rest())
         self._wake()
 
-    def _count(self, burst: Burst) -> None:
+    def _count_results(self, burst: Burst) -> None:
         """Take what the burst has done into the device's figures, once, and while it is live."""
         calls = burst.calls
         if calls and burst.live:
             burst.device.count_results(burst, calls)
-            self._recorder.ran(burst.began, burst.since)
+            self._recorder.count_run(burst.began, burst.call_began)
 
     # ---- a device loses its tasks
 
@@ -117,16 +117,16 @@ class Outcomes:
         bursts = list(device.bursts)
         for burst in bursts:
             self.pass_on(burst, burst.began)
-            self._count(burst)
+            self._count_results(burst)
             burst.live = False
             device.release(burst, now)
-            run = Run(device.name, burst.since, now)
+            run = Run(device.name, burst.call_began, now)
             running = burst.take_running()
             for task in running:
                 if error is None:
                     task.run = run
                 else:
-                    self._failed(task, error, run)
+                    self._attempt_failed(task, error, run)
             rest = burst.take_rest()
             self._reassign(device, rest if error else [*running, *rest])
             burst.cancel()
@@ -159,26 +159,26 @@ class Outcomes:
 
     # ---- a task has failed
 
-    def _failed(self, task: Span, error: BaseException, run: Run) -> None:
+    def _attempt_failed(self, task: Span, error: BaseException, run: Run) -> None:
         """One attempt failed: try again elsewhere, or end the task with its error."""
         if task.done:
             return
-        task.note(error, run)
+        task.attempt_failed(error, run)
         if isinstance(error, DeviceError) and self._runs_elsewhere(task, run.device):
             task.spared += 1  # a task and its copy have failed when both have
             return
         if strikes(task) >= POISON:
             text = f"{POISON} devices were lost while it ran"
             self._recorder.quarantined += 1
-            self._fail([task], run.finished, PoisonTask, text, error)
+            self._fail_for_good([task], run.finished, PoisonTask, text, error)
         elif task.attempts > self._most_retries or isinstance(error, InputError):
-            self._fail([task], run.finished, TaskError, "", error)
+            self._fail_for_good([task], run.finished, TaskError, "", error)
         else:
             self._recorder.retried += 1
-            self._again(task, run.device)
+            self._retry(task, run.device)
             self._recorder.task_event("task.retried", task, error)
 
-    def _again(self, task: Span, device: str) -> None:
+    def _retry(self, task: Span, device: str) -> None:
         """Have it run again alone, unless it or its copy still runs on another device."""
         if not self._runs_elsewhere(task, device):
             self._retries.queue(task)
@@ -190,18 +190,18 @@ class Outcomes:
         others = [burst for burst in self._roster.bursts if burst.device.name != device]
         return any(task in burst.spans for burst in others if burst.live)
 
-    def out_of_time(self, spans: Iterable[Span], kind: type[TaskError], text: str) -> None:
+    def expire(self, spans: Iterable[Span], kind: type[TaskError], text: str) -> None:
         """End every task of ``spans`` with an error, wherever it is now."""
         now = self._clock()
         for span in spans:
             if span.done:
                 continue
             span.lane.withdraw(span)
-            self._fail(span.singles(), now, kind, text)
+            self._fail_for_good(span.singles(), now, kind, text)
             span.settle()  # where it is queued or running, it only keeps its place
         self.abandon_unwanted()
 
-    def _fail(
+    def _fail_for_good(
         self,
         tasks: list[Span],
         now: float,

@@ -30,7 +30,7 @@ QUANTUM = 0.001
 #: passes until another one of the devices that rest is asked, and of those that run is looked at
 NOW_AND_THEN = 8
 #: a wait shorter than this is over, in seconds
-MOMENT = 1e-6
+SHORTEST_FILL = 1e-6
 #: what a device is given that waits for a fuller batch
 FILLING = Grant(0, 0)
 
@@ -107,46 +107,46 @@ class Pool:
         self._lanes.admit()
         self._update()
         if self._hedging is not None:
-            self._bursts += self._hedging.serve(now)
+            self._bursts += self._hedging.settle_and_copy(now)
             self._update()
         if self._retries.tasks:
             for device, task in self._retries.pairs(now):
                 self._hand_out(device, [task], 1)
             self._update()
-        rest = self._serve_all()
-        self._look_again(rest)
+        rest = self._pull_all()
+        self._schedule_next_pass(rest)
         return self._bursts
 
     def _update(self) -> None:
         changed = self._roster.update()
         if self._hedging is not None:
             for device in changed:
-                self._hedging.note(device, self.now)
+                self._hedging.look_soon(device, self.now)
 
-    def _serve_all(self) -> bool:
+    def _pull_all(self) -> bool:
         """Ask all free devices; tell whether one of them rests though tasks wait."""
         self._reserved = self._roster.reserved
         ready = self.waiting - self._reserved
         self._share = min(MOST_IN_A_PASS, ready) / max(1, len(self.devices))
         if self._passes % NOW_AND_THEN == 0:
             self._roster.doubt_one(self.now)
-        return self._serve() and self.waiting > 0
+        return self._pull_fastest_first() and self.waiting > 0
 
-    def _look_again(self, rest: bool) -> None:
+    def _schedule_next_pass(self, rest: bool) -> None:
         """Have the next pass made in time though nothing else happens until then."""
         free = len(self._roster.free) > 0
         self.full = not free
         pause = math.inf
         if self._retries.tasks:
             rest = rest or (free and self._retries.blocked)
-            pause = self._retries.pause
+            pause = self._retries.due_in
         self._recheck.passed(rest)
         if self._hedging is not None and self.devices and self._lanes.unfinished:
-            pause = min(pause, self._hedging.pause(self.now))
+            pause = min(pause, self._hedging.due_in(self.now))
         if pause < math.inf:
             self._recheck.within(pause)
 
-    def _serve(self) -> bool:
+    def _pull_fastest_first(self) -> bool:
         """Ask the free devices, the fastest first; tell whether one of them rests."""
         free = self._roster.free
         asked, rest = 0, False
@@ -155,12 +155,12 @@ class Pool:
             asked += 1
             rest = rest or (grant is not FILLING and not (grant and grant.take))
             if grant is ALL_REST:
-                self._serve_others(free, asked)
+                self._pull_for_others(free, asked)
                 break
-        self._roster.taken(asked)
+        self._roster.drop_busy(asked)
         return rest
 
-    def _serve_others(self, free: list[Entry], asked: int) -> None:
+    def _pull_for_others(self, free: list[Entry], asked: int) -> None:
         """All rest from a certain speed on: ask those of unknown speed, and one more at times."""
         last = len(free)
         while asked < last and free[last - 1][0] == math.inf and self.waiting:
@@ -176,19 +176,19 @@ class Pool:
         while device.free and self.waiting:
             if device.max_wait and self.waiting < device.batch_limit:
                 pause = _pause_to_fill(device, self._lanes, self.now)
-                if pause > MOMENT:
+                if pause > SHORTEST_FILL:
                     self._recheck.within(pause)
                     return FILLING
-            grant = self._ask(device)
+            grant = self._ask_policy(device)
             if grant is None or not grant.take:
                 return grant
-            spans = self._chosen(device, grant)
+            spans = self._take_granted(device, grant)
             if not spans:
                 return None
             self._hand_out(device, spans, grant.take)
         return grant
 
-    def _ask(self, device: Device) -> Grant | None:
+    def _ask_policy(self, device: Device) -> Grant | None:
         try:
             grant = self._policy.pull(device, self)
             if grant is None or isinstance(grant, Grant):
@@ -199,7 +199,7 @@ class Pool:
             self._policy = Greedy()
             return self._policy.pull(device, self)
 
-    def _chosen(self, device: Device, grant: Grant) -> list[Span]:
+    def _take_granted(self, device: Device, grant: Grant) -> list[Span]:
         """Take what was granted, and what the device may reserve, out of the waiting tasks."""
         skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
         if skip >= self.waiting - self._reserved:
@@ -212,17 +212,17 @@ class Pool:
         count = 1 if device.suspect else grant.take
         if self._policy.reserves and lane.one_context and not device.suspect:
             count = max(count, _reservation(device, count, self._share))
-        self._lanes.served(lane)
+        self._lanes.took_turn(lane)
         return lane.waiting.take(count, offset)
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)
         if burst.reserved:
             self._reserved += burst.reserved
-            self._roster.reserves(device)
-        device.begin(burst, self.now)
+            self._roster.note_reserved(device)
+        device.assign(burst, self.now)
         if self._hedging is not None:
-            self._hedging.note(device, self.now)
+            self._hedging.look_soon(device, self.now)
         self._bursts.append(burst)
 
 
@@ -247,4 +247,4 @@ def _pause_to_fill(device: Device, lanes: Lanes, now: float) -> float:
 def _may_bring_more(lane: Lane) -> bool:
     """Whether tasks may come into its window though none is finished."""
     draining = lane.window == math.inf
-    return not (lane.ended or draining) and lane.admitted - lane.delivered < lane.window
+    return not (lane.source_ended or draining) and lane.admitted - lane.delivered < lane.window

@@ -34,14 +34,14 @@ class Recheck:
         self._passes = 0
         self._passes_then = 0
         #: whether no pass was made from when the timer was set until it rang
-        self._silent = False
+        self._nothing_happened = False
 
     def passed(self, rest: bool) -> None:
         """Free devices have been asked, and some of them ``rest`` though tasks wait."""
         self._passes += 1
         if rest:
             self.within(max(SHORTEST_PAUSE, self._patience()))
-        self._silent = False
+        self._nothing_happened = False
 
     def within(self, seconds: float) -> None:
         """Ask again after so many seconds at the latest."""
@@ -51,15 +51,15 @@ class Recheck:
     def _patience(self) -> float:
         """Seconds until some device should have finished: of many, without a look at each."""
         roster = self._roster
-        if len(roster.up) >= MANY and not self._silent and roster.census.rate > 0:
+        if len(roster.up) >= MANY and not self._nothing_happened and roster.census.rate > 0:
             return DUE_COMPLETIONS / roster.census.rate
         now = self._clock()
         busy = [burst.remaining(now) for device in roster.up for burst in device.bursts]
         return 1.1 * min(busy, default=SHORTEST_PAUSE)
 
     def _ring(self) -> None:
-        self._silent = self._passes == self._passes_then
-        if self._silent:
+        self._nothing_happened = self._passes == self._passes_then
+        if self._nothing_happened:
             self._roster.doubt_all(self._clock())
         self._again()
 

@@ -16,7 +16,7 @@ __all__ = ("POISON", "Retries", "strikes")
 #: a task is poison once so many different devices were lost while it ran
 POISON = 3
 #: longest that a task one short of that waits for a second device to be up, in seconds
-HOLD = 5.0
+SUSPECT_WAIT = 5.0
 
 
 class Retries:
@@ -30,7 +30,7 @@ class Retries:
     """
 
     def __init__(self, roster: Roster) -> None:
-        self._pause = math.inf
+        self._due_in = math.inf
         self._blocked = False
         self._roster = roster
         #: those that wait
@@ -42,9 +42,9 @@ class Retries:
         self._guilt = -math.inf
 
     @property
-    def pause(self) -> float:
+    def due_in(self) -> float:
         """Seconds until a look is due though nothing else happens."""
-        return self._pause if self.tasks else math.inf
+        return self._due_in if self.tasks else math.inf
 
     @property
     def blocked(self) -> bool:
@@ -63,7 +63,7 @@ class Retries:
     def pairs(self, now: float) -> Iterator[tuple[Device, Span]]:
         """Remove each task that a device is free for, and give both: they are to be started."""
         self._clear()
-        self._pause, self._blocked = math.inf, False
+        self._due_in, self._blocked = math.inf, False
         for task in sorted(self.tasks, key=_oldest_first):
             device = None if task.done else self._device_for(task, now)
             if task.done or device is not None:
@@ -83,10 +83,10 @@ class Retries:
         """The fastest free device that has not failed the task; any, if all have or are stuck."""
         up, suspect = self._roster.up, strikes(task)
         if suspect:
-            held = self._held(task, now)
-            if held > 0:
-                self._pause = min(self._pause, held)
-            if held > 0 or len(self._suspects) >= self._at_once:
+            wait = self._must_wait(task, now)
+            if wait > 0:
+                self._due_in = min(self._due_in, wait)
+            if wait > 0 or len(self._suspects) >= self._at_once:
                 return None
         untried = [d for d in up if d.name not in task.devices and not d.stuck(now)]
         free = [device for device in untried or up if device.free]
@@ -95,12 +95,12 @@ class Retries:
         self._blocked = self._blocked or not free
         return min(free, key=_idle_and_fast_first, default=None)
 
-    def _held(self, task: Span, now: float) -> float:
+    def _must_wait(self, task: Span, now: float) -> float:
         """Seconds the suspect must wait, so that it does not take the last device down."""
         roster = self._roster
-        if len(roster.up) > 1 or len(roster.members) < POISON or now > self._guilt + HOLD:
+        if len(roster.up) > 1 or len(roster.members) < POISON or now > self._guilt + SUSPECT_WAIT:
             return 0.0
-        return task.run.finished + HOLD - now
+        return task.run.finished + SUSPECT_WAIT - now
 
 
 def strikes(task: Span) -> int:

@@ -28,7 +28,7 @@ class Deadlines:
     """The limits on the whole time of a task, and on the time until it is started.
 
     Where tasks are that have been started, and whether it is for want of a device that they have
-    not ended, is for others to say: ``started`` and ``no_device``.
+    not ended, is for others to say: ``started`` and ``devices_if_none_up``.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Deadlines:
         expire: Expire,
         started: Callable[[], Places],
         reclaim: Callable[[], None],
-        no_device: Callable[[], str | None],
+        devices_if_none_up: Callable[[], str | None],
     ) -> None:
         self._lanes = lanes
         self._expire = expire
         self._started = started
         self._reclaim = reclaim
-        self._no_device = no_device
+        self._devices_if_none_up = devices_if_none_up
         limits = (
             (timeouts.total, self._unfinished, self._out_of_time),
             (timeouts.queue, self._unstarted, self._not_started),
@@ -77,7 +77,7 @@ class Deadlines:
             yield lane.intake
 
     def _out_of_time(self, spans: list[Span], seconds: float) -> None:
-        devices = self._no_device()
+        devices = self._devices_if_none_up()
         if devices is None:
             self._expire(spans, DeadlineExceeded, f"not finished within {seconds} s")
         else:

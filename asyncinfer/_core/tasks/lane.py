@@ -62,13 +62,13 @@ class Lane:
         self.delivered = 0
         self.held = 0
         #: no task will be accepted any more
-        self.ended = False
+        self.source_ended = False
         #: what stopped the source before its end, told to the consumer after the last result
         self.source_error: BaseException | None = None
         #: nobody wants the results any more
         self.closed = False
-        self._most = max(1, min(PIECE, window // 4))
-        self._uncounted = 0
+        self._piece_size = max(1, min(PIECE, window // 4))
+        self._undelivered = 0
         self._recorder = recorder
         self._clock = clock
         self._consumer: asyncio.Future[None] | None = None
@@ -86,7 +86,7 @@ class Lane:
 
     def no_more(self, error: BaseException | None = None) -> None:
         """Accept no more; wake the consumer, who may have been waiting for more."""
-        self.ended = True
+        self.source_ended = True
         if not self.closed:
             self.source_error = self.source_error or error
         self._wake()
@@ -128,7 +128,7 @@ class Lane:
         if self.ordered:
             spans = self._in_order(spans)
         if spans:
-            self.ended_tasks += self._recorder.ended(spans, self._clock())
+            self.ended_tasks += self._recorder.count_ended(spans, self._clock())
             self._deliver(spans)
 
     def _in_order(self, spans: list[Span]) -> list[Span]:
@@ -146,7 +146,7 @@ class Lane:
 
     def _hold(self, change: int) -> None:
         self.held += change
-        self._recorder.held(change)
+        self._recorder.count_held(change)
 
     def _deliver(self, spans: list[Span]) -> None:
         self.ready.extend(spans)
@@ -169,7 +169,7 @@ class Lane:
     @property
     def finished(self) -> bool:
         """Whether all it accepted has ended, and it accepts no more."""
-        return self.ended and not self.unfinished
+        return self.source_ended and not self.unfinished
 
     @property
     def unfinished(self) -> int:
@@ -190,15 +190,15 @@ class Lane:
         if self._consumer is not None and not self._consumer.done():
             self._consumer.set_result(None)
 
-    def used_up(self) -> None:
+    def piece_used_up(self) -> None:
         """The consumer has taken all of its piece: the window may move on."""
-        self.delivered += self._uncounted
-        self._uncounted = 0
+        self.delivered += self._undelivered
+        self._undelivered = 0
 
     def next_piece(self) -> list[Span]:
         """Remove and return what the consumer is handed next; a failed task comes alone."""
-        self.used_up()
-        ready, left = self.ready, self._most
+        self.piece_used_up()
+        ready, left = self.ready, self._piece_size
         piece: list[Span] = []
         while ready and left > 0 and not (piece and ready[0].error):
             span = ready.popleft() if ready[0].count <= left else ready[0].split(left)
@@ -207,7 +207,7 @@ class Lane:
             if span.error:
                 break
         self.delivered += 1
-        self._uncounted = self._most - left - 1
+        self._undelivered = self._piece_size - left - 1
         return piece
 
     def take_error(self) -> BaseException | None:
@@ -227,7 +227,7 @@ class Lane:
         while self.intake.tasks:
             dropped.append(self.intake.take(self.intake.tasks))
         self._hold(-self.held)
-        self.closed = self.ended = True
+        self.closed = self.source_ended = True
         self.early.clear()
         self.ready.clear()
         self.piece = iter(())

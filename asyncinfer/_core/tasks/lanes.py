@@ -73,7 +73,7 @@ class Lanes:
         rounds, place = divmod(offset, len(left))
         return left[place], level + rounds
 
-    def served(self, lane: Lane) -> None:
+    def took_turn(self, lane: Lane) -> None:
         """A task of this lane was handed out: the others come first now."""
         if self._lanes[-1] is not lane:
             self._lanes.remove(lane)

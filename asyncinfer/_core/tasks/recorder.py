@@ -40,7 +40,7 @@ class Recorder:
         self._clock = clock
         self._hook = on_event
 
-    def ended(self, spans: Sequence[Span], now: float) -> int:
+    def count_ended(self, spans: Sequence[Span], now: float) -> int:
         """Tasks became ready for their consumer at ``now``; return how many."""
         recent, before = self._recent, self.finished
         for span in spans:
@@ -56,13 +56,13 @@ class Recorder:
             self._recent_tasks -= recent.popleft()[2]
         return ended
 
-    def held(self, change: int) -> None:
+    def count_held(self, change: int) -> None:
         """The reorder buffers grew by ``change`` results."""
         self.reorder_buffer += change
         if self.reorder_buffer > self.max_reorder:
             self.max_reorder = self.reorder_buffer
 
-    def ran(self, started: float, ended: float) -> None:
+    def count_run(self, started: float, ended: float) -> None:
         """A call took from ``started`` to ``ended``."""
         if not self.first_start <= started:
             self.first_start = started

@@ -136,7 +136,7 @@ class Span:
         self.done = True
         self.inputs.clear()
 
-    def note(self, cause: BaseException, run: Run) -> None:
+    def attempt_failed(self, cause: BaseException, run: Run) -> None:
         """Remember a failed attempt of a single task."""
         self.run = run
         self.causes = (*self.causes, cause)

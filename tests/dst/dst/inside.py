@@ -30,7 +30,7 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
         left = [task for task in retries.tasks if not task.done]
         suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
-        held = suspected or retries.pause < math.inf
+        held = suspected or retries.due_in < math.inf
         check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
     here = _unfinished(engine) + engine.recorder.reorder_buffer
     missing = engine.lanes.unfinished - here
@@ -77,7 +77,7 @@ def described(engine: Engine | None) -> str:
         f"lane {lane.number}: accepted {lane.accepted} admitted {lane.admitted} "
         f"delivered {lane.delivered} head {lane.head} queued {lane.intake.qsize()} "
         f"waiting {lane.waiting.tasks} early {sorted(lane.early)} ready {len(lane.ready)} "
-        f"ended {lane.ended}"
+        f"ended {lane.source_ended}"
         for lane in engine.lanes
     ]
     retries = [(task.lane.number, task.first) for task in engine.retries.tasks]

@@ -23,7 +23,7 @@ def _cancelled_call_loses_its_neighbours() -> list[Any]:
     """One caller gives up: the whole batch is cancelled, and the others' tasks are forgotten."""
 
     def abandoned(self: Burst) -> bool:
-        return self.at < self.tasks and any(span.done for span in self.spans)
+        return self.tasks_run < self.tasks and any(span.done for span in self.spans)
 
     def end(self: Outcomes, burst: Burst) -> None:
         with patch.object(Outcomes, "_reassign", lambda self, device, tasks: None):
@@ -54,7 +54,7 @@ def _second_result_taken(which: Callable[[Span], bool]) -> Any:
 
     def pass_on(self: Outcomes, burst: Burst, started: float) -> None:
         if burst.outputs and burst.live and any(map(which, burst.spans)):
-            run = Run(burst.device.name, started, burst.since)
+            run = Run(burst.device.name, started, burst.call_began)
             outputs = iter(list(burst.outputs))
             for span in burst.take_finished():
                 copy = Span(span.lane, span.first, [None] * span.count, span.submitted)
@@ -91,10 +91,10 @@ def _result_doubled_after_a_retry() -> list[Any]:
         once(self, task, device)
         self._retries.tasks.append(task)
 
-    once = Outcomes._again
+    once = Outcomes._retry
     return [
         _second_result_taken(lambda span: len(span.causes) > 0),
-        patch.object(Outcomes, "_again", again),
+        patch.object(Outcomes, "_retry", again),
     ]
 
 
@@ -142,7 +142,7 @@ def _consumer_not_woken() -> list[Any]:
 
     def deliver(self: Lane, spans: list[Span]) -> None:
         self.ready.extend(spans)
-        if self.ended:
+        if self.source_ended:
             self._wake()
 
     return [patch.object(Lane, "_deliver", deliver)]
@@ -234,7 +234,7 @@ def _device_left_open() -> list[Any]:
 
 def _late_opening_left() -> list[Any]:
     """An opening that succeeds once nobody waits for it is taken to be wanted."""
-    return [patch.object(connecting, "_serves", lambda device, generation: True)]
+    return [patch.object(connecting, "_opened_again", lambda device, generation: True)]
 
 
 def _dropped_task_counted() -> list[Any]:
@@ -250,7 +250,7 @@ def _dropped_task_counted() -> list[Any]:
 
 def _deadlines_forgotten() -> list[Any]:
     """Time limits end nothing."""
-    return [patch.object(Outcomes, "out_of_time", lambda self, spans, kind, text: None)]
+    return [patch.object(Outcomes, "expire", lambda self, spans, kind, text: None)]
 
 
 PLANTED: dict[str, Callable[[], list[Any]]] = {
