@@ -9,7 +9,7 @@ __all__ = ("Alarm",)
 
 
 class Alarm:
-    """Calls ``ring`` once, at the earliest moment it was set to; then it can be set anew."""
+    """Calls ``ring`` once, at the earliest moment it was set to; then it can be set again."""
 
     __slots__ = ("_at", "_loop", "_ring", "_timer")
 
@@ -17,16 +17,16 @@ class Alarm:
         self._loop = loop
         self._ring = ring
         self._timer: asyncio.TimerHandle | None = None
-        #: when it rings: uvloop's handles cannot tell where that is within a millisecond
+        #: when the timer fires: uvloop's timer handles know that only to the millisecond
         self._at = 0.0
 
     @property
     def is_set(self) -> bool:
-        """Whether it is going to ring."""
+        """Whether the alarm is going to ring."""
         return self._timer is not None
 
     def within(self, seconds: float) -> bool:
-        """Have it ring after so many seconds at the latest; tell whether it had to be set."""
+        """Ring after ``seconds`` at the latest; return whether the timer had to be set for that."""
         at = self._loop.time() + seconds
         if self._timer is not None:
             if self._at <= at:
@@ -36,7 +36,7 @@ class Alarm:
         return True
 
     def cancel(self) -> None:
-        """It does not ring, unless it is set again."""
+        """Do not ring, unless the alarm is set again."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None

@@ -1,4 +1,4 @@
-"""What runs while a dispatcher is open: it makes the parts, begins streams, and ends everything."""
+"""What runs while a dispatcher is open: makes the parts, starts streams, and ends everything."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ __all__ = ("Engine",)
 
 
 class Engine:
-    """One opening of a dispatcher. Made on the event loop it belongs to.
+    """Everything that runs from one entering of a dispatcher to its leaving.
+
+    It makes the parts and connects them: lanes hold tasks, the roster holds devices, the pool
+    decides which device runs which tasks, the executor runs them, and outcomes go back to the
+    lanes. An engine is made inside a running event loop and used from that loop only.
 
     ``wake`` is called on every change (a task came, a device is free, the window moved); tasks are
     assigned to devices once per turn of the event loop, so a thousand changes cost one pass.
@@ -58,12 +62,12 @@ class Engine:
         self.recorder = recorder = Recorder(clock, on_event)
         self.lanes = lanes = Lanes()
         self.roster = roster = Roster(recorder)
-        #: failed tasks, to be run alone, on a device that has not failed them if there is one
+        #: failed tasks that wait to be run again
         self.retries = Retries(roster)
         self._outcomes = Outcomes(
             roster, self.retries, recorder, clock, most_retries=retries, wake=self.wake
         )
-        #: makes copies of overdue tasks, if it is asked to
+        #: starts copies of overdue tasks; ``None`` unless the user asked for that
         self.hedging = None if hedge is None else Hedging(hedge, roster, recorder, self._outcomes)
         self._recheck = Recheck(roster, loop, clock, self.wake)
         self._pool = Pool(policy, lanes, roster, self.retries, self.hedging, self._recheck)
@@ -95,9 +99,9 @@ class Engine:
             reclaim=self._reclaim,
             devices_if_none_up=self._devices_if_none_up,
         )
-        #: from the end of opening to the beginning of closing
+        #: whether tasks are accepted: from the end of opening until draining or closing begins
         self.accepting = False
-        #: from the beginning of opening to the end of closing
+        #: whether anything may be running: from the beginning of opening to the end of closing
         self.running = True
         self._window = window
         self._queue_size = queue_size
@@ -106,7 +110,7 @@ class Engine:
         self._closing: asyncio.Task[None] | None = None
         self._lanes_made = 0
         self._wakeup: asyncio.Handle | None = None
-        #: set once every accepted task has ended, where somebody waits for that
+        #: set once every accepted task has ended; made only when somebody waits for that
         self._quiet: asyncio.Event | None = None
         self.calls = self.new_lane(ordered=False, kind=CallLane)
         self.lanes.join(self.calls)
@@ -119,11 +123,14 @@ class Engine:
             self._wakeup = self.loop.call_soon(self._assign)
 
     def wake_if_free(self, lane: Lane) -> None:
-        """Tasks came, or the window moved: no reason to assign anew while no device is free."""
+        """Tasks came to ``lane``, or its window moved: assign them if a device is free.
+
+        While none is, the next one to become free wakes the engine.
+        """
         if not self._pool.full:
             self.wake()
         elif lane.intake.full():
-            lane.admit()  # so that its source can go on
+            lane.admit()  # this makes room in the intake, so that the source is read on
 
     def _assign(self) -> None:
         self._wakeup = None
@@ -136,7 +143,7 @@ class Engine:
     # ---- lanes
 
     def new_lane(self, *, ordered: bool, kind: type[Lane] = Lane) -> Lane:
-        """A lane for one stream, in the context of who asks for it."""
+        """Make a lane for one stream. Its tasks run in the caller's ``contextvars`` context."""
         lane = kind(
             self._lanes_made,
             self.recorder,
@@ -156,18 +163,22 @@ class Engine:
         name = f"asyncinfer source {lane.number}"
         feeder = self.loop.create_task(feeding, name=name, context=lane.context)
         self._feeders[lane] = feeder
-        # by a callback, as a task that is cancelled before it starts runs none of its own code
+        # a callback, since a feeder that is cancelled before it starts runs none of its own code
         feeder.add_done_callback(partial(self._source_ended, lane))
 
     def _accept(self, lane: Lane, inputs: list[Any]) -> None:
-        """Take what the source gave; stop one that goes on though its reading was cancelled."""
+        """Make tasks of what the source gave.
+
+        Raises ``ClosedError`` if the stream has ended: so a source that ignores that its reading
+        was cancelled stops nevertheless.
+        """
         if lane.closed:
             raise ClosedError("nobody reads this stream any more")
         self.check_open()
         self._queue(lane, inputs)
 
     def _source_ended(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
-        """The source is at its end, or is not read any further."""
+        """The source is exhausted, has failed, or is not read any further."""
         self._feeders.pop(lane, None)
         if feeder.cancelled():
             text = "the dispatcher was closed before the source was read to its end"
@@ -177,7 +188,7 @@ class Engine:
         self.wake()
 
     def _queue(self, lane: Lane, inputs: list[Any]) -> Span:
-        """Make tasks of inputs, watched for their deadlines."""
+        """Make tasks of ``inputs``, queue them in ``lane``, and watch their time limits."""
         span = lane.accept(inputs)
         for limit in self._deadlines.limits:
             limit.watch(span)
@@ -185,7 +196,7 @@ class Engine:
         return span
 
     async def call(self, value: Any) -> Any:
-        """Run one task of its own."""
+        """Run one task that belongs to no stream, and return its output, or raise its error."""
         if self.calls.intake.full():
             await self.calls.intake.room()
         self.check_open()
@@ -201,7 +212,11 @@ class Engine:
             raise
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
-        """Nobody wants the lane's results any more; returns the reader that is now ending."""
+        """End a lane whose results nobody wants any more.
+
+        Returns the asyncio task that reads its source and was cancelled, if there is one. With
+        ``error``, a caller or consumer that still waits is told of it.
+        """
         running = [s for burst in self.roster.bursts for s in burst.spans if s.lane is lane]
         failed = [task for task in self.retries.tasks if task.lane is lane]
         for span in (*lane.close(error), *running, *failed):
@@ -217,13 +232,14 @@ class Engine:
         return feeder
 
     def leave(self, lane: Lane) -> None:
-        """The lane is finished: count it no more among those that take turns."""
+        """The lane is finished: it is not asked for tasks any more."""
         if lane is not self.calls:
             self.lanes.leave(lane)
 
-    # ---- what time limits concern
+    # ---- what the time limits need to know
 
     def _started_tasks(self) -> Iterator[Iterable[Span]]:
+        """The tasks on each device, and those that failed and wait to run again."""
         for burst in self.roster.bursts:
             self._outcomes.pass_on(burst, burst.began)
             yield burst.spans
@@ -231,11 +247,12 @@ class Engine:
             yield (task,)
 
     def _reclaim(self) -> None:
+        """Have tasks that devices have reserved and not started wait in their lanes again."""
         self.roster.reclaim()
         self.wake()
 
     def _devices_if_none_up(self) -> str | None:
-        """What devices there are, if none of them is up."""
+        """The names and states of all devices if none of them is up, else ``None``."""
         return None if self.roster.any_up else names(self.roster.devices)
 
     # ---- from opening to closing
@@ -302,7 +319,7 @@ class Engine:
 
 
 async def _wait_for(task: asyncio.Task[None]) -> None:
-    """Wait for ``task`` to its end, and only then be cancelled."""
+    """Wait until ``task`` has ended, even if the caller is cancelled: that is raised afterwards."""
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not task.done():
@@ -316,9 +333,10 @@ async def _wait_for(task: asyncio.Task[None]) -> None:
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """A precise clock on the loop's own scale.
+    """A function that returns the loop's time, to the precision of the system's clock.
 
-    uvloop's ``time()`` is the monotonic clock cached to the millisecond, so the clock itself is
-    read. A loop whose time is something else (a virtual one) is asked.
+    uvloop's ``time()`` is the system's monotonic clock, but only to the millisecond and cached for
+    one turn of the loop; so the system's clock is read instead. A loop with a time of its own, such
+    as a virtual one, is asked itself.
     """
     return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time

@@ -15,20 +15,21 @@ from asyncinfer.options import Timeouts
 
 __all__ = ("Deadlines", "Limit")
 
-#: shortest wait, in seconds: a timer may ring a little early
+#: shortest time an alarm is set for, in seconds: it may ring a little early, and is then set again
 SHORTEST_WAIT = 1e-6
 
-#: tasks in several places, in each the oldest first
+#: the places where tasks are; in each the oldest task comes first
 Places: TypeAlias = Iterable[Iterable[Span]]
-#: ends tasks with an error of this kind and with this text
+#: a function that ends the given tasks with an error of the given class and text
 Expire: TypeAlias = Callable[[list[Span], type[TaskError], str], None]
 
 
 class Deadlines:
-    """The limits on the whole time of a task, and on the time until it is started.
+    """The limits on a task's whole time, and on the time until it is started.
 
-    Where tasks are that have been started, and whether it is for want of a device that they have
-    not ended, is for others to say: ``started`` and ``devices_if_none_up``.
+    Tasks that have left their lanes are found through ``started``. ``reclaim`` returns tasks that
+    devices have reserved and not started to their lanes. ``devices_if_none_up`` tells whether a
+    task was not finished because no device was up, and then names the devices.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Deadlines:
         ]
 
     def stop(self) -> None:
-        """Watch no more."""
+        """End no task any more."""
         for limit in self.limits:
             limit.stop()
 
@@ -92,8 +93,8 @@ class Deadlines:
 class Limit:
     """One time limit, counted from the acceptance of each task.
 
-    Nothing is remembered of a task: the alarm is set for the oldest one that the limit concerns,
-    and when it rings, those are looked through.
+    Nothing is stored for a task. The alarm is set for the oldest unfinished task; when it rings,
+    all places are searched for tasks that are overdue, and it is set for the next oldest one.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Limit:
             self._set(due)
 
     def _look(self, now: float) -> tuple[list[Span], float]:
-        """What is overdue, and when the next one will be."""
+        """The overdue tasks, and when the next task will be overdue (infinite if there is none)."""
         overdue: list[Span] = []
         next_due = math.inf
         for place in self._places():

@@ -1,4 +1,4 @@
-"""The queue between a source and the window: an asyncio.Queue of spans, bounded in tasks."""
+"""The queue between a source and the window: an asyncio.Queue of spans, with a limit in tasks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ("Intake",)
 
 
 class Intake(asyncio.Queue[Span]):
-    """A queue of spans whose size and limit count tasks."""
+    """A queue of spans. Its size and its limit count tasks, not spans."""
 
     def _init(self, maxsize: int) -> None:
         self._queue: deque[Span] = deque()
         #: number of tasks queued
         self.tasks = 0
-        #: who waits for room, and how many were told of some and have not looked yet
+        #: one future for each coroutine that waits for room, the longest waiting first
         self._turns: deque[asyncio.Future[None]] = deque()
+        #: how many of them were told that there is room and have not run since
         self._called = 0
 
     def __iter__(self) -> Iterator[Span]:
@@ -41,7 +42,10 @@ class Intake(asyncio.Queue[Span]):
         return span
 
     def extend(self, inputs: list[Any], since: float) -> bool:
-        """Add ``inputs`` to the last span if that was accepted ``since`` then; tell whether."""
+        """Append ``inputs`` to the last span, unless that was accepted before ``since``.
+
+        Returns whether they were appended.
+        """
         last = self._queue[-1] if self._queue else None
         if last is None or last.done or last.submitted < since:
             return False
@@ -51,7 +55,10 @@ class Intake(asyncio.Queue[Span]):
         return True
 
     def take(self, most: int) -> Span:
-        """The next span, at most ``most`` tasks of it. Raises ``QueueEmpty`` if there is none."""
+        """Remove and return the next span, or its first ``most`` tasks if it has more.
+
+        Raises ``QueueEmpty`` if there is none.
+        """
         span = self.get_nowait()
         if span.count <= most:
             return span
@@ -61,21 +68,21 @@ class Intake(asyncio.Queue[Span]):
         return head
 
     async def room(self) -> int:
-        """Wait until not full; return how many tasks fit."""
+        """Wait until the queue is not full; return how many tasks fit."""
         wait = self._turns.append
         while self.full():
             turn = asyncio.get_running_loop().create_future()
             wait(turn)
             try:
                 await turn
-            finally:  # one that was called and does not come leaves its place to the next
+            finally:  # one that was told of room and is cancelled leaves that room to the next
                 self._called -= turn.done() and not turn.cancelled()
                 self._call()
-            wait = self._turns.appendleft  # somebody else was quicker
+            wait = self._turns.appendleft  # somebody else took the room: wait in the first place
         return self.maxsize - self.qsize()
 
     def _call(self) -> None:
-        """Tell as many of those who wait as there is room for, not all."""
+        """Wake as many of those who wait as there is room for, not all of them."""
         while self._turns and self._called < self.maxsize - self.tasks:
             turn = self._turns.popleft()
             if not turn.done():

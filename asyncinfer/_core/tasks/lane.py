@@ -1,4 +1,4 @@
-"""The tasks of one stream: queued, waiting inside the window, running, held, ready."""
+"""The tasks of one stream: queued, waiting inside the window, running, finished early, ready."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from asyncinfer._core.tasks.spans import Span, Waiting
 
 __all__ = ("CallLane", "Lane")
 
-#: most results handed to a consumer before the window is moved on
+#: most results a consumer is handed at once; the window moves on after each such piece
 PIECE = 128
-#: tasks accepted within so many seconds count as accepted together
+#: tasks accepted within this many seconds are put into one span, as if accepted together
 TOGETHER = 100e-6
 
 
 class Lane:
     """One stream inside the dispatcher.
 
-    A task goes from the intake queue into the window (``waiting``) when its index is below
-    head + window, to a device, and at its end among the ``early`` ones and, once all before it
-    are there, into ``ready``. The consumer is handed what is ready a ``piece`` at a time.
+    A task waits in the ``intake`` queue until its index is below head + window. It then moves into
+    ``waiting``, and from there to a device. Once finished it is among the ``early`` ones until all
+    tasks before it have finished, and then in ``ready``. The consumer is handed what is ready, one
+    ``piece`` at a time.
     """
 
-    #: whether consecutive tasks share one context, so that a burst may run in it
+    #: whether all tasks have the same ``contextvars`` context, so that they may share a burst
     one_context = True
 
     def __init__(
@@ -48,26 +49,31 @@ class Lane:
         self.context = contextvars.copy_context()
         self.intake = Intake(queue_size)
         self.waiting = Waiting()
-        #: finished spans by their first index, and the index that is the next to become ready
+        #: finished spans that wait for an earlier one, by their first index
         self.early: dict[int, Span] = {}
+        #: the index that is the next to become ready
         self.head = 0
         self.ready: deque[Span] = deque()
-        #: what is left of the results that the consumer was handed
+        #: the results that the consumer was handed and has not taken yet
         self.piece: Iterator[Any] = iter(())
+        #: tasks that came from the source so far
         self.accepted = 0
+        #: tasks that have left the intake for the window
         self.admitted = 0
-        #: tasks that have ended, and are ready if their consumer still wants them
+        #: tasks that have ended and became ready, or that nobody wants any more
         self.ended_tasks = 0
-        #: tasks the consumer has taken; those of its present piece count as one until it is used up
+        #: tasks the consumer has taken; a piece counts as one task until all of it is taken
         self.delivered = 0
+        #: tasks in ``early``
         self.held = 0
-        #: no task will be accepted any more
+        #: the source is exhausted or not read any further: no task will be accepted any more
         self.source_ended = False
-        #: what stopped the source before its end, told to the consumer after the last result
+        #: what stopped the source before its end; raised to the consumer after the last result
         self.source_error: BaseException | None = None
-        #: nobody wants the results any more
+        #: whether nobody wants the results any more
         self.closed = False
         self._piece_size = max(1, min(PIECE, window // 4))
+        #: tasks of the present piece that ``delivered`` does not count yet
         self._undelivered = 0
         self._recorder = recorder
         self._clock = clock
@@ -76,7 +82,10 @@ class Lane:
     # ---- from the source into the window
 
     def accept(self, inputs: list[Any]) -> Span:
-        """Number the inputs, make tasks of them, and queue those."""
+        """Number the inputs, make tasks of them, and put these into the intake.
+
+        Returns a span that begins with them. They may have become part of the last queued span.
+        """
         span = Span(self, self.accepted, inputs, self._clock())
         self.accepted += span.count
         self._recorder.submitted += span.count
@@ -85,14 +94,17 @@ class Lane:
         return span
 
     def no_more(self, error: BaseException | None = None) -> None:
-        """Accept no more; wake the consumer, who may have been waiting for more."""
+        """Note that no more tasks will come, because of ``error`` if there is one.
+
+        Wakes the consumer, who may be waiting for more results.
+        """
         self.source_ended = True
         if not self.closed:
             self.source_error = self.source_error or error
         self._wake()
 
     def lift_window(self) -> None:
-        """Let everything accepted start: used when draining, where no more comes in."""
+        """Let every accepted task start. Used when draining, as no more tasks come then."""
         self.window = math.inf
 
     def admit(self) -> None:
@@ -102,13 +114,13 @@ class Lane:
             span = self.intake.take(int(min(room, self.intake.tasks)))
             self.admitted += span.count
             room -= span.count
-            if not span.done:  # it ran out of time in the queue
+            if not span.done:  # done if it ran out of time while it was queued
                 self.waiting.append(span)
 
     # ---- waiting tasks
 
     def put_back(self, spans: list[Span]) -> None:
-        """Return tasks that were taken and not started; they keep their place in the order."""
+        """Put tasks that were taken and not started back to their place among the waiting ones."""
         spans = [span for span in spans if not span.done]
         if spans and not self.closed:
             self.waiting.merge(spans)
@@ -120,7 +132,7 @@ class Lane:
     # ---- finished tasks
 
     def finish(self, spans: list[Span]) -> None:
-        """Take the results or errors of ``spans``, and deliver what is now in order."""
+        """Take in ``spans``, which have results or errors, and deliver what is in order by now."""
         for span in spans:
             span.settle()
         if self.closed:
@@ -132,7 +144,7 @@ class Lane:
             self._deliver(spans)
 
     def _in_order(self, spans: list[Span]) -> list[Span]:
-        """Hold ``spans`` until all before them have ended; return those for which that is so."""
+        """Hold ``spans`` back until all before them have ended; return those now in order."""
         early, ready, more = self.early, [], self.head
         for span in spans:
             early[span.first] = span
@@ -153,7 +165,7 @@ class Lane:
         self._wake()
 
     def discard(self, span: Span) -> None:
-        """Its caller is gone: forget a task of an unordered lane."""
+        """Forget a task whose caller is gone. For unordered lanes only."""
         span.settle()
         self.delivered += span.count
         self.ended_tasks += span.count
@@ -163,21 +175,21 @@ class Lane:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the consumer has had everything it will get."""
+        """Whether the consumer was handed every result it will ever get."""
         return self.finished and not self.ready
 
     @property
     def finished(self) -> bool:
-        """Whether all it accepted has ended, and it accepts no more."""
+        """Whether every accepted task has ended, and no more will come."""
         return self.source_ended and not self.unfinished
 
     @property
     def unfinished(self) -> int:
-        """Tasks accepted that have not ended; none that nobody waits for any more."""
+        """How many accepted tasks have not ended; 0 if nobody wants the results any more."""
         return 0 if self.closed else self.accepted - self.ended_tasks
 
     async def results_ready(self) -> None:
-        """Wait until a result is ready or no more will come."""
+        """Wait until a result is ready, or no more will come."""
         if self._consumer is not None:
             raise RuntimeError("this stream is already being read by another task")
         self._consumer = asyncio.get_running_loop().create_future()
@@ -191,12 +203,12 @@ class Lane:
             self._consumer.set_result(None)
 
     def piece_used_up(self) -> None:
-        """The consumer has taken all of its piece: the window may move on."""
+        """The consumer has taken its whole piece: count it as delivered; so the window moves on."""
         self.delivered += self._undelivered
         self._undelivered = 0
 
     def next_piece(self) -> list[Span]:
-        """Remove and return what the consumer is handed next; a failed task comes alone."""
+        """Remove and return the spans of the next piece; a failed task is a piece of its own."""
         self.piece_used_up()
         ready, left = self.ready, self._piece_size
         piece: list[Span] = []
@@ -211,12 +223,12 @@ class Lane:
         return piece
 
     def take_error(self) -> BaseException | None:
-        """The error the stream ends with, if there is one: the consumer is told of it once."""
+        """Return the error that the stream ends with, if there is one, and forget it."""
         error, self.source_error = self.source_error, None
         return error
 
     def close(self, error: BaseException | None = None) -> list[Span]:
-        """Forget everything; return the tasks that had been accepted and not finished.
+        """Forget all tasks and results; return the spans that were queued or waiting.
 
         A consumer that still asks for results is told of ``error``, if there is one.
         """
@@ -236,7 +248,7 @@ class Lane:
 
 
 class CallLane(Lane):
-    """The lane of ``infer``: each task answers its caller, in the caller's own context."""
+    """The lane of ``infer``: each task runs in its caller's context and answers that caller."""
 
     one_context = False
 

@@ -10,9 +10,11 @@ __all__ = ("Lanes",)
 
 
 class Lanes:
-    """Those that may have tasks; what waits in them is numbered across all, in turns.
+    """The lanes that may have tasks, and one numbering of the tasks that wait in all of them.
 
-    The one served last comes last. So no index into the list outlives a change of it.
+    The waiting tasks are numbered in turns: the first of each lane, then the second of each, and so
+    on. The lane that a task was taken from last comes last, so a number is valid only until the
+    next task is taken.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,7 @@ class Lanes:
             self._lanes.remove(lane)
 
     def admit(self) -> None:
-        """Let tasks into the windows, as far as those reach."""
+        """Move queued tasks into the windows, as far as these reach."""
         for lane in self._lanes:
             lane.admit()
 
@@ -53,14 +55,14 @@ class Lanes:
 
     @property
     def unfinished(self) -> int:
-        """Tasks accepted that have not ended: the one count that draining goes by."""
+        """How many accepted tasks have not ended. Draining waits until this is 0."""
         unfinished = 0
         for lane in self._lanes:
             unfinished += lane.unfinished
         return unfinished
 
     def locate(self, offset: int) -> tuple[Lane, int]:
-        """In which lane the waiting task at ``offset`` is, and at what offset there."""
+        """The lane of the waiting task numbered ``offset``, and its offset in that lane."""
         left = [lane for lane in self._lanes if lane.waiting.tasks]
         level = 0
         while len(left) > 1:
@@ -74,7 +76,7 @@ class Lanes:
         return left[place], level + rounds
 
     def took_turn(self, lane: Lane) -> None:
-        """A task of this lane was handed out: the others come first now."""
+        """A task of ``lane`` was handed to a device: the other lanes come first now."""
         if self._lanes[-1] is not lane:
             self._lanes.remove(lane)
             self._lanes.append(lane)

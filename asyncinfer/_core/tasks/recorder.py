@@ -1,4 +1,4 @@
-"""Counts what happens, and tells the observer."""
+"""Counts what happens, and calls the user's ``on_event``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ __all__ = ("Recorder",)
 
 logger = logging.getLogger("asyncinfer")
 
-#: finished tasks over which percentiles are taken, roughly
+#: percentiles are taken over about this many of the last finished tasks
 RECENT = 4096
 
 
 class Recorder:
-    """Counters of one dispatcher; plain additions, so that the hot path can afford them."""
+    """The counters of one dispatcher, and its events.
+
+    Others add to some of the counters directly: this is done for every task, and a call would cost
+    more than the addition.
+    """
 
     def __init__(self, clock: Callable[[], float], on_event: EventHook | None) -> None:
         self.submitted = 0
@@ -41,7 +45,7 @@ class Recorder:
         self._hook = on_event
 
     def count_ended(self, spans: Sequence[Span], now: float) -> int:
-        """Tasks became ready for their consumer at ``now``; return how many."""
+        """Count tasks that became ready for their consumer at ``now``; return their number."""
         recent, before = self._recent, self.finished
         for span in spans:
             count, hold = span.count, now - span.run.finished
@@ -57,20 +61,20 @@ class Recorder:
         return ended
 
     def count_held(self, change: int) -> None:
-        """The reorder buffers grew by ``change`` results."""
+        """The reorder buffers of all lanes together grew by ``change`` results."""
         self.reorder_buffer += change
         if self.reorder_buffer > self.max_reorder:
             self.max_reorder = self.reorder_buffer
 
     def count_run(self, started: float, ended: float) -> None:
-        """A call took from ``started`` to ``ended``."""
+        """A device ran tasks from ``started`` to ``ended``."""
         if not self.first_start <= started:
             self.first_start = started
         self.last_end = ended
 
     @property
     def elapsed(self) -> float:
-        """Seconds from the first start to the last end; 0 before there was one."""
+        """Seconds from the start of the first task to the last end of one; 0 before any ended."""
         span = self.last_end - self.first_start
         return 0.0 if math.isnan(span) else span
 
@@ -84,7 +88,7 @@ class Recorder:
 
     @property
     def observed(self) -> bool:
-        """Whether anybody listens to events."""
+        """Whether there is an ``on_event`` to be called."""
         return self._hook is not None
 
     def device_event(
@@ -96,7 +100,7 @@ class Recorder:
         before: str = "",
         reason: str = "",
     ) -> None:
-        """Tell of a device's change of state, in the log too."""
+        """Report a device's change of state, as an event and in the log."""
         if error is None:
             logger.debug("%s %s %s", kind, device, reason)
         else:
@@ -104,7 +108,7 @@ class Recorder:
         self._emit(Event(kind, self._clock(), device, error=error, before=before, reason=reason))
 
     def task_event(self, kind: EventKind, span: Span, error: BaseException | None = None) -> None:
-        """Tell what happened to each task of a span."""
+        """Report what happened to each task of ``span``."""
         if self._hook is not None:
             now, number = self._clock(), span.lane.number
             device, started, _ = span.run
@@ -112,7 +116,7 @@ class Recorder:
                 self._emit(Event(kind, now, device, index, number, started, error))
 
     def hedged(self, task: Span, device: str) -> None:
-        """Tell that a copy of a single task starts on ``device``."""
+        """Report that a copy of a single task starts on ``device``."""
         now = self._clock()
         self._emit(Event("task.hedged", now, device, task.first, task.lane.number, now))
 

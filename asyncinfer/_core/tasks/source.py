@@ -1,4 +1,4 @@
-"""Reads a source, no further ahead than its queue holds, and without holding up the event loop."""
+"""Reads a source no further ahead than its queue has room, and without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ("feed",)
 MOST_AT_ONCE = 1024
 #: most inputs read without a look at the clock
 LARGEST_CHUNK = 64
-#: seconds after which a slow synchronous source gives the event loop a turn
+#: seconds for which a source is read before the event loop gets a turn
 LONGEST_TURN = 0.0005
 
 
@@ -28,8 +28,8 @@ async def feed(
 ) -> None:
     """Read ``source`` to its end, waiting for room in ``intake`` before each read.
 
-    ``accept`` makes tasks of inputs and queues them there. A generator is closed when the reading
-    stops early.
+    ``accept`` makes tasks of the inputs and queues them in ``intake``. A generator is closed if it
+    is not read to its end.
     """
     try:
         if isinstance(source, AsyncIterable):
@@ -57,7 +57,7 @@ async def _feed_async(
         except StopAsyncIteration:
             return
         accept([item])
-        if clock() > until:  # it may never have let the event loop go
+        if clock() > until:  # the source may never have given the event loop a turn
             await asyncio.sleep(0)
             until = clock() + LONGEST_TURN
 
@@ -70,8 +70,8 @@ async def _feed_sync(
 ) -> None:
     """Read for one turn of the event loop at a time.
 
-    Looking at the clock after every input would cost more than the input, so it is done after
-    ever larger chunks, and after each input again once one was slow.
+    Looking at the clock after every input would cost more than reading the input. So the clock is
+    looked at after chunks of 1, 2, 4 ... inputs, and from 1 again once a chunk was slow.
     """
     chunk, ended = 1, False
     while not ended:
@@ -90,5 +90,5 @@ async def _feed_sync(
         finally:
             if items:
                 accept(items)
-        if not intake.full():  # else it waits for room
+        if not intake.full():  # if it is full, waiting for room gives the event loop a turn
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Tasks on their way through the dispatcher: spans of them, rows of spans, and those that wait."""
+"""Tasks on their way through the dispatcher: spans of tasks, rows of spans, and waiting tasks."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from asyncinfer.errors import TaskError
 
 __all__ = ("NOT_RUN", "Row", "Run", "Span", "SpanHome", "Waiting")
 
-#: spans in one row; twice as many are made two rows of
+#: most spans that a row gets by appending; a row with more than twice as many is split in two
 SPANS_IN_A_ROW = 64
 
 
 class SpanHome(Protocol):
-    """What a span needs of the lane it belongs to."""
+    """What others need of the lane that a span belongs to."""
 
+    #: the number of the lane, from 0
     number: int
-    #: whether results are delivered in order, and the index of the next one to be
+    #: whether results are delivered in order
     ordered: bool
+    #: the index of the next result to become ready
     head: int
-    #: that of the stream's consumer when it began
+    #: the ``contextvars`` context in which the stream was made
     context: contextvars.Context
 
     def finish(self, spans: list[Span]) -> None:
-        """Take the results or errors of some of its tasks."""
+        """Take in ``spans``, which have results or errors."""
         ...
 
     def put_back(self, spans: list[Span]) -> None:
-        """Take back tasks that were not started."""
+        """Let ``spans``, which were taken and not started, wait again."""
         ...
 
     def withdraw(self, span: Span) -> None:
@@ -53,10 +55,11 @@ NOT_RUN = Run("", math.nan, math.nan)
 
 
 class Span:
-    """Consecutive tasks of one stream that have shared everything so far, as most do to the end.
+    """Consecutive tasks of one stream to which the same has happened so far.
 
-    What would be done for every task is done for a span of them instead. It is split where their
-    ways part; a task that failed, or that has a caller of its own, is a span of one.
+    Most tasks share everything from acceptance to delivery. So what would be done for each task is
+    done once for a span, which costs less. A span is split when something happens to a part of it.
+    A task that failed, or that has a caller of its own, is a span of one: a "single task".
     """
 
     __slots__ = (
@@ -79,31 +82,37 @@ class Span:
 
     def __init__(self, lane: SpanHome, first: int, inputs: list[Any], submitted: float) -> None:
         self.lane = lane
-        #: index of its first task in the stream, and number of tasks
+        #: the index in the stream of the span's first task
         self.first = first
+        #: the number of tasks
         self.count = len(inputs)
-        #: one for each task, forgotten once they are done
+        #: one input for each task, forgotten once the tasks are done
         self.inputs = inputs
+        #: when the tasks were accepted, in seconds on the loop's clock
         self.submitted = submitted
-        #: one for each task, or the error a single one ended with
+        #: one output for each task; of a single task that failed, its error
         self.outputs: list[Any] = []
+        #: whether the outcome is known, or nobody wants to know it any more
         self.done = False
-        #: the last attempt
+        #: the last attempt to run the tasks
         self.run = NOT_RUN
-        #: of a single task: what failed attempts met, and where, and what that came to
+        #: single tasks only: the error of each failed attempt
         self.causes: tuple[BaseException, ...] = ()
+        #: single tasks only: the device of each failed attempt
         self.devices: tuple[str, ...] = ()
+        #: single tasks only: the error that the task ended with
         self.error: TaskError | None = None
-        #: whether a copy of it was started, which is allowed to fail beside it
+        #: whether a copy was started, so that the task may be in two bursts
         self.copied = False
-        #: how many of its causes cost no attempt: the other call of a task and its copy went on
+        #: how many of ``causes`` cost no attempt, as the task or its copy went on elsewhere
         self.spared = 0
-        #: of a task of ``infer``: where the answer goes, and the caller's context
+        #: tasks of ``infer`` only: where the answer goes
         self.future: asyncio.Future[Any] | None = None
+        #: tasks of ``infer`` only: the caller's ``contextvars`` context
         self.context: contextvars.Context | None = None
 
     def split(self, count: int) -> Span:
-        """Remove the first ``count`` tasks, and return them."""
+        """Remove the first ``count`` tasks, and return them as a span."""
         head = self._part(0, count)
         self.first += count
         self.count -= count
@@ -112,7 +121,7 @@ class Span:
         return head
 
     def singles(self) -> list[Span]:
-        """Each task as a span of its own, to be used in the place of this one."""
+        """Each task as a span of its own; use these instead of this span from then on."""
         if self.count == 1:
             return [self]
         return [self._part(offset, 1) for offset in range(self.count)]
@@ -128,22 +137,25 @@ class Span:
 
     @property
     def attempts(self) -> int:
-        """How often it was run to an end; a device lost beside its copy does not count."""
+        """How many attempts came to an end.
+
+        An attempt that was lost with its device while the task went on elsewhere does not count.
+        """
         return len(self.causes) - self.spared + (self.done and self.error is None)
 
     def settle(self) -> None:
-        """Its outcome is known, or nobody asks for it."""
+        """The outcome is known, or nobody wants to know it: forget the inputs."""
         self.done = True
         self.inputs.clear()
 
     def attempt_failed(self, cause: BaseException, run: Run) -> None:
-        """Remember a failed attempt of a single task."""
+        """Note that an attempt to run this single task has failed."""
         self.run = run
         self.causes = (*self.causes, cause)
         self.devices = (*self.devices, run.device)
 
     def fail(self, now: float, kind: type[TaskError] = TaskError, message: str = "") -> None:
-        """Make the error a single task ends with out of what it met."""
+        """End this single task with an error of class ``kind``, made of what its attempts met."""
         self.run = self.run._replace(finished=now)
         self.error = kind(self.first, self.attempts, self.causes, self.devices, message)
         self.outputs = [self.error]
@@ -157,7 +169,7 @@ class Row:
     def __init__(self, spans: Iterable[Span] = ()) -> None:
         self._spans = deque(spans)
         self._indices: list[int] | None = None
-        #: how many there are
+        #: the number of tasks
         self.tasks = 0
         for span in self._spans:
             self.tasks += span.count
@@ -199,7 +211,7 @@ class Row:
         return taken
 
     def _cut(self, offset: int) -> int:
-        """Let a span begin at ``offset``; return how many are before it."""
+        """Split a span so that one begins at ``offset``; return how many spans come before."""
         spans, before = self._spans, 0
         for span in spans:
             if offset < span.count:
@@ -213,7 +225,7 @@ class Row:
 
     @property
     def spans(self) -> int:
-        """How many spans there are."""
+        """The number of spans."""
         return len(self._spans)
 
     def halve(self) -> Row:
@@ -227,14 +239,14 @@ class Row:
         return second
 
     def singles(self, count: int) -> list[Span]:
-        """Let each of the first ``count`` tasks be a span of its own; return those."""
+        """Make each of the first ``count`` tasks a span of its own; return these. All stay here."""
         tasks = [task for span in self.take(count) for task in span.singles()]
         self._spans.extendleft(reversed(tasks))
         self.tasks += len(tasks)
         return tasks
 
     def merge(self, spans: list[Span]) -> None:
-        """Put ``spans`` where they belong."""
+        """Insert ``spans`` at their places in the order."""
         merged = sorted((*spans, *self._spans), key=_first)
         self.clear()
         for span in merged:
@@ -253,16 +265,17 @@ class Row:
 
 
 class Waiting:
-    """A row in several, so that tasks far from its front are found without a look at all before.
+    """The waiting tasks of a lane: spans in the order of their stream, kept in several rows.
 
-    Many devices that each skip thousands of tasks leave as many spans behind as there are devices.
+    Many devices that each skip thousands of tasks leave as many spans as there are devices. With
+    rows of limited length, a task far from the front is found without a look at every span.
     """
 
     __slots__ = ("_rows", "tasks")
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
-        #: how many there are
+        #: the number of tasks
         self.tasks = 0
 
     def __len__(self) -> int:
@@ -305,7 +318,7 @@ class Waiting:
         return taken
 
     def _find(self, offset: int) -> tuple[int, int]:
-        """The row in which a task is, and its offset there."""
+        """The number of the row in which the task at ``offset`` is, and its offset in that row."""
         at = 0
         for at, row in enumerate(self._rows):  # noqa: B007  # the last one, if there is no such task
             if offset < row.tasks:
@@ -316,7 +329,7 @@ class Waiting:
         return at, offset
 
     def merge(self, spans: list[Span]) -> None:
-        """Put ``spans`` where they belong."""
+        """Insert ``spans`` at their places in the order."""
         row = Row(self)
         row.merge(spans)
         self.clear()
