@@ -1,4 +1,4 @@
-"""What a driver says of itself, checked."""
+"""The attributes of a driver, read and checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ("Attributes", "attributes_of")
 
 
 class Attributes(NamedTuple):
-    """The attributes of a driver that the dispatcher goes by."""
+    """The attributes of a driver that the dispatcher uses."""
 
     name: str
     max_batch: int
@@ -24,7 +24,7 @@ class Attributes(NamedTuple):
 
 
 def attributes_of(driver: Driver[Any, Any]) -> Attributes:
-    """Those of ``driver``. Raises ``ConfigError`` for what is no driver."""
+    """Read the attributes of ``driver``. Raises ``ConfigError`` if it is not a driver."""
     return Attributes(
         _name_of(driver),
         _positive(driver, "max_batch"),
@@ -44,7 +44,7 @@ def _name_of(driver: object) -> str:
 
 
 def _positive(driver: Driver[Any, Any], attribute: str) -> int:
-    """A whole number of 1 or more; 1 if it has none."""
+    """Read an attribute that must be a whole number of 1 or more; 1 if the driver lacks it."""
     value = getattr(driver, attribute, 1)
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
@@ -52,7 +52,7 @@ def _positive(driver: Driver[Any, Any], attribute: str) -> int:
 
 
 def _optional_seconds(driver: Driver[Any, Any], attribute: str) -> float | None:
-    """Seconds of 0 or more, or ``None``."""
+    """Read an attribute that must be seconds, 0 or more; ``None`` if the driver lacks it."""
     value = getattr(driver, attribute, None)
     if value is None:
         return None

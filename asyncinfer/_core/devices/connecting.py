@@ -1,4 +1,4 @@
-"""Opens and closes drivers, each in an asyncio task that can be left behind."""
+"""Opens and closes drivers within time limits, each in an asyncio task that can be left behind."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from asyncinfer.stats import DeviceState
 
 __all__ = ("Connecting",)
 
-#: part of the close timeout in which calls may end before their driver is closed
+#: part of the close timeout for which cancelled calls may take to end, before the driver is closed
 CALLS_PART = 0.5
-#: part of it after which closing the driver is cancelled; in the rest that may end
+#: part of the close timeout after which closing the driver is cancelled; that may take the rest
 DRIVER_PART = 0.9
 
 
 class Connecting:
-    """Makes connections and ends them, within the timeouts, whatever a driver does."""
+    """Opens and closes devices. Each method keeps its timeout, whatever the driver does.
+
+    A driver may ignore that it is cancelled. So each of its coroutines runs in an asyncio task, and
+    what does not end in time is handed to the device's ``Leftovers``.
+    """
 
     def __init__(
         self,
@@ -36,12 +40,17 @@ class Connecting:
         self._clock = clock
         self._loop = loop
         self._timeouts = timeouts
+        #: the asyncio tasks that open devices now
         self._openings: dict[Device, asyncio.Task[None]] = {}
-        #: closes what was opened after it had been given up
+        #: those that close a driver again which opened after nobody waited for it any more
         self._undoing: dict[Device, asyncio.Task[None]] = {}
 
     async def open(self, device: Device) -> None:
-        """Open and calibrate; raises what the driver raises, a timeout as ``DeviceTimeout``."""
+        """Open and calibrate a device, so that it is up.
+
+        Raises what the driver raises, ``DeviceTimeout`` past the open timeout, and ``ClosedError``
+        if the device was closed meanwhile.
+        """
         device.become(DeviceState.OPENING, self._clock())
         name = f"asyncinfer open {device.name}"
         opening = self._loop.create_task(self._open_driver(device, device.generation), name=name)
@@ -72,7 +81,7 @@ class Connecting:
         if device in self._undoing:
             await asyncio.wait([self._undoing[device]])
         await _call(device, "open")
-        if opening.cancelling():  # which the driver ignored: nobody waits for this any more
+        if opening.cancelling():  # the driver ignored that; nobody waits for this opening any more
             if not _opened_again(device, generation):
                 await self._undo(device, opening)
             return
@@ -80,7 +89,7 @@ class Connecting:
         await _make_ready(device)
 
     async def _undo(self, device: Device, opening: asyncio.Task[None]) -> None:
-        """Close what was opened too late, within the close timeout."""
+        """Close a driver that opened too late, within the close timeout."""
         self._undoing[device] = opening
         timer = self._loop.call_later(self._timeouts.close, opening.cancel)
         try:
@@ -99,13 +108,17 @@ class Connecting:
             device.become(DeviceState.READY, now)
 
     def cancel_opening(self, device: Device) -> None:
-        """Stop opening it, if it is being opened."""
+        """Stop opening the device, if it is being opened."""
         opening = self._openings.get(device)
         if opening is not None:
             opening.cancel()
 
     async def drain(self, device: Device) -> None:
-        """Let it finish what it runs, for as long as it answers and the drain timeout allows."""
+        """Wait until the device has finished what it runs.
+
+        Gives up, with a warning in the log, once the drain timeout is over or the device is silent
+        for far too long.
+        """
         seconds = self._timeouts.drain
         until = math.inf if seconds is None else self._clock() + seconds
         while device.bursts:
@@ -118,9 +131,9 @@ class Connecting:
             await asyncio.wait(runners, timeout=min(left, 1e6), return_when=first)
 
     async def close(self, device: Device) -> None:
-        """Let what was cancelled end, and close the driver; within the close timeout.
+        """Wait for cancelled calls to end, then close the driver; within the close timeout.
 
-        What then still goes on is wedged: it is left behind.
+        What still goes on after that is left behind, and counts as wedged.
         """
         begun, seconds, left = self._clock(), self._timeouts.close, device.leftovers
         await left.wait_for_ends(CALLS_PART * seconds)
@@ -135,18 +148,18 @@ class Connecting:
         if late:
             logger.warning("device %r did not close within %s s", device.name, seconds)
         await left.wait_for_ends(begun + seconds - self._clock())
-        self._tell(device, left.mark_wedged())
+        if left.mark_wedged():
+            self._report_wedged(device)
 
-    def _tell(self, device: Device, new: int) -> None:
-        if new:
-            left = device.leftovers.wedged
-            text = f"{left} call{'s'[: left > 1]} left behind"
-            logger.warning("device %r is wedged: %s", device.name, text)
-            self._recorder.device_event("device.wedged", device.name, reason=text)
+    def _report_wedged(self, device: Device) -> None:
+        left = device.leftovers.wedged
+        text = f"{left} call{'s'[: left > 1]} left behind"
+        logger.warning("device %r is wedged: %s", device.name, text)
+        self._recorder.device_event("device.wedged", device.name, reason=text)
 
 
 def _opened_again(device: Device, generation: int) -> bool:
-    """Whether a later opening of it than this one is in use, or about to be."""
+    """Whether the device was opened again since, or is just being opened again."""
     if device.state is DeviceState.OPENING:
         return device.generation != generation
     return device.up or (device.state is DeviceState.DRAINING and len(device.bursts) > 0)

@@ -20,41 +20,45 @@ from asyncinfer.stats import DeviceState
 
 __all__ = ("Burst", "Device", "DeviceListener", "names", "put_back")
 
-#: a device is suspect once it is silent for this many times what its call should take
+#: a device is suspect once it is silent for this many times as long as its call should take
 BEARABLE = 8.0
-#: for more times that, where recent calls took more than this many times what was expected
+#: that is more in proportion if a recent call took more than this many times what was expected
 USUAL_PEAK = 4.0
-#: and for so many seconds in any case
+#: seconds of silence that are bearable on top of that
 GRACE = 0.1
 
 
 class DeviceListener(Protocol):
-    """Is told of every change of a device."""
+    """What a device tells of its changes: the roster listens."""
 
     def changed(self, device: Device) -> None:
-        """What it runs, or how fast it is, has changed."""
+        """What the device runs, or how fast it is, has changed."""
         ...
 
     def became(
         self, device: Device, before: DeviceState | None, error: BaseException | None
     ) -> None:
-        """It has changed its state, because of ``error`` if there is one."""
+        """The device has changed its state, because of ``error`` if there is one."""
         ...
 
 
 class Device:
-    """A driver with its state. Changed only by the dispatcher's own synchronous code."""
+    """A driver with its state, what it runs, and how fast it is.
+
+    Policies see it as a ``scheduling.WorkerView``. It is changed only by synchronous code of the
+    core, on the event loop, so that no lock is needed; and it tells its listener of each change.
+    """
 
     def __init__(self, driver: Driver[Any, Any], position: int, listener: DeviceListener) -> None:
-        said = attributes_of(driver)
+        attributes = attributes_of(driver)
         self.driver = driver
-        self.name = said.name
+        self.name = attributes.name
         self.position = position
-        self.max_batch = said.max_batch
-        self.concurrency = said.concurrency
+        self.max_batch = attributes.max_batch
+        self.concurrency = attributes.concurrency
         #: seconds a task may wait for a fuller batch
-        self.max_wait = said.max_wait
-        self._size = BatchSize(said.max_batch, said.latency_target)
+        self.max_wait = attributes.max_wait
+        self._size = BatchSize(attributes.max_batch, attributes.latency_target)
         #: most tasks one call should have
         self.batch_limit = self._size.limit
         self.estimator = Estimator()
@@ -69,36 +73,39 @@ class Device:
         self.tasks = 0
         self.batches = 0
         self.errors = 0
-        #: how often it was opened, or tried to be: what an earlier opening still brings is ignored
+        #: how many attempts to open it there were; tells the calls of one opening from later ones
         self.generation = 0
-        #: when it came into its state, and why
+        #: when it came into its state
         self.since = 0.0
+        #: why it came into its state, in words
         self.reason = ""
-        #: whether it takes tasks, now or when it has finished the present ones
+        #: whether its state lets it take tasks; it may still be busy with others
         self.up = False
-        #: when it will be opened again, while it is backing off
+        #: when it will be opened again, while it is backing off; infinite if that is unknown
         self.next_attempt = math.nan
         #: when a call last brought results
         self.answered_at = -math.inf
-        #: seconds that calls took since which were given up, and what was bearable before them
+        #: seconds taken by the calls that were given up since it last brought results
         self._given_up = 0.0
+        #: seconds of silence that were bearable before the first of these calls
         self._bearable = math.inf
-        #: by what factor the silence has grown too long for it to be looked into again
+        #: the watchdog looks into the device after this many times the silence that is bearable
         self.patience = 1.0
         self.breaker = Breaker(f"42/{self.name}")
         self.leftovers = Leftovers()
         self._state = DeviceState.OPENING
-        #: calls it may be running at once in its present state
+        #: calls it may run at once in its present state
         self._slots = 0
         self._busy_seconds = 0.0
         self._busy_since = 0.0
+        #: when it last finished something or changed its state
         self._touched = 0.0
 
     # ---- state
 
     @property
     def state(self) -> DeviceState:
-        """Its state, with ready and busy told apart."""
+        """The device's state, with ready and busy told apart."""
         if self._state is DeviceState.READY and self.bursts:
             return DeviceState.BUSY
         return self._state
@@ -106,7 +113,10 @@ class Device:
     def become(
         self, state: DeviceState, now: float, reason: str = "", error: BaseException | None = None
     ) -> None:
-        """Change state. The only place that does; ``IllegalTransition`` if the table has it not."""
+        """Change the state; no other method does. Raises ``IllegalTransition``.
+
+        ``reason`` says why in words; without one, the text of ``error`` does.
+        """
         before = self._state if self.generation else None
         check(self.name, before, state)
         if state is DeviceState.OPENING:
@@ -119,49 +129,49 @@ class Device:
         self._listener.became(self, before, error)
 
     def back_off(self, now: float, pause: float) -> None:
-        """Wait for ``pause`` seconds before it is opened again, for the reason it was lost."""
+        """Note that the device will be opened again in ``pause`` seconds, and not before."""
         self.next_attempt = now + pause
         self.become(DeviceState.BACKING_OFF, now, self.reason)
 
     def wait_for_leftovers(self) -> None:
-        """Back off for an unknown time: it is opened again once a call left behind has ended."""
+        """Note that the device will be opened again once a call left behind has ended."""
         self.next_attempt = math.inf
         self.reason = f"waiting for one of {self.leftovers.wedged} calls left behind to end"
 
     @property
     def free(self) -> bool:
-        """Whether it can take a call now."""
+        """Whether the device can take a call now."""
         return len(self.bursts) < self._slots
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be given one task at a time only."""
+        """Whether it is given only one task at a time: it is silent for too long, or on trial."""
         return self._state is DeviceState.SUSPECT
 
     @property
     def failures(self) -> int:
-        """How often it was lost or could not be opened, as far as that is not forgiven."""
+        """How often it was lost or could not be opened, as far as that is not forgiven yet."""
         return self.breaker.failures(self.answered_at)
 
     def reread_max_batch(self) -> None:
-        """Its driver was opened: that may have found out how many tasks a call takes."""
-        said = attributes_of(self.driver)
-        before, self.max_batch = self.max_batch, said.max_batch
+        """Ask the driver again for its largest batch: it may have found that out by opening."""
+        attributes = attributes_of(self.driver)
+        before, self.max_batch = self.max_batch, attributes.max_batch
         if self.max_batch != before:
-            self._size = BatchSize(said.max_batch, said.latency_target)
+            self._size = BatchSize(attributes.max_batch, attributes.latency_target)
             self.batch_limit = self._size.limit
 
     # ---- what it runs
 
     def assign(self, burst: Burst, now: float) -> None:
-        """A burst was handed to it."""
+        """Note that ``burst`` is to run on this device from now on."""
         if not self.bursts:
             self._busy_since = now
         self.bursts.append(burst)
         self._listener.changed(self)
 
     def release(self, burst: Burst, now: float) -> None:
-        """A burst left it, finished or taken away. Idempotent."""
+        """Note that ``burst`` has left this device, finished or taken away. Idempotent."""
         if burst not in self.bursts:
             return
         self.bursts.remove(burst)
@@ -171,7 +181,7 @@ class Device:
         self._listener.changed(self)
 
     def count_results(self, burst: Burst, calls: int) -> None:
-        """Take into its figures what the ``calls`` of ``burst`` that returned have brought."""
+        """Take into the figures what the ``calls`` of ``burst`` that returned have brought."""
         tasks, now = burst.tasks_run, burst.call_began
         self.batches += calls
         self.tasks += tasks
@@ -183,18 +193,18 @@ class Device:
             self.become(DeviceState.READY, now, "it answered")
 
     def count_error(self) -> None:
-        """It failed, or a task failed on it."""
+        """Count that the device failed, or that a task failed on it."""
         self.errors += 1
 
     def double_patience(self) -> None:
-        """It was looked into because it is silent: next time after twice as long a silence."""
+        """Have the watchdog look into the device next after a silence of twice the length."""
         self.patience *= 2
 
     def gave_up(self, tasks: int, seconds: float) -> None:
         """A call was given up after ``seconds``, as a copy on another device was faster.
 
-        After several in a row, the silence that is bearable is still what it was before the first:
-        calls that are given up must not hide that the device does not answer.
+        While no call brings results, the silence that is bearable stays what it was before the
+        first call that was given up: the growing estimate must not hide that the device is silent.
         """
         if not self._given_up:
             self._bearable = self.bearable(self.expect(tasks))
@@ -203,7 +213,7 @@ class Device:
         self._measure()
 
     def silent_at(self) -> float:
-        """When it will have been silent for far too long; infinite if that is unknown."""
+        """When the device will have been silent for far too long; infinite if that is unknown."""
         if not self.bursts:
             return math.inf
         longest = max(self.expect(burst.running) for burst in self.bursts)
@@ -214,22 +224,25 @@ class Device:
         return at
 
     def bearable(self, expected: float) -> float:
-        """Seconds of silence that are nothing unusual; infinite while its speed is unknown."""
+        """Longest silence that is not suspect, during a call ``expected`` to take so long.
+
+        In seconds; infinite while the device's speed is unknown.
+        """
         usual = BEARABLE * max(1.0, self.estimator.peak / USUAL_PEAK)
         return GRACE + usual * expected if expected >= 0 else math.inf
 
     def busy_seconds(self, now: float) -> float:
-        """Seconds in which it had at least one call in flight."""
+        """Seconds in which the device had at least one call in flight."""
         return self._busy_seconds + (now - self._busy_since if self.bursts else 0.0)
 
     @property
     def in_flight(self) -> int:
-        """Tasks it is running or has reserved."""
+        """Tasks that the device is running or has reserved."""
         return sum(burst.tasks - burst.tasks_run for burst in self.bursts)
 
     @property
     def reserved(self) -> int:
-        """Tasks it has and has not started."""
+        """Tasks that the device was given and has not started."""
         return sum(burst.reserved for burst in self.bursts)
 
     # ---- how fast it is (a scheduling.WorkerView)
@@ -239,16 +252,17 @@ class Device:
         return self.estimator.expect(batch)
 
     def learn(self, batch: float, seconds: float) -> None:
-        """Take a call with ``batch`` tasks into the estimate."""
+        """Take a call with ``batch`` tasks, which took so many ``seconds``, into the estimate."""
         self.estimator.learn(batch, seconds)
         self._measure()
 
     def calibrate(self, line: ServiceTime) -> None:
-        """Start from a known service time."""
+        """Start the estimate from a known service time."""
         self.estimator.start_from(line)
         self._measure()
 
     def _measure(self) -> None:
+        """Work out anew, from the estimate, what policies see of the device's speed."""
         if self.max_batch > 1:
             self._size.learn(self.estimator)
             self.batch_limit = self._size.limit
@@ -258,7 +272,7 @@ class Device:
         self._listener.changed(self)
 
     def batch_within(self, seconds: float) -> int:
-        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
+        """Tasks of the largest call that takes less than ``seconds``; 0 while unknown."""
         tasks = self.estimator.batch_within(seconds)
         if not tasks > 1:
             return 0
@@ -266,30 +280,38 @@ class Device:
 
     @property
     def deviation(self) -> float:
-        """Mean relative deviation of its calls from what was expected, 0 to 1."""
+        """Mean relative deviation of the device's calls from what was expected, 0 to 1."""
         return self.estimator.deviation
 
     def free_in(self, now: float) -> float:
-        """Seconds until it can start another call."""
+        """Seconds until the device can start another call."""
         if self.free:
             return 0.0
-        if not self.bursts:  # it is not up any more, which the roster has not taken in yet
+        if not self.bursts:  # it is no longer up, and the roster has not updated its lists yet
             return math.inf
         if self.concurrency == 1:
             return self.bursts[0].remaining(now)
         return min(burst.remaining(now) for burst in self.bursts)
 
     def stuck(self, now: float) -> bool:
-        """Whether it takes more than twice as long as expected; so while its speed is unknown."""
-        return not (self.free or self.free_in(now) <= 1.01 * self.latency)  # 1 %: it is rounded
+        """Whether its calls take more than twice as long as expected, or its speed is unknown.
+
+        An overdue call is expected to take as long again as it is overdue: see ``Burst.remaining``.
+        The 1 % allows for rounding.
+        """
+        return not (self.free or self.free_in(now) <= 1.01 * self.latency)
 
     def rested(self, now: float) -> float:
-        """Seconds since it last finished something or was opened."""
+        """Seconds since the device last finished something or changed its state."""
         return now - self._touched
 
 
 class Burst:
-    """Tasks of one lane handed to a device at once: run one batch after the other."""
+    """Tasks of one lane that are handed to a device at once, and run one batch after the other.
+
+    The first batch is started at once; the tasks after it are reserved. A burst runs in one asyncio
+    task, its ``runner``, so that the cost of starting one is paid once for many short calls.
+    """
 
     __slots__ = (
         "alarm",
@@ -310,29 +332,34 @@ class Burst:
 
     def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
         self.device = device
-        #: which opening of the device it belongs to
+        #: the opening of the device that the burst belongs to
         self.generation = device.generation
         self.lane = spans[0].lane
+        #: the inputs of all calls; what is removed from the end is not run
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
+        #: most tasks of one call
         self.batch = batch
-        #: those whose outputs were not passed on, or that have none
+        #: the tasks whose outputs have not been passed on
         self.spans = Row(spans)
+        #: number of tasks, those included whose outputs were passed on
         self.tasks = self.spans.tasks
-        #: number of tasks whose outputs were passed on, and the outputs after those
+        #: number of tasks whose outputs were passed on to the lane
         self.passed_on = 0
+        #: outputs that have not been passed on: those of the first of ``spans``
         self.outputs: list[Any] = []
-        #: when its first call started
+        #: when the first call started
         self.began = now
-        #: when its present call started and the one before ended
+        #: when the present call started, and the one before it ended
         self.call_began = now
-        #: False once its tasks were taken away: what it still brings is ignored
+        #: ``False`` once its tasks were taken away: what its calls still bring is ignored then
         self.live = True
+        #: the asyncio task that awaits the driver; ``None`` until it is started
         self.runner: asyncio.Task[None] | None = None
-        #: rings when a call takes too long
+        #: rings when a call takes longer than the run timeout
         self.alarm: Alarm | None = None
 
     def batches(self) -> Iterator[list[Any]]:
-        """The inputs of each call, as far as they are not taken away meanwhile."""
+        """The inputs of one call after the other, as far as they were not removed meanwhile."""
         inputs, size = self.inputs, self.batch
         if size == 1:
             for item in inputs:
@@ -345,7 +372,7 @@ class Burst:
 
     @property
     def tasks_run(self) -> int:
-        """Number of tasks that have been run; the next batch is running."""
+        """Number of tasks that have been run; those of the present call are not among them."""
         return self.passed_on + len(self.outputs)
 
     @property
@@ -355,12 +382,12 @@ class Burst:
 
     @property
     def reserved(self) -> int:
-        """Number of tasks that were not started."""
+        """Number of tasks that were not started: those after the present call's."""
         return max(0, self.tasks - self.tasks_run - self.batch)
 
     def cancel(self) -> None:
-        """Make no further call, and cancel the present one, unless that is what runs just now."""
-        self.inputs.clear()  # a driver that ignores the cancellation is not called once more
+        """Make no further call, and cancel the present one, unless it is what calls this."""
+        self.inputs.clear()  # so that a driver that ignores the cancellation is not called again
         if self.runner is not None and self.runner is not asyncio.current_task():
             self.runner.cancel()
 
@@ -375,25 +402,25 @@ class Burst:
             return spans
         at = 0
         for span in spans:
-            if not span.done:  # else it has an outcome, which stays
+            if not span.done:  # a span that is done has an outcome already, which stays
                 span.outputs = outputs[at : at + span.count]
             at += span.count
         return spans
 
     @property
     def running(self) -> int:
-        """Number of tasks of the present call."""
+        """Number of tasks in the present call."""
         return min(self.batch, self.tasks - self.tasks_run)
 
     def share_running(self) -> list[Span]:
-        """The tasks of the present call, each by itself: they stay, and may be run elsewhere too.
+        """The tasks of the present call as single tasks. They stay here, and may be copied.
 
         All outputs must have been passed on before.
         """
         return self.spans.singles(self.running)
 
     def take_running(self) -> list[Span]:
-        """Remove and return the tasks of the present call, each by itself."""
+        """Remove and return the tasks of the present call, as single tasks."""
         return [task for span in self._take(self.batch) for task in span.singles()]
 
     def take_reserved(self) -> list[Span]:
@@ -403,18 +430,21 @@ class Burst:
         return self._take(reserved, self.batch)
 
     def take_rest(self) -> list[Span]:
-        """Remove and return the tasks that have no output."""
+        """Remove and return all tasks that have not been run."""
         self.inputs.clear()
         return self._take(self.tasks - self.tasks_run)
 
     def _take(self, count: int, behind: int = 0) -> list[Span]:
-        """Remove and return ``count`` tasks, from so many ``behind`` those that have been run."""
+        """Remove and return ``count`` tasks, leaving out the first ``behind`` that were not run."""
         spans = self.spans.take(count, len(self.outputs) + behind)
         self.tasks = self.passed_on + self.spans.tasks
         return spans
 
     def remaining(self, now: float) -> float:
-        """Seconds until its batch ends. Once overdue: as long again as it is overdue."""
+        """Seconds until the present call ends; one that is overdue takes as long again.
+
+        While the device's speed is unknown, a call is taken to be half over.
+        """
         expected = self.device.expect(self.running)
         if math.isnan(expected):
             return now - self.call_began
@@ -422,16 +452,16 @@ class Burst:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody wants any of its tasks any more."""
+        """Whether there are tasks that have not been run, and nobody wants any of them any more."""
         return self.tasks_run < self.tasks and all(span.done for span in self.spans)
 
 
 def put_back(spans: list[Span]) -> None:
-    """Have tasks of one lane, which were not started, wait there again."""
+    """Let tasks of one lane, which were taken and not started, wait there again."""
     if spans:
         spans[0].lane.put_back(spans)
 
 
 def names(devices: Iterable[Device]) -> str:
-    """The devices and their states, for messages."""
+    """The names and states of ``devices`` in one text, for messages."""
     return ", ".join(f"{device.name} ({device.state})" for device in devices) or "none"

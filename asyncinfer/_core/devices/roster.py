@@ -18,24 +18,27 @@ from asyncinfer.stats import DeviceState
 
 __all__ = ("Entry", "Roster")
 
-#: a device is counted anew once a figure of it is this much off
+#: the census counts a device anew once its latency has changed by this part, or its deviation by
+#: this much
 MOVED = 0.002
 
-#: a free device with its place among them: the one with the shortest call first
+#: a free device, after what free devices are sorted by: the seconds of its shortest call, and then
+#: its position
 Entry = tuple[float, int, Device]
 
 
 class Roster:
-    """Owns the devices, and tells of every change of their states.
+    """Owns the devices, knows which of them are up and free, and reports their changes of state.
 
-    It keeps its lists by what changed, so that a pass over them need not look at every device:
-    each device tells it of every change, and ``update`` then takes all of them in.
+    Its lists are kept up to date by what has changed, so that assigning tasks need not look at
+    every device: each device tells the roster of every change, and ``update`` then brings the lists
+    up to date.
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        #: those that take part and are up, in the order they were added
+        #: the devices that take part and are up, in the order they were added
         self.up: list[Device] = []
-        #: those that are free, the fastest first and those of unknown speed last
+        #: the devices that are free, the fastest first and those of unknown speed last
         self.free: list[Entry] = []
         #: set while no device is up
         self.none_up = asyncio.Event()
@@ -44,21 +47,23 @@ class Roster:
         self._devices: dict[str, Device] = {}
         self._positions = 0
         self._number_up = 0
+        #: for each device that takes part, where it stands in the lists
         self._seats: dict[Device, _Seat] = {}
+        #: the devices that have changed since the last ``update``
         self._changed: dict[Device, None] = {}
-        #: whether ``up`` is to be made anew
+        #: whether a device came up or went down since the last ``update``
         self._came_or_went = False
-        #: those that were given more than they have started
+        #: the devices that may have tasks they have not started
         self._reserving: dict[Device, None] = {}
         self._census = Census()
-        #: those to be counted anew when somebody asks: with few devices nobody does
+        #: the devices to count anew once the census is asked for, which few devices never need
         self._to_count: dict[Device, None] = {}
         self._last_doubted = 0
 
     # ---- coming and going
 
     def new(self, driver: Driver[Any, Any]) -> Device:
-        """A device for this driver, which takes no part yet. Raises ``ConfigError``."""
+        """Make a device for ``driver``; it does not take part yet. Raises ``ConfigError``."""
         device = Device(driver, self._positions, self)
         if device.name in self._devices:
             raise ConfigError(f"there is a device {device.name!r} already: names must differ")
@@ -73,7 +78,7 @@ class Roster:
         self.changed(device)
 
     def leave(self, device: Device) -> None:
-        """Let it take part no more. It is not up any longer."""
+        """Let a device, which is not up any more, take part no longer."""
         self._refresh(device)
         self._uncount(device)
         self._changed.pop(device, None)
@@ -81,17 +86,17 @@ class Roster:
         self.up = [other for other in self.up if other is not device]
 
     def forget(self, device: Device) -> None:
-        """It is closed, or was never opened: there is no such device."""
+        """Remove a device that is closed, or could not be added."""
         del self._devices[device.name]
 
     @property
     def devices(self) -> Collection[Device]:
-        """All there are, in the order they were added: also one that is just being opened."""
+        """All devices, in the order they were added, those included that are just being opened."""
         return self._devices.values()
 
     @property
     def members(self) -> Collection[Device]:
-        """Those that take part."""
+        """The devices that take part: all but those that are just being added for the first time."""
         return self._seats.keys()
 
     @property
@@ -101,21 +106,21 @@ class Roster:
 
     @property
     def bursts(self) -> Iterator[Burst]:
-        """What they run now."""
+        """The bursts that all devices run now."""
         for device in self._devices.values():
             yield from list(device.bursts)
 
     # ---- what devices tell
 
     def changed(self, device: Device) -> None:
-        """What it runs, or how fast it is, has changed."""
+        """Note that what the device runs, or how fast it is, has changed."""
         if device in self._seats:
             self._changed[device] = None
 
     def became(
         self, device: Device, before: DeviceState | None, error: BaseException | None
     ) -> None:
-        """It has changed its state."""
+        """Note and report that the device has changed its state, by ``error`` if there is one."""
         was_up = before is not None and before.up
         if device.up is not was_up:
             self._came_or_went = True
@@ -130,7 +135,7 @@ class Roster:
     # ---- taking in what has changed
 
     def update(self) -> Collection[Device]:
-        """Take in what has changed since the last time; return the devices it concerns."""
+        """Bring the lists up to date; return the devices that have changed since the last time."""
         if not self._changed:
             return ()
         changed, self._changed = self._changed, {}
@@ -142,7 +147,10 @@ class Roster:
         return changed
 
     def drop_busy(self, asked: int) -> None:
-        """The first ``asked`` free devices were asked, and most of them given something."""
+        """Remove from the first ``asked`` free devices those that were given tasks.
+
+        It is cheaper than an ``update`` for each of them, as most have been given some.
+        """
         still = []
         for entry in self.free[:asked]:
             device = entry[2]
@@ -150,7 +158,7 @@ class Roster:
                 still.append(entry)
             else:
                 self._seats[device].free = None
-                if device.up:  # that is all that has changed
+                if device.up:  # then nothing else has changed, and ``update`` can leave it out
                     self._changed.pop(device, None)
         self.free[:asked] = still
 
@@ -169,12 +177,12 @@ class Roster:
     # ---- tasks they have and have not started
 
     def note_reserved(self, device: Device) -> None:
-        """It was given more than it starts at once."""
+        """Note that the device was given more tasks than it starts at once."""
         self._reserving[device] = None
 
     @property
     def reserved(self) -> int:
-        """Tasks that devices have and have not started."""
+        """How many tasks devices were given and have not started."""
         if not self._reserving:
             return 0
         counts = {device: device.reserved for device in self._reserving if device.up}
@@ -182,7 +190,7 @@ class Roster:
         return sum(counts.values())
 
     def reclaim(self) -> None:
-        """Have those tasks wait again: another device may start them sooner."""
+        """Let these tasks wait in their lanes again: another device may start them sooner."""
         for device in self.up:
             for burst in device.bursts:
                 put_back(burst.take_reserved())
@@ -191,7 +199,7 @@ class Roster:
 
     @property
     def census(self) -> Census:
-        """Those that are up, of known speed, and finish what they run about when they should."""
+        """The devices that are up, of known speed, and not long overdue, counted by latency."""
         if self._to_count:
             for device in self._to_count:
                 self._recount(device)
@@ -199,7 +207,7 @@ class Roster:
         return self._census
 
     def _recount(self, device: Device) -> None:
-        """Count it with the figures it has now."""
+        """Count the device with its present figures, if they have changed noticeably."""
         counted = self._seats[device].counted
         if not device.up or math.isnan(device.latency):
             self._count(device, None)
@@ -210,7 +218,7 @@ class Roster:
                 self._count(device, figures)
 
     def _count(self, device: Device, figures: Figures | None) -> None:
-        """Count it with these, or no more."""
+        """Count the device with these figures; with ``None``, count it no more."""
         seat = self._seats[device]
         if seat.counted is not None:
             self._census.count(seat.counted, -1)
@@ -219,34 +227,36 @@ class Roster:
         seat.counted = figures
 
     def _uncount(self, device: Device) -> None:
-        """Count it no more, whatever was noted of it, until it changes."""
+        """Leave the device out of the census until it changes."""
         self._to_count.pop(device, None)
         self._count(device, None)
 
     def doubt_one(self, now: float) -> None:
-        """Look for a device that should long have finished; each time at another one."""
+        """Leave one device out of the census if it is long overdue; each time look at the next."""
         if self.up:
             self._last_doubted = (self._last_doubted + 1) % len(self.up)
             self._doubt(self.up[self._last_doubted], now)
 
     def doubt_all(self, now: float) -> None:
-        """Look for such devices among all."""
+        """Leave all devices out of the census that are long overdue."""
         for device in self.up:
             self._doubt(device, now)
 
     def _doubt(self, device: Device, now: float) -> None:
-        """Count no more on a device that should long have finished, until it does."""
+        """Leave a device out of the census if it is long overdue, until it changes."""
         if device.stuck(now):
             self._uncount(device)
 
 
 class _Seat:
-    """What the roster has noted of a device that takes part."""
+    """Where a device that takes part stands in the roster's lists."""
 
     __slots__ = ("counted", "free")
 
     def __init__(self) -> None:
+        #: its entry among the free devices; ``None`` if it is not there
         self.free: Entry | None = None
+        #: the figures the census has counted it with; ``None`` if it has not
         self.counted: Figures | None = None
 
 

@@ -1,4 +1,4 @@
-"""How long a device takes, learnt while it works, and how many tasks its calls should have."""
+"""How long a device's calls take, learnt from its calls, and how many tasks a call should have."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ __all__ = ("BatchSize", "Estimator")
 
 #: weight of a new sample once there are enough: the gain of RFC 6298's smoothed round-trip time
 GAIN = 1 / 8
-#: a sample this many times off the estimate is an outlier; two in a row are a new truth
+#: a call that takes this many times longer or shorter than expected is an outlier; a second one in
+#: the same direction means that the speed has changed, and the estimate starts anew from it
 OUTLIER = 3.0
-#: part of the mean square of the batch sizes that their variance must be, to tell what each costs
+#: the cost of a call and the cost of a task are told apart once the variance of the batch sizes is
+#: this part of their mean square
 SIZES_DIFFER = 0.02
-#: the longest of recent calls counts by so much less with every other call
+#: ``peak``, the longest of recent calls, is multiplied by this with every further call
 FADING = 0.997
-#: and counts for so many times what was expected at most
+#: most that ``peak`` can be, as a multiple of what was expected
 LARGEST_PEAK = 64.0
-#: shortest time it will claim, in seconds
+#: shortest time that a call is ever expected to take, in seconds
 SHORTEST_CALL = 1e-7
 
-#: part of the rate of full batches that smaller ones must reach, to be used instead
+#: smaller batches are used instead of full ones if they reach this part of the full ones' rate
 RATE_KEPT = 0.99
-#: calls of nearly one size until another size is tried
+#: after this many calls of nearly the same size another size is tried
 TRY_ANOTHER = 64
 
 
 class Estimator:
-    """Exponentially weighted fit of ``seconds = per_batch + per_task * batch``.
+    """Exponentially weighted fit of ``seconds = per_batch + per_task * batch`` to a device's calls.
 
-    While every batch has the same size the two cannot be told apart: the line then keeps the
-    proportions it has and is scaled to the mean.
+    While every batch has the same size, the two costs cannot be told apart. The line then keeps its
+    proportions and is scaled to the mean of the calls.
     """
 
     def __init__(self) -> None:
+        #: whether there is an estimate, from a calibration or from calls
         self.known = False
+        #: calls since the estimate was started
         self.samples = 0
         self.line = ServiceTime(0.0, 0.0)
         #: exponentially weighted mean of |measured / expected - 1|
         self.deviation = 0.0
-        #: the most of its recent calls took, as a multiple of what was expected
+        #: what the longest of recent calls took, as a multiple of what was expected
         self.peak = 0.0
         self._seconds = 0.0
         #: exponentially weighted mean of the batch sizes
@@ -49,20 +53,20 @@ class Estimator:
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
-        #: what recent calls took as a multiple of what was expected, where somebody asks
+        #: what each recent call took as a multiple of what was expected; ``None`` if nobody asks
         self.ratios: deque[float] | None = None
-        #: whether the last call was given up because it took too long
+        #: whether the last call was given up, as a copy on another device was faster
         self.given_up = False
-        #: whether recent calls differed in size, so that the line's two figures are its own
+        #: whether recent calls differed in size, so that both figures of the line were measured
         self.told_apart = False
 
     def keep_ratios(self, calls: int) -> None:
-        """Remember ``ratios`` from now on, those of so many calls."""
+        """From now on keep the ``ratios`` of the last so many ``calls``."""
         if self.ratios is None:
             self.ratios = deque(maxlen=calls)
 
     def start_from(self, line: ServiceTime) -> None:
-        """Take a calibration as the truth until the first real call."""
+        """Believe a calibration until the first real call."""
         self.known = True
         self.samples = 0
         self.line = line
@@ -74,7 +78,7 @@ class Estimator:
         return max(SHORTEST_CALL, self.line.per_batch + self.line.per_task * batch)
 
     def batch_within(self, seconds: float) -> float:
-        """Tasks that one call of so many seconds may have; ``nan`` while unknown."""
+        """How many tasks a call of so many ``seconds`` may have; ``nan`` while unknown."""
         if not self.known:
             return math.nan
         each = max(self.line.per_task, SHORTEST_CALL / 100)
@@ -113,6 +117,7 @@ class Estimator:
         self.given_up = True
 
     def _tamed(self, batch: float, seconds: float, gain: float) -> tuple[float, float]:
+        """Cut an outlier to ``OUTLIER`` times the estimate, or start anew from a second one."""
         expected = self.expect(batch)
         side = (seconds > expected * OUTLIER) - (seconds * OUTLIER < expected)
         again = side != 0 and side == self._outlier_side
@@ -137,11 +142,12 @@ class Estimator:
 
 
 class BatchSize:
-    """The least size that gives (nearly) the rate of full batches, within a target for its time.
+    """The least number of tasks a call that gives (nearly) the rate of full batches.
 
-    Where calls cost nothing besides their tasks, large batches only make results wait. To know
-    what calls cost, calls of different sizes must be seen: now and then one is of half the size.
-    What is not known for sure counts as a cost of calls: where they vary, batches stay large.
+    Where a call costs nothing besides its tasks, large batches only make results wait. To tell what
+    a call costs, calls of different sizes are needed; so now and then one of half the size is made.
+    Variation of the service time is taken for a cost of calls, so batches stay large where it is
+    high. The call should also take no longer than ``target`` seconds, if there is one.
     """
 
     def __init__(self, most: int, target: float | None) -> None:
@@ -149,15 +155,15 @@ class BatchSize:
         self._target = target
         self._worth: float = most
         self._calls_alike = TRY_ANOTHER
-        #: most tasks of the next call; one that may take too long is not made before it is known
+        #: most tasks of the next call; 1 at first if there is a target, as the speed is unknown
         self.limit = most if target is None else 1
 
     def learn(self, estimator: Estimator) -> None:
-        """Take in what was learnt of the device since the last time."""
+        """Set the limit by what ``estimator`` has learnt since the last time."""
         cost, each = estimator.line
-        if not estimator.samples and cost > 0:  # a calibration that has told them apart
+        if not estimator.samples and cost > 0:  # a calibration that gives both costs
             self._worth, self._calls_alike = _worth(cost, each, self._most), 0
-        elif estimator.told_apart:  # by half at most, as one look may mislead
+        elif estimator.told_apart:  # less by half at most, as one estimate may be wrong
             doubt = estimator.deviation * estimator.expect(estimator.batch)
             self._worth = max(_worth(cost + doubt, each, self._most), self._worth / 2)
             self._calls_alike = 0

@@ -9,8 +9,8 @@ from asyncinfer.stats import DeviceState
 __all__ = ("TRANSITIONS", "IllegalTransition", "check")
 
 
-#: where a device may go from each state, and at first. Ready and busy are one state here: a device
-#: that is ready shows as busy while it runs something.
+#: the states that may follow each state; ``None`` stands for a new device. Ready and busy are one
+#: state here: a ready device is shown as busy while it runs something.
 TRANSITIONS: Mapping[DeviceState | None, frozenset[DeviceState]] = {
     None: frozenset({DeviceState.OPENING, DeviceState.DRAINING}),
     DeviceState.OPENING: frozenset(
@@ -26,7 +26,7 @@ TRANSITIONS: Mapping[DeviceState | None, frozenset[DeviceState]] = {
 
 
 class IllegalTransition(RuntimeError):
-    """A fault in this package: a device went where it cannot go from its state."""
+    """A bug in this package: a device was to change into a state that cannot follow its own."""
 
 
 def check(device: str, before: DeviceState | None, state: DeviceState) -> None:

@@ -1,4 +1,4 @@
-"""Takes devices through their lives: opened, opened again when they fail, and closed."""
+"""Opens devices, opens them again when they fail, and closes them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from asyncinfer.stats import DeviceState
 
 __all__ = ("Supervisor",)
 
-#: seconds a device is held off at most while no device is up
+#: longest that a failed device backs off while no device is up, in seconds
 LONGEST_PAUSE_ALONE = 1.0
-#: a device is not opened again while calls of so many earlier openings are left behind
+#: a device is not opened again while calls of this many earlier openings are left behind
 MOST_LEFT_BEHIND = 2
 
 
 class Supervisor:
-    """Decides what becomes of devices; every slow step of their lives is begun here.
+    """Decides what becomes of each device, and starts everything slow in its life.
 
-    Of tasks it knows only that a device may have to give them back: ``take_back`` does that, and
-    returns the calls that were cancelled. ``wake`` has tasks assigned anew.
+    The supervisor knows nothing of tasks. When a device fails or is removed, it calls
+    ``take_back``, which gives the device's tasks back and returns the bursts that were cancelled.
+    ``wake`` has tasks assigned anew.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class Supervisor:
         self.watchdog = Watchdog(roster, clock, loop, self.device_failed)
         self._recovering: dict[Device, asyncio.Task[None]] = {}
 
-    # ---- all of them
+    # ---- which devices there are
 
     async def open_all(self, drivers: Iterable[Driver[Any, Any]]) -> None:
-        """Open all at once. One that fails is tried again later, if another is up.
+        """Open all devices at once. Those that fail are opened again later, if another is up.
 
-        Raises the ``DeviceError`` if all fail, and at once what is no ``DeviceError``.
+        Raises the first ``DeviceError`` if all fail. Any other error is raised at once, and the
+        opening of the others is cancelled.
         """
         devices = [self._roster.new(driver) for driver in drivers]
         errors: dict[Device, Exception] = {}
@@ -91,7 +93,7 @@ class Supervisor:
             self._recover(device, error)
 
     async def add(self, driver: Driver[Any, Any]) -> None:
-        """Open one more device and let it take part. Raises what opening it raises."""
+        """Open one more device and let it take part. Raises what opening the driver raises."""
         device = self._roster.new(driver)
         try:
             await self._open(device)
@@ -103,7 +105,11 @@ class Supervisor:
         self._wake()
 
     async def remove(self, name: str, *, drain: bool) -> None:
-        """Take a device out: after what it runs if ``drain``, else its tasks go elsewhere."""
+        """Close a device and forget it.
+
+        With ``drain`` it finishes what it runs before; without, its tasks go to other devices.
+        Raises ``ConfigError`` if there is no such device.
+        """
         roster = self._roster
         device = next((d for d in roster.members if d.name == name), None)
         if device is None:
@@ -112,10 +118,10 @@ class Supervisor:
         if device.state is not DeviceState.DRAINING:
             device.become(DeviceState.DRAINING, self._clock(), "it is being removed")
         roster.reclaim()
-        self._wake()  # devices that rested because of this one
+        self._wake()  # devices may have rested because this one was faster
         if drained:
             await self._connecting.drain(device)
-        if device not in roster.members:  # another call of this has removed it meanwhile
+        if device not in roster.members:  # another call of ``remove`` has removed it meanwhile
             return
         self._end_opening(device, self._take_back(device, None))
         roster.leave(device)
@@ -129,22 +135,22 @@ class Supervisor:
             for device in list(self._roster.devices):
                 group.start_soon(self._close, device, "the dispatcher is closing")
 
-    # ---- one
+    # ---- the life of one device
 
     async def _open(self, device: Device) -> None:
-        """Open it and let it take tasks. Raises what the driver raises, or ``DeviceTimeout``."""
+        """Open a device, so that it is up. Raises what the driver raises, or ``DeviceTimeout``."""
         await self._connecting.open(device)
         self.watchdog.arm_anew()
         self._wake()
 
     def device_failed(self, device: Device, error: DeviceError) -> None:
-        """The device failed: its tasks go to the others, and it is to be opened again."""
+        """Give the tasks of a failed device to the others, and open the device again later."""
         device.count_error()
         self._end_opening(device, self._take_back(device, error))
         self._recover(device, error)
 
     def _recover(self, device: Device, error: Exception) -> None:
-        """Close it and open it again, with growing pauses, in the background."""
+        """Close a failed device and open it again, with growing pauses, in the background."""
         if device.state in (DeviceState.DRAINING, DeviceState.REMOVED):
             logger.warning("%s (it is being closed anyway)", error)
             return
@@ -162,7 +168,7 @@ class Supervisor:
         task.add_done_callback(lambda _: self._recovering.pop(device, None))
 
     def _end_opening(self, device: Device, bursts: Iterable[Burst]) -> None:
-        """Its calls were cancelled, and belong to an opening of it that is over."""
+        """This opening of the device is over: its cancelled ``bursts`` and its probe are to end."""
         self.watchdog.stop_probe(device)
         for burst in bursts:
             if burst.runner is not None:
@@ -184,9 +190,10 @@ class Supervisor:
                 return
 
     async def _back_off(self, device: Device) -> None:
-        """Pause before the device is opened again; then wait for calls left behind, if many are.
+        """Wait until the device may be opened again.
 
-        The pause is ``LONGEST_PAUSE_ALONE`` at most while no device is up.
+        That is after a pause, of ``LONGEST_PAUSE_ALONE`` at most while no device is up; and not
+        while calls of ``MOST_LEFT_BEHIND`` earlier openings still go on.
         """
         pause, left = device.breaker.pause(), device.leftovers
         device.back_off(self._clock(), pause)
@@ -199,7 +206,7 @@ class Supervisor:
             await left.fewer_than(MOST_LEFT_BEHIND)
 
     async def _close(self, device: Device, reason: str) -> None:
-        """Close a device for good, and whatever still runs on it, within the close timeout."""
+        """Close a device for good, and cancel what still runs on it, within the close timeout."""
         if device.state is DeviceState.REMOVED:
             return
         if device.state is not DeviceState.DRAINING:

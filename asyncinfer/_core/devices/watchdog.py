@@ -1,4 +1,4 @@
-"""Finds devices that are silent for far too long, and asks those that can say how they are."""
+"""Finds devices that are silent for far too long, and probes those whose drivers allow it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from asyncinfer.stats import DeviceState
 
 __all__ = ("Watchdog",)
 
-#: shortest pause between two looks, in seconds
+#: shortest time in which all devices are looked at once, in seconds
 WATCH_PAUSE = 0.1
-#: devices looked at at a time: of more, some in each part of that pause
+#: most devices looked at in one go; if there are more, the looks are spread over that time
 DEVICES_A_LOOK = 256
-#: a device that stays silent is looked into again after twice the time, until it is so much
+#: a device that stays silent is looked into after silences of 1, 2, 4 ... times the bearable one,
+#: up to this many times
 LONGEST_PATIENCE = 1024.0
 #: seconds a device has for its ``probe``
 PROBE_TIMEOUT = 5.0
 
 
 class Watchdog:
-    """One timer for all devices, set only while one of them is busy.
+    """Looks at the devices from time to time, by one timer that is set only while one is busy.
 
-    A device whose calls are silent for far too long is suspect until one of them brings results.
-    If its driver has a ``probe`` and that fails, the device is lost; a probe that succeeds, or
-    does not end, proves nothing about the call.
+    A device whose calls are silent for far too long becomes suspect, until one of them brings
+    results. If its driver has a ``probe`` and that fails, the device is lost. A probe that
+    succeeds, or does not end, says nothing about the call.
     """
 
     def __init__(
@@ -52,22 +53,25 @@ class Watchdog:
         self._probes: dict[Device, asyncio.Task[None]] = {}
 
     def arm(self) -> None:
-        """Tasks were handed out: look after the devices, unless that is due anyway."""
+        """Tasks were handed out: set the timer, unless it is set."""
         if not (self._closed or self._alarm.is_set):
             self._alarm.within(WATCH_PAUSE)
 
     def arm_anew(self) -> None:
-        """A device came up: it may have to be looked after sooner than the others."""
+        """A device came up: set the timer anew, as this one may have to be looked at sooner."""
         self._alarm.cancel()
         self.arm()
 
     def close(self) -> None:
-        """Look no more, whatever comes."""
+        """Look at no device any more, whatever comes."""
         self._closed = True
         self._alarm.cancel()
 
     def _look(self) -> None:
-        """Look at some devices, and note when the next look is due: never, if none is busy."""
+        """Look at the next some devices, and set the timer for the others, or for the next round.
+
+        There is no next round if no device is busy.
+        """
         now, up = self._clock(), self._roster.up
         some = up[self._looked_at : self._looked_at + DEVICES_A_LOOK]
         self._next_due = min([self._next_due, *(self._due(device, now) for device in some)])
@@ -81,7 +85,7 @@ class Watchdog:
             self._alarm.within(max(WATCH_PAUSE, min(due - now, shortest)))
 
     def _due(self, device: Device, now: float) -> float:
-        """When to look at it again. It is suspect if it has been silent for too long by now."""
+        """When to look at the device again; it is suspect if it has been silent for too long."""
         if not (device.up and device.bursts) or device.patience > LONGEST_PATIENCE:
             return math.inf
         if device.silent_at() <= now:
@@ -101,7 +105,7 @@ class Watchdog:
     # ---- the health check
 
     def stop_probe(self, device: Device) -> None:
-        """It is lost or leaves: ask it no more."""
+        """Cancel the probe of a device that is lost or leaves."""
         probe = self._probes.pop(device, None)
         if probe is not None:
             probe.cancel()
