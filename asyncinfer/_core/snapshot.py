@@ -12,7 +12,7 @@ __all__ = ("snapshot",)
 
 
 def snapshot(engine: Engine) -> DispatcherStats:
-    """The counters of an engine, as they are now."""
+    """The statistics of ``engine``, as they are now."""
     recorder, lanes = engine.recorder, engine.lanes
     elapsed = recorder.elapsed
     finished = recorder.finished

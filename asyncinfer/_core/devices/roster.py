@@ -96,7 +96,7 @@ class Roster:
 
     @property
     def members(self) -> Collection[Device]:
-        """The devices that take part: all but those that are just being added for the first time."""
+        """The devices that take part: they have joined, and not left."""
         return self._seats.keys()
 
     @property

@@ -1,4 +1,4 @@
-"""Runs tasks on devices: everything that waits for a driver's answer."""
+"""Runs tasks on devices: all code that waits for a driver's answer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolEr
 
 __all__ = ("Executor",)
 
-#: what a driver may raise besides ``DeviceError`` when its device is gone
+#: errors that mean that the device is gone, besides ``DeviceError``
 GONE = (ConnectionError, EOFError)
-#: results of calls shorter than this, in seconds, are passed on together
+#: results are passed on to the lane at most this often, in seconds, while calls are short
 PROMPT = 100e-6
 
 
 class Executor:
-    """One asyncio task per burst awaits the driver, in the context of the tasks' submitter.
+    """Runs each burst in an asyncio task, in the ``contextvars`` context of the tasks' submitter.
 
-    What an answer or an error means for the tasks, ``Outcomes`` decides; a device that failed is
-    handed to ``lost``.
+    It hands results and errors to ``Outcomes``, which decides what they mean for the tasks, and
+    devices that failed to ``device_failed``.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Executor:
         self._device_failed = device_failed
 
     def start(self, burst: Burst) -> None:
-        """Run ``burst`` in the context of its first task."""
+        """Begin to run ``burst``, in the context of its first task."""
         first = next(iter(burst.spans))
         context = (burst.lane.context if first.context is None else first.context).copy()
         name = f"asyncinfer {burst.device.name}"
@@ -60,7 +60,7 @@ class Executor:
             self._report_failure(burst, error)
         except GONE as error:
             self._report_failure(burst, _lost(device, error))
-        except Exception as error:  # the model raised: the tasks' fault, or that of one of them
+        except Exception as error:  # the model raised: the fault of the tasks, or of one of them
             self._outcomes.raised(burst, error)
         except BaseException as error:
             self._report_failure(burst, _lost(device, error))
@@ -70,7 +70,11 @@ class Executor:
             self._outcomes.call_ended(burst)
 
     async def _work(self, burst: Burst) -> None:
-        """Call the driver batch by batch; pass results on once a call or ``PROMPT`` has passed."""
+        """Call the driver with one batch after the other.
+
+        Results are passed on after each call that is longer than ``PROMPT``, and those of shorter
+        calls together.
+        """
         infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
         limited = self._run_timeout is not None
         started = burst.began = burst.call_began = clock()
@@ -90,14 +94,14 @@ class Executor:
         self._outcomes.pass_on(burst, started)
 
     def _report_failure(self, burst: Burst, error: DeviceError) -> None:
-        """The device failed under ``burst``, unless the burst had been taken away before."""
+        """Report that the device failed, unless the tasks of ``burst`` were taken away before."""
         if burst.live:
             self._device_failed(burst.device, error)
 
     # ---- the run timeout
 
     def _limit(self, burst: Burst) -> None:
-        """Start the run timeout for the next call."""
+        """Start the run timeout of the next call."""
         if burst.alarm is None:
             burst.alarm = Alarm(self._loop, partial(self._overran, burst))
         burst.alarm.cancel()

@@ -1,4 +1,4 @@
-"""Copies of overdue tasks: the first result wins, and the other call is cancelled."""
+"""Hedging: copies of overdue tasks. The first result counts, and the other call is cancelled."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from asyncinfer.stats import HedgeStats, percentile
 
 __all__ = ("Hedging",)
 
-#: calls of a device that are remembered
+#: how many calls of each device the quantile of ``Hedge`` is taken over
 RATIOS_KEPT = 128
-#: shortest pause between two looks at all devices, in seconds
+#: shortest pause between two searches for overdue calls, in seconds
 SEARCH_PAUSE = 0.001
-#: it is so many times as long where there are so many times as many devices as this
+#: with more devices than this the pause grows in proportion, as a search looks at every device
 SEARCH_DEVICES = 64
 #: two moments closer than this are the same, in seconds
 SAME_MOMENT = 1e-9
 
 
 class Hedging:
-    """Finds overdue tasks, has copies of them run, and settles each pair.
+    """Finds overdue tasks, starts copies of them on other devices, and settles each pair.
 
-    A copy is the very same spans in a second burst on another device. Whichever call ends first
-    finishes them; for the other they are done, and it is cancelled as an abandoned one is.
+    A copy is the very same spans in a second burst on another device. The call that ends first
+    finishes the spans. The other call finds them done and is cancelled, like every call whose tasks
+    nobody wants any more.
     """
 
     def __init__(
@@ -39,32 +40,33 @@ class Hedging:
         self._recorder = recorder
         self._outcomes = outcomes
         self._copies: list[_Copy] = []
-        #: those made in the present pass, which are to begin
+        #: the bursts of copies that were made in the present pass, and are to be started
         self._new: list[Burst] = []
         self._started = self._won = self._lost = self._cancelled = 0
         #: busy seconds of the copies that have ended
         self._seconds = 0.0
-        #: when a look at all devices is due, or at once when anything happens
+        #: when the next search is due
         self._next_look = 0.0
+        #: whether the next pass is to search even if that is before ``_next_look``
         self._at_next_event = False
-        #: when the next look may be, since one of many devices takes its time
+        #: the earliest that ``look_soon`` may move the next search to
         self._earliest = 0.0
 
     def stats(self, now: float) -> HedgeStats:
-        """What came of the copies so far."""
+        """What has become of the copies so far."""
         seconds = self._seconds + sum(now - copy.burst.began for copy in self._copies)
         return HedgeStats(self._started, self._won, self._lost, self._cancelled, seconds)
 
     def due_in(self, now: float) -> float:
-        """Seconds until the next look is due; infinite if that depends on what happens."""
+        """Seconds until the next search is due; infinite if time alone does not make it so."""
         return max(SEARCH_PAUSE, self._next_look - now)
 
     def look_soon(self, device: Device, now: float) -> None:
-        """A call of it begins or has ended: look again before one can be overdue."""
+        """A call of ``device`` begins or has ended: search again before a call can be overdue."""
         self._next_look = min(self._next_look, max(now + device.quickest, self._earliest))
 
     def settle_and_copy(self, now: float) -> list[Burst]:
-        """Settle what has ended; then return the copies that are to begin, before other tasks."""
+        """Settle the pairs that have ended; return new copies, to be started before other tasks."""
         self._new = []
         if self._copies:
             self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
@@ -73,7 +75,7 @@ class Hedging:
         return self._new
 
     def close(self, now: float) -> None:
-        """Settle the rest: all devices are closed."""
+        """Settle all pairs that are left, as all devices are closed."""
         for copy in self._copies:
             if not copy.settled:
                 self._tally(copy)
@@ -83,7 +85,7 @@ class Hedging:
     # ---- what is overdue
 
     def _search(self, now: float) -> None:
-        """Look at all calls, and note when the next look is due."""
+        """Look for overdue calls on all devices, copy them, and note when to search again."""
         self._at_next_event = False
         self._earliest = now + SEARCH_PAUSE * max(1.0, len(self._roster.up) / SEARCH_DEVICES)
         pause = math.inf
@@ -94,7 +96,10 @@ class Hedging:
         self._next_look = now + pause
 
     def _consider(self, burst: Burst, now: float) -> float:
-        """Copy the call if it is overdue; else return in how many seconds it may be."""
+        """Copy the call if it is overdue and may be copied.
+
+        Returns in how many seconds to look again: infinite if time alone changes nothing.
+        """
         expected = burst.device.expect(burst.running)
         if not _may_be_hedged(burst) or math.isnan(expected):
             return math.inf
@@ -111,26 +116,27 @@ class Hedging:
         return self._copy(burst, late, now)
 
     def _usual(self, device: Device) -> float:
-        """The quantile of what its calls took, as a multiple of what was expected."""
+        """The stated quantile of what its calls took, as a multiple of what was expected."""
         return max(1.0, percentile(device.estimator.ratios or (), self.hedge.quantile))
 
     def _in_demand(self, burst: Burst) -> bool:
-        """Whether somebody waits for just this: in an ordered stream, the head holds up all."""
+        """Whether the consumer waits for this call: in an ordered stream, for the head only."""
         first = next((span.first for span in burst.spans if not span.done), None)
         return first is not None and (not burst.lane.ordered or first == burst.lane.head)
 
     def _look_at_next_event(self) -> float:
-        """Look again whenever something has happened; time alone changes nothing."""
+        """Search again as soon as anything happens; return that time alone changes nothing."""
         self._at_next_event = True
         return math.inf
 
     # ---- copies
 
     def _copy(self, burst: Burst, late: float, now: float) -> float:
-        """Run a copy where that ends soon enough; else return when to look again, in seconds.
+        """Start a copy where that ends before the call is expected to.
 
-        A call that is late by so much is expected to take as long again: of a time without a
-        scale that is all one can say.
+        A call that is ``late`` by some seconds is expected to take as long again, since nothing
+        else is known about a call that has outlived its estimate. Returns in how many seconds to
+        look again: infinite if time alone changes nothing.
         """
         tasks = [task for task in burst.share_running() if _may_be_copied(task)]
         best, seconds = self._best_for(burst.device, len(tasks), now)
@@ -160,7 +166,7 @@ class Hedging:
         return math.inf
 
     def _best_for(self, device: Device, tasks: int, now: float) -> tuple[Device | None, float]:
-        """The device that would end a copy first, and in how many seconds."""
+        """The device that would finish a copy first, and the seconds until then."""
 
         def seconds(other: Device) -> float:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
@@ -170,14 +176,17 @@ class Hedging:
         return best, math.nan if best is None else seconds(best)
 
     def _saving(self, cost: float, now: float) -> float:
-        """Seconds of work until the budget allows for a copy of this cost; none if it does now."""
+        """Seconds that devices must work until the budget allows a copy of this cost.
+
+        0 or less if the budget allows it now.
+        """
         all_seconds = sum(device.busy_seconds(now) for device in self._roster.members)
         running = sum(max(copy.expected, now - copy.burst.began) for copy in self._copies)
         missing = self._seconds + running + cost - self.hedge.budget * all_seconds
         return missing / self.hedge.budget
 
     def _goes_on(self, copy: _Copy, now: float) -> bool:
-        """Settle a pair whose tasks have ended; tell whether the copy is still on its device."""
+        """Settle the pair if its tasks have ended; return whether the copy is still on a device."""
         burst, original = copy.burst, copy.original
         running = burst in burst.device.bursts
         if not copy.settled and (not running or all(task.done for task in copy.tasks)):
@@ -193,6 +202,7 @@ class Hedging:
         return running
 
     def _tally(self, copy: _Copy) -> None:
+        """Count for each task whether the copy, the original or neither of them finished it."""
         for task in copy.tasks:
             by = task.run.device if task.done and task.outputs else ""
             self._won += by == copy.burst.device.name
@@ -201,20 +211,23 @@ class Hedging:
 
 
 class _Copy:
-    """A call and its copy, and the tasks they share."""
+    """A pair: a call, its copy, and the tasks they share."""
 
     __slots__ = ("burst", "expected", "original", "settled", "tasks")
 
     def __init__(self, original: Burst, burst: Burst, tasks: list[Span], expected: float) -> None:
         self.original = original
+        #: the copy's burst
         self.burst = burst
         self.tasks = tasks
+        #: seconds that the copy should take
         self.expected = expected
+        #: whether all tasks have an outcome, or the copy has ended; it may still be on its device
         self.settled = False
 
     @property
     def won(self) -> bool:
-        """Whether one of its results was the first."""
+        """Whether a result of the copy came before the original's."""
         return any(task.done and task.run.device == self.burst.device.name for task in self.tasks)
 
 

@@ -1,4 +1,4 @@
-"""What the outcome of a call means for its tasks. Nothing here waits."""
+"""What the outcome of a call means for its tasks. All of it is synchronous."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ __all__ = ("Outcomes",)
 
 
 class Outcomes:
-    """Finished tasks go to their lanes, failed ones are tried again or fail for good.
+    """Decides what becomes of tasks: delivered to their lane, tried again, or failed for good.
 
-    Each method leaves everything consistent; whoever calls from a coroutine needs no lock.
+    Whatever ends or interrupts a call comes here: results, errors, a lost device, a time limit, a
+    caller that is gone. No method waits, and each leaves tasks and devices consistent; so a
+    coroutine that calls one needs no lock.
     """
 
     def __init__(
@@ -43,14 +45,17 @@ class Outcomes:
     # ---- a call has ended
 
     def pass_on(self, burst: Burst, started: float) -> None:
-        """Give the lane the outputs that have come since ``started``."""
+        """Give the lane the outputs that came since the last time, of calls begun at ``started``.
+
+        Does nothing if the tasks were taken away from the burst.
+        """
         if not burst.outputs or not burst.live:
             return
         run = Run(burst.device.name, started, burst.call_began)
         some_failed = _has_errors(burst.outputs)
         finished: list[Span] = []
         for span in burst.take_finished():
-            if span.done:  # it ended otherwise meanwhile
+            if span.done:  # it has an outcome already, or nobody wants it
                 continue
             span.run = run
             if some_failed:
@@ -64,7 +69,7 @@ class Outcomes:
                 self._recorder.task_event("task.finished", span)
 
     def _succeeded(self, device: Device, span: Span) -> Iterator[Span]:
-        """Errors came in the place of some outputs: those tasks failed, each alone."""
+        """Yield the tasks that have a result; those that have an error instead fail, each alone."""
         for task in span.singles():
             error = task.outputs[0]
             if isinstance(error, BaseException):
@@ -74,7 +79,11 @@ class Outcomes:
                 yield task
 
     def raised(self, burst: Burst, error: Exception) -> None:
-        """The model raised: the fault of the one task that ran, or of one of several."""
+        """The model raised ``error`` in the present call.
+
+        A single task failed by that. Of several tasks each is run again alone, which shows the one
+        that is to blame.
+        """
         if not burst.live:
             return
         self.pass_on(burst, burst.began)
@@ -84,12 +93,12 @@ class Outcomes:
             burst.device.count_error()
             self._attempt_failed(tasks[0], error, run)
             return
-        for task in tasks:  # each alone: that shows which one is to blame
+        for task in tasks:
             task.run = run
             self._retry(task, run.device)
 
     def call_ended(self, burst: Burst) -> None:
-        """Its calls are over, whatever came of them: the device is free again."""
+        """The burst's runner ends, whatever has come of it: the device is free again."""
         self.pass_on(burst, burst.began)
         self._count_results(burst)
         burst.device.release(burst, self._clock())
@@ -100,7 +109,7 @@ class Outcomes:
         self._wake()
 
     def _count_results(self, burst: Burst) -> None:
-        """Take what the burst has done into the device's figures, once, and while it is live."""
+        """Take what the burst has done into the device's figures, unless that was done before."""
         calls = burst.calls
         if calls and burst.live:
             burst.device.count_results(burst, calls)
@@ -109,9 +118,10 @@ class Outcomes:
     # ---- a device loses its tasks
 
     def take_back(self, device: Device, error: DeviceError | None = None) -> list[Burst]:
-        """Take every task from the device; with ``error``, the running ones have failed by it.
+        """Take all tasks from a device that failed with ``error``, or that is being removed.
 
-        Returns the calls, which were cancelled.
+        The failure of a device is one of the tasks in its present calls, too. All other tasks go to
+        other devices. Returns the bursts, which were cancelled.
         """
         now = self._clock()
         bursts = list(device.bursts)
@@ -134,7 +144,10 @@ class Outcomes:
         return bursts
 
     def _reassign(self, device: Device, tasks: list[Span]) -> None:
-        """Tasks were taken from ``device``: others may start them, those once failed alone."""
+        """Let other devices run tasks that were taken from ``device``.
+
+        Those that never failed wait in their lanes again; those that did are run alone.
+        """
         tasks = [task for task in tasks if not self._runs_elsewhere(task, device.name)]
         put_back([task for task in tasks if not task.causes])
         for task in tasks:
@@ -142,16 +155,16 @@ class Outcomes:
                 self._retries.queue(task)
 
     def abandon(self, burst: Burst) -> None:
-        """Cancel a call nobody waits for any more; the device stays busy until it has ended."""
+        """Cancel a call that nobody waits for; its device stays busy until the call has ended."""
         runner = burst.runner
         if runner is None or runner.cancelling():
             return
         burst.cancel()
         if _unstarted(runner):
-            self.call_ended(burst)  # it is cancelled before it could do that itself
+            self.call_ended(burst)  # a runner cancelled before it starts does not do so itself
 
     def abandon_unwanted(self) -> None:
-        """Do so with every call whose tasks have all ended otherwise."""
+        """Cancel every call of whose tasks nobody wants any."""
         for burst in self._roster.bursts:
             if burst.abandoned:
                 self.abandon(burst)
@@ -160,12 +173,12 @@ class Outcomes:
     # ---- a task has failed
 
     def _attempt_failed(self, task: Span, error: BaseException, run: Run) -> None:
-        """One attempt failed: try again elsewhere, or end the task with its error."""
+        """One attempt of a single task failed: run it again, or end it with its error."""
         if task.done:
             return
         task.attempt_failed(error, run)
         if isinstance(error, DeviceError) and self._runs_elsewhere(task, run.device):
-            task.spared += 1  # a task and its copy have failed when both have
+            task.spared += 1  # a copied task has failed only once both of its calls have
             return
         if strikes(task) >= POISON:
             text = f"{POISON} devices were lost while it ran"
@@ -179,12 +192,12 @@ class Outcomes:
             self._recorder.task_event("task.retried", task, error)
 
     def _retry(self, task: Span, device: str) -> None:
-        """Have it run again alone, unless it or its copy still runs on another device."""
+        """Have the task run again alone, unless it still runs on a device other than ``device``."""
         if not self._runs_elsewhere(task, device):
             self._retries.queue(task)
 
     def _runs_elsewhere(self, task: Span, device: str) -> bool:
-        """Whether the task, or the copy of it, runs on another device too."""
+        """Whether the task, or the copy of it, runs on a device other than ``device``."""
         if not task.copied:
             return False
         others = [burst for burst in self._roster.bursts if burst.device.name != device]
@@ -198,7 +211,7 @@ class Outcomes:
                 continue
             span.lane.withdraw(span)
             self._fail_for_good(span.singles(), now, kind, text)
-            span.settle()  # where it is queued or running, it only keeps its place
+            span.settle()  # it stays where it is queued or running, and is skipped there
         self.abandon_unwanted()
 
     def _fail_for_good(
@@ -209,7 +222,7 @@ class Outcomes:
         text: str,
         last: BaseException | None = None,
     ) -> None:
-        """Single tasks of one lane fail for good, with an error of this kind."""
+        """End single tasks of one lane with errors of class ``kind``; ``last`` is for the event."""
         for task in tasks:
             task.fail(now, kind, text)
             if kind is PoisonTask:

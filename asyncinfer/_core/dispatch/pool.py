@@ -20,26 +20,27 @@ from asyncinfer.scheduling.policy import ALL_REST, Grant, Policy
 
 __all__ = ("Pool",)
 
-#: most tasks reserved in one pass by all devices together: devices that answer at once would
-#: otherwise keep the event loop from its turns
+#: most tasks that all devices together reserve in one pass: with more, devices that answer at once
+#: would keep the event loop from its other work
 MOST_IN_A_PASS = 1024
-#: most tasks that one device may reserve ahead
+#: most tasks that one device may take at once, those reserved included
 MOST_RESERVED = 128
-#: and no more than are worth so many seconds of its own service time
+#: a device takes as many tasks at once as it runs in this time, in seconds
 QUANTUM = 0.001
-#: passes until another one of the devices that rest is asked, and of those that run is looked at
+#: every so many passes one of the resting devices is asked nevertheless, and the roster looks
+#: whether one device is long overdue
 NOW_AND_THEN = 8
-#: a wait shorter than this is over, in seconds
+#: a device does not wait for a fuller batch for less than this, in seconds
 SHORTEST_FILL = 1e-6
-#: what a device is given that waits for a fuller batch
+#: the answer in place of the policy's for a device that waits for a fuller batch
 FILLING = Grant(0, 0)
 
 
 class Pool:
-    """Pairs the lanes' tasks with the devices that are up, as the policy says.
+    """Gives the lanes' waiting tasks to free devices, as the policy says.
 
-    ``assign`` is one pass over all that has changed since the last one, and returns what is to
-    begin. It waits for nothing and starts nothing.
+    ``assign`` makes one pass over all free devices, and returns the bursts that are to be started.
+    It is synchronous and starts nothing itself. Policies see the pool as a ``scheduling.PoolView``.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Pool:
         recheck: Recheck,
     ) -> None:
         self.now = 0.0
-        #: whether the last pass left no device free; the next one to become free makes another
+        #: whether the last pass left no device free; a device that becomes free causes another pass
         self.full = False
         self._policy = policy
         self._lanes = lanes
@@ -60,14 +61,14 @@ class Pool:
         self._retries = retries
         self._hedging = hedging
         self._recheck = recheck
-        #: what is to begin after this pass
+        #: the bursts that this pass has made, to be started after it
         self._bursts: list[Burst] = []
-        #: tasks that devices have and have not started
+        #: tasks that devices were given and have not started
         self._reserved = 0
         self._passes = 0
-        #: among the devices that rest, the one to be asked next
+        #: which of the resting devices was asked last, counted among these
         self._other = 0
-        #: tasks for each device, if all get the same
+        #: how many of the waiting tasks each device would get if all got the same
         self._share = 0.0
 
     # ---- what policies see (a scheduling.PoolView)
@@ -79,7 +80,7 @@ class Pool:
 
     @property
     def census(self) -> Census:
-        """The devices that are up and finish when they should, counted by their latency."""
+        """The devices that are up and not long overdue, counted by their latency."""
         return self._roster.census
 
     @property
@@ -100,7 +101,10 @@ class Pool:
     # ---- one pass
 
     def assign(self, now: float) -> list[Burst]:
-        """Give free devices what is to run on them; return the bursts that are to begin."""
+        """Give tasks to free devices; return the bursts that are to be started.
+
+        Copies of overdue tasks go first, then tasks to be retried, and then the policy is asked.
+        """
         self.now = now
         self._passes += 1
         self._bursts = []
@@ -118,13 +122,14 @@ class Pool:
         return self._bursts
 
     def _update(self) -> None:
+        """Bring the roster's lists up to date, and tell hedging which devices have changed."""
         changed = self._roster.update()
         if self._hedging is not None:
             for device in changed:
                 self._hedging.look_soon(device, self.now)
 
     def _pull_all(self) -> bool:
-        """Ask all free devices; tell whether one of them rests though tasks wait."""
+        """Let free devices pull tasks; return whether one of them rests though tasks wait."""
         self._reserved = self._roster.reserved
         ready = self.waiting - self._reserved
         self._share = min(MOST_IN_A_PASS, ready) / max(1, len(self.devices))
@@ -133,7 +138,7 @@ class Pool:
         return self._pull_fastest_first() and self.waiting > 0
 
     def _schedule_next_pass(self, rest: bool) -> None:
-        """Have the next pass made in time though nothing else happens until then."""
+        """See to it that the next pass is made in time even if nothing happens until then."""
         free = len(self._roster.free) > 0
         self.full = not free
         pause = math.inf
@@ -147,7 +152,7 @@ class Pool:
             self._recheck.within(pause)
 
     def _pull_fastest_first(self) -> bool:
-        """Ask the free devices, the fastest first; tell whether one of them rests."""
+        """Let the free devices pull, the fastest first; return whether one of them rests."""
         free = self._roster.free
         asked, rest = 0, False
         while asked < len(free) and self.waiting:
@@ -161,7 +166,11 @@ class Pool:
         return rest
 
     def _pull_for_others(self, free: list[Entry], asked: int) -> None:
-        """All rest from a certain speed on: ask those of unknown speed, and one more at times."""
+        """The policy lets all slower devices rest: still ask some of them.
+
+        These are all of unknown speed, which may be fast, and now and then one of the others. The
+        first ``asked`` devices were asked already.
+        """
         last = len(free)
         while asked < last and free[last - 1][0] == math.inf and self.waiting:
             last -= 1
@@ -171,7 +180,7 @@ class Pool:
             self._fill(free[asked + self._other][2])
 
     def _fill(self, device: Device) -> Grant | None:
-        """Give ``device`` what its policy says, while it is free; return the last answer."""
+        """Give ``device`` what the policy says as long as it is free; return the last answer."""
         grant: Grant | None = None
         while device.free and self.waiting:
             if device.max_wait and self.waiting < device.batch_limit:
@@ -189,24 +198,25 @@ class Pool:
         return grant
 
     def _ask_policy(self, device: Device) -> Grant | None:
+        """What the policy grants ``device``. A policy that fails is replaced by plain pull."""
         try:
             grant = self._policy.pull(device, self)
             if grant is None or isinstance(grant, Grant):
                 return grant
             raise TypeError(f"pull returned {grant!r}: it must be a Grant or None")
-        except Exception:  # a user's policy: without one, every stream would wait for ever
+        except Exception:  # the user's own policy: without any, every stream would wait for ever
             logger.exception("the policy %r failed: going on with plain pull", self._policy)
             self._policy = Greedy()
             return self._policy.pull(device, self)
 
     def _take_granted(self, device: Device, grant: Grant) -> list[Span]:
-        """Take what was granted, and what the device may reserve, out of the waiting tasks."""
-        skip = max(0, grant.skip - self._reserved)  # reserved tasks are the first in the order
+        """Remove the granted tasks, and those the device may reserve, from the waiting ones."""
+        skip = max(0, grant.skip - self._reserved)  # policies count reserved tasks as the first
         if skip >= self.waiting - self._reserved:
             skip = grant.skip
             self._roster.reclaim()
             self._reserved = 0
-            if skip >= self.waiting:  # what was reserved has ended otherwise meanwhile
+            if skip >= self.waiting:  # some of the reserved tasks were done: nobody wants them
                 return []
         lane, offset = self._lanes.locate(skip)
         count = 1 if device.suspect else grant.take
@@ -216,6 +226,7 @@ class Pool:
         return lane.waiting.take(count, offset)
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
+        """Make a burst of ``spans`` for ``device``, with ``batch`` tasks in each call at most."""
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)
         if burst.reserved:
             self._reserved += burst.reserved
@@ -227,7 +238,11 @@ class Pool:
 
 
 def _reservation(device: Device, batch: int, share: float) -> int:
-    """Tasks worth a quantum of the device's time, and no more than its ``share`` of what waits."""
+    """How many tasks to give a device at once whose calls have ``batch`` tasks.
+
+    As many as it runs in a ``QUANTUM``, so that the cost of assigning is paid once for them; and no
+    more than its ``share`` of the waiting tasks. At least one batch.
+    """
     seconds = device.expect(batch)
     if not seconds < QUANTUM:
         return batch
@@ -236,7 +251,7 @@ def _reservation(device: Device, batch: int, share: float) -> int:
 
 
 def _pause_to_fill(device: Device, lanes: Lanes, now: float) -> float:
-    """Seconds that ``device`` should wait for a fuller batch: none if no more may come."""
+    """Seconds that ``device`` should wait for a fuller batch: 0 if no more tasks may come."""
     filled = [lane for lane in lanes if lane.waiting]
     if not any(_may_bring_more(lane) for lane in filled):
         return 0.0
@@ -245,6 +260,6 @@ def _pause_to_fill(device: Device, lanes: Lanes, now: float) -> float:
 
 
 def _may_bring_more(lane: Lane) -> bool:
-    """Whether tasks may come into its window though none is finished."""
+    """Whether more tasks may come into the lane's window before any of its tasks is finished."""
     draining = lane.window == math.inf
     return not (lane.source_ended or draining) and lane.admitted - lane.delivered < lane.window

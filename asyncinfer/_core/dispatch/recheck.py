@@ -1,4 +1,4 @@
-"""Has devices that rest asked again when time alone may have changed the answer."""
+"""Has resting devices asked again, as the policy's answer may change by time alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from asyncinfer.scheduling.earliest_finish import MANY
 
 __all__ = ("Recheck",)
 
-#: shortest pause, in seconds
+#: shortest time until resting devices are asked again, in seconds
 SHORTEST_PAUSE = 0.0005
 #: with MANY devices, look again after the time in which this many completions were due
 DUE_COMPLETIONS = 8
 
 
 class Recheck:
-    """A timer for when nothing else happens: a device that is overdue may never finish."""
+    """A timer that causes another pass if nothing else does.
+
+    A device rests because others should be done sooner. If one of those is overdue, it may never
+    finish; then nothing happens that would cause a pass, and yet the resting device is needed.
+    """
 
     def __init__(
         self,
@@ -33,23 +37,26 @@ class Recheck:
         self._alarm = Alarm(loop, self._ring)
         self._passes = 0
         self._passes_then = 0
-        #: whether no pass was made from when the timer was set until it rang
+        #: whether no pass was made between the setting and the ringing of the timer
         self._nothing_happened = False
 
     def passed(self, rest: bool) -> None:
-        """Free devices have been asked, and some of them ``rest`` though tasks wait."""
+        """A pass was made, and left some free devices at ``rest`` though tasks wait, or none."""
         self._passes += 1
         if rest:
             self.within(max(SHORTEST_PAUSE, self._patience()))
         self._nothing_happened = False
 
     def within(self, seconds: float) -> None:
-        """Ask again after so many seconds at the latest."""
+        """Cause another pass after ``seconds`` at the latest."""
         if self._alarm.within(seconds):
             self._passes_then = self._passes
 
     def _patience(self) -> float:
-        """Seconds until some device should have finished: of many, without a look at each."""
+        """Seconds until some device should have finished its call.
+
+        With ``MANY`` devices this is worked out from the rate of all, without a look at each.
+        """
         roster = self._roster
         if len(roster.up) >= MANY and not self._nothing_happened and roster.census.rate > 0:
             return DUE_COMPLETIONS / roster.census.rate
@@ -64,5 +71,5 @@ class Recheck:
         self._again()
 
     def cancel(self) -> None:
-        """Ask no more."""
+        """Cause no pass any more."""
         self._alarm.cancel()

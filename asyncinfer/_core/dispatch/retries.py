@@ -1,4 +1,4 @@
-"""Failed tasks: run again alone, and so that no task takes the whole pool down."""
+"""Failed tasks: each is run again alone, and so that none of them costs every device."""
 
 from __future__ import annotations
 
@@ -13,46 +13,53 @@ from asyncinfer.errors import DeviceError
 
 __all__ = ("POISON", "Retries", "strikes")
 
-#: a task is poison once so many different devices were lost while it ran
+#: a task is poison once this many different devices were lost while it ran
 POISON = 3
-#: longest that a task one short of that waits for a second device to be up, in seconds
+#: longest that a suspect task waits for a second device to be up, in seconds
 SUSPECT_WAIT = 5.0
 
 
 class Retries:
-    """Tasks that failed once and wait for a device that has not failed them.
+    """Single tasks that have failed and are to be run again, on a device they have not failed on.
 
-    Those that ran when a device was lost are suspects: one of them may be what the device died of.
-    Each runs as a call of its own, so that it clears itself or stands convicted, and no two on one
-    device. After a loss one suspect runs at a time; each that is cleared lets one more run beside
-    the others. One that has cost a device by itself, and any soon after that, runs only while
-    another device is up, where there are enough of them.
+    A task that ran when a device was lost is a suspect: it may have caused the loss. (This is not
+    the state of a suspect device.) The rules for suspects keep them from taking down all devices:
+
+    - Each runs in a call of its own, and no two at once on one device. So the call's outcome shows
+      whether the task caused the loss.
+    - After a loss, one suspect runs at a time. Each that ends without an error lets one more run
+      beside the others.
+    - Once a suspect has cost a second device, suspects wait while only one device is up, for up to
+      ``SUSPECT_WAIT`` seconds, provided that the dispatcher has at least ``POISON`` devices.
     """
 
     def __init__(self, roster: Roster) -> None:
+        #: seconds until a suspect need not wait any longer, as of the last pass
         self._due_in = math.inf
+        #: whether the last pass found no free device for some task
         self._blocked = False
         self._roster = roster
         #: those that wait
         self.tasks: deque[Span] = deque()
-        #: the suspects that run, and how many of them may
+        #: the suspects that run now, each with its device
         self._suspects: dict[Span, Device] = {}
+        #: how many suspects may run at once
         self._at_once = 1
-        #: when one of them cost a device that ran nothing else
+        #: when a suspect last cost a second device
         self._guilt = -math.inf
 
     @property
     def due_in(self) -> float:
-        """Seconds until a look is due though nothing else happens."""
+        """Seconds until a pass is due even if nothing else happens."""
         return self._due_in if self.tasks else math.inf
 
     @property
     def blocked(self) -> bool:
-        """Whether a task waits for a device that runs another one."""
+        """Whether a task waits for a device that is busy."""
         return self._blocked and len(self.tasks) > 0
 
     def queue(self, task: Span) -> None:
-        """Have a task run again."""
+        """Have a task run again; its last cause may show that it is a suspect."""
         self._suspects.pop(task, None)
         self.tasks.append(task)
         if task.causes and isinstance(task.causes[-1], DeviceError):
@@ -61,7 +68,7 @@ class Retries:
                 self._guilt = task.run.finished
 
     def pairs(self, now: float) -> Iterator[tuple[Device, Span]]:
-        """Remove each task that a device is free for, and give both: they are to be started."""
+        """Remove each task that a device is free for, and yield both, to be started together."""
         self._clear()
         self._due_in, self._blocked = math.inf, False
         for task in sorted(self.tasks, key=_oldest_first):
@@ -74,13 +81,16 @@ class Retries:
                 yield device, task
 
     def _clear(self) -> None:
-        """Suspects that ended have not cost another device."""
+        """Forget suspects that have ended; each without an error lets one more run at once."""
         for task in [task for task in self._suspects if task.done]:
             del self._suspects[task]
             self._at_once += task.error is None
 
     def _device_for(self, task: Span, now: float) -> Device | None:
-        """The fastest free device that has not failed the task; any, if all have or are stuck."""
+        """The fastest free device on which the task has not failed.
+
+        If it has failed on all devices that are up and not stuck, any free device will do.
+        """
         up, suspect = self._roster.up, strikes(task)
         if suspect:
             wait = self._must_wait(task, now)
@@ -96,7 +106,7 @@ class Retries:
         return min(free, key=_idle_and_fast_first, default=None)
 
     def _must_wait(self, task: Span, now: float) -> float:
-        """Seconds the suspect must wait, so that it does not take the last device down."""
+        """Seconds that a suspect has to wait yet, so that it does not cost the last device."""
         roster = self._roster
         if len(roster.up) > 1 or len(roster.members) < POISON or now > self._guilt + SUSPECT_WAIT:
             return 0.0
@@ -104,7 +114,7 @@ class Retries:
 
 
 def strikes(task: Span) -> int:
-    """How many different devices were lost while it ran."""
+    """How many different devices were lost while the task ran."""
     if not task.causes:
         return 0
     met = zip(task.devices, task.causes, strict=True)
