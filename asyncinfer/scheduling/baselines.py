@@ -1,4 +1,4 @@
-"""The rivals of the earliest-finish-time rule: the paper's pull, and what it was compared with."""
+"""Simpler policies to compare with: the literature's plain pull, and its own baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ("Greedy", "LockStep", "Serial", "Static")
 
 
 class Greedy:
-    """The paper's plain pull: a free device takes the first waiting task."""
+    """The literature's plain pull: a free device takes the first waiting task."""
 
     reserves = True
 

@@ -1,4 +1,4 @@
-"""What many devices do together, without looking at each of them."""
+"""What many devices do together, known without looking at each of them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import math
 
 __all__ = ("Census", "Figures")
 
-#: classes of latency: so many for each factor of two, from SHORTEST_LATENCY seconds on
+#: classes of latency for each factor of two
 FINENESS = 16
+#: the latency at which the first class begins, in seconds; shorter ones belong to it too
 SHORTEST_LATENCY = 1e-7
-#: classes summed up together, and all of them: up to 80 days
+#: classes that one partial sum covers
 BLOCK = 32
+#: number of classes: the last one begins at about 80 days
 CLASSES = 46 * FINENESS
 
-#: latency, interval and deviation of a device, the last one ``nan`` before its first call
+#: latency, interval and deviation of a device; the deviation is ``nan`` before its first call
 Figures = tuple[float, float, float]
 
 
 class Census:
-    """Devices counted by their latency. Counting and asking cost the same for any number of them.
+    """Devices counted by their latency, in classes.
 
-    Devices whose latencies differ by less than 4 % fall into one class and are taken as alike.
+    Counting a device and asking for a figure take the same time for any number of devices. Devices
+    whose latencies differ by less than 4 % fall into one class and are taken as alike.
     """
 
     def __init__(self) -> None:
@@ -45,24 +48,24 @@ class Census:
 
     @property
     def rate(self) -> float:
-        """Tasks a second of all of them."""
+        """Tasks a second that all devices finish together."""
         return self._rates.below(CLASSES)
 
     @property
     def seen(self) -> bool:
-        """Whether any of them has made a call, so that their deviation is known."""
+        """Whether any device has finished a call, so that a deviation is known."""
         return self._seen > 0
 
     @property
     def deviation(self) -> float:
-        """Mean deviation of the devices that have one."""
+        """Mean deviation of the devices whose calls vary; 0 if there are none."""
         return max(0.0, self._deviations / self._noisy) if self._noisy else 0.0
 
     def finished_before(self, latency: float, within: float) -> float:
-        """Tasks, beyond those they run, that devices faster than ``latency`` finish.
+        """Tasks that devices faster than ``latency`` finish, besides those they are running.
 
-        It is what is to be expected ``within`` so many seconds, each device being at a random
-        point of its present call: ``sum of (within - L_k) / T_k``.
+        It is the number to expect ``within`` so many seconds if each device is at a random point of
+        its present call: ``sum of (within - L_k) / T_k``.
         """
         at = _class_of(latency)
         return within * self._rates.below(at) - self._in_flight.below(at)
@@ -74,7 +77,7 @@ class Census:
 
 
 class _Sums:
-    """A number for each class, and the sums of those below one."""
+    """A number for each class, and sums over all classes below one of them."""
 
     def __init__(self) -> None:
         self._classes = [0.0] * (CLASSES + 1)

@@ -9,19 +9,20 @@ from asyncinfer.scheduling.policy import ALL_REST, Grant, PoolView, WorkerView
 
 __all__ = ("MANY", "EarliestFinish")
 
-#: from so many devices on, what they do is counted by expectation
+#: from this many devices on, what the others finish is not summed up one by one, but expected
 MANY = 64
-#: two moments closer than this part of a service time are the same moment
+#: two moments that differ by less than this part of a service time are taken as the same
 TIE = 1e-6
-#: calls shorter than this, in seconds, are not worth the time the rule takes
+#: a device whose calls are shorter than this, in seconds, takes the first tasks: working out the
+#: rule would take longer than a call
 TRIFLE = 10e-6
-#: a part of the work that makes no difference
+#: part of the work that is left to the other devices without noticeable delay
 NEGLIGIBLE = 1 / 250
-#: deviation of many devices before any of them has made a call
+#: the deviation of many devices that is assumed before any of them has finished a call
 PRESUMED_DEVIATION = 0.25
-#: by so much of their deviation late calls delay the end
+#: calls vary, and late ones delay the end by about this part of their mean deviation
 LATE_SHARE = 1 / 8
-#: a device that rests is tried again after this many of its service times
+#: a resting device is given a task after it has rested for this many of its service times
 RETRY_REST = 200
 
 
@@ -33,23 +34,24 @@ class EarliestFinish:
         N_i = sum over k of ceil(max(0, L_i - r_k - L_k) / T_k)
 
     with ``T`` the interval between a device's completions, ``L`` its latency and ``r`` the time
-    until it is free. For a device that runs one task at a time ``L = T``. If fewer than ``N_i``
-    + 1 tasks wait, the others will be done with all of them first, and device *i* rests. So do all
-    that are slower: their ``N`` is no smaller.
+    until it is free. For a device that runs one task at a time ``L = T``. If fewer than ``N_i + 1``
+    tasks wait, the others will be done with all of them first, and device *i* rests. So do all
+    slower devices, since their ``N`` is no smaller.
 
-    Of very many devices the sum is not made one by one: each is taken to be at a random point
-    of its present call, which makes it ``sum of (L_i - L_k) / T_k``.
+    With 64 devices or more the sum is not worked out device by device. Each device is then taken to
+    be at a random point of its present call, which gives ``sum of (L_i - L_k) / T_k``.
 
-    Where service times vary, a slow task that turns out slower still would hold up everything. So
-    ``L_i`` counts as ``L_i * (1 + d)``, ``d`` being the mean relative deviation seen; and devices
-    that are faster by less than that are not waited for, as next time they may be slower. Without
-    noise ``d`` is 0 and the rule is exact.
+    Where service times vary, a task on a slow device that takes even longer than expected would
+    hold up everything behind it. So ``L_i`` counts as ``L_i * (1 + d)``, where ``d`` is the mean
+    relative deviation of calls from what was expected. And devices that are faster by less than
+    that are not waited for, as next time they may be slower. Without noise ``d`` is 0 and the rule
+    is exact.
     """
 
     reserves = True
 
     def pull(self, device: WorkerView, pool: PoolView) -> Grant:
-        """The largest batch that fits behind the tasks others finish first."""
+        """Grant the largest batch that is left behind the tasks that the others finish first."""
         waiting = pool.waiting
         if device.latency < TRIFLE:
             return Grant(0, min(device.max_batch, waiting))
@@ -70,11 +72,11 @@ class EarliestFinish:
         return best
 
     def _is_gamble(self, device: WorkerView, grant: Grant, pool: PoolView) -> bool:
-        """Whether all might have to wait for this call at the end, and little is won by it.
+        """Whether this call may keep everybody waiting at the end, while it helps only a little.
 
-        Of the last tasks, a device takes none that it must do in the expected time to be of use, if
-        the others do hundreds in that time: leaving it to them costs less than 1 %. Where calls are
-        known to be late at times, more may be left to them.
+        This concerns the last tasks of a stream, where the call helps only if it takes no longer
+        than expected. If the other devices finish hundreds of tasks in that time, leaving these
+        tasks to them costs less than 1 %. Where calls vary, more is left to them.
         """
         many = len(pool.devices) >= MANY
         known = not many or pool.census.seen
@@ -88,12 +90,12 @@ class EarliestFinish:
         return skip + batch > pool.waiting
 
     def _try_again(self, device: WorkerView, pool: PoolView) -> bool:
-        """A device that seems too slow gets a task now and then: it may have recovered."""
+        """Whether a device that seems too slow is to be given a task: it may have become faster."""
         return pool.backlog and device.rested(pool.now) > RETRY_REST * device.latency
 
 
 def _alike(latency: float, pool: PoolView) -> int:
-    """How many devices are as fast or up to twice as slow: those slower yet rest in any case."""
+    """How many devices are as fast or up to twice as slow; any that are slower rest in any case."""
     if len(pool.devices) >= MANY:
         return pool.census.between(latency, 2 * latency)
     return sum(latency <= other.latency <= 2 * latency for other in pool.devices)
@@ -102,15 +104,16 @@ def _alike(latency: float, pool: PoolView) -> int:
 def tasks_before(batch: int, latency: float, device: WorkerView, pool: PoolView) -> tuple[int, int]:
     """How many waiting tasks the other devices finish before ``device`` could finish ``batch``.
 
-    In full batches, and how many more in smaller ones by those that are idle or faster: otherwise
-    one device would take all that wait, and those beside it none. None for a device of unknown
-    speed; other devices of unknown speed are not counted on.
+    Returns two numbers: the tasks that the others finish in full batches, and the further tasks
+    that idle or faster ones finish in smaller batches. Without the second, one device would take
+    all waiting tasks and leave none to the others. Both are 0 if the speed of ``device`` is
+    unknown; other devices of unknown speed are left out.
     """
     if len(pool.devices) >= MANY:
         return _expected_before(latency, device, pool.census), 0
     slack = 1 + _deviation(pool)
     late, count, more = latency * slack, 0, 0
-    for other in pool.devices:  # the comparisons are false where either is unknown
+    for other in pool.devices:  # the comparisons are false if either speed is unknown
         if other is device or not other.expect(1) * slack < latency:
             continue
         left = late - other.free_in(pool.now)
@@ -125,18 +128,18 @@ def tasks_before(batch: int, latency: float, device: WorkerView, pool: PoolView)
 
 
 def _expected_before(latency: float, device: WorkerView, census: Census) -> int:
-    """The same for many devices, each taken to be at a random point of its present call."""
+    """``tasks_before`` for many devices, each taken to be at a random point of its present call."""
     if math.isnan(latency):
         return 0
     late, faster = latency * (1 + census.deviation), latency / (1 + census.deviation)
     count = census.finished_before(faster, late)
-    if device.latency < faster:  # it is to do more than its usual call: it counted itself
+    if device.latency < faster:  # a larger call than usual: the census counts ``device`` too
         count -= (late - device.latency) / device.interval
     return max(0, round(count))
 
 
 def _deviation(pool: PoolView) -> float:
-    """Mean deviation of those devices that have one: the others did nothing yet, or never vary."""
+    """Mean deviation of the devices whose calls vary; 0 if there are none."""
     if len(pool.devices) >= MANY:
         return pool.census.deviation
     seen = [device.deviation for device in pool.devices if device.deviation > 0]

@@ -1,4 +1,4 @@
-"""What a scheduling policy is asked, and what it may know."""
+"""What a scheduling policy is asked, and what it may know about devices and tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Grant(NamedTuple):
     take: int
 
 
-#: answer of a policy: this device rests, and all that need longer for a single task would as well
+#: answer of a policy: this device rests, and so would every device that needs longer for one task
 ALL_REST = Grant(0, 0)
 
 
@@ -30,7 +30,7 @@ class WorkerView(Protocol):
     position: int
     #: most tasks that its driver takes in one call
     max_batch: int
-    #: most tasks that one call should have, for its latency and since larger ones are of no use
+    #: most tasks that one call should have: larger calls would take too long, or bring no more
     batch_limit: int
     #: duration of one call with ``batch_limit`` tasks
     latency: float
@@ -39,12 +39,12 @@ class WorkerView(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Tasks it is running or has reserved."""
+        """Tasks that the device is running or has reserved."""
         ...
 
     @property
     def deviation(self) -> float:
-        """Mean relative deviation of its calls from what was expected, 0 to 1."""
+        """Mean relative deviation of the device's calls from what was expected, 0 to 1."""
         ...
 
     def expect(self, batch: int) -> float:
@@ -52,15 +52,15 @@ class WorkerView(Protocol):
         ...
 
     def batch_within(self, seconds: float) -> int:
-        """Tasks of the largest call that takes less than so many seconds; 0 while unknown."""
+        """Tasks of the largest call that takes less than ``seconds``; 0 while unknown."""
         ...
 
     def free_in(self, now: float) -> float:
-        """Time until it can start another call: 0 when idle, growing again once overdue."""
+        """Time until the device can start another call: 0 when idle, growing again once overdue."""
         ...
 
     def rested(self, now: float) -> float:
-        """Time since it last finished something or was opened."""
+        """Time since the device last finished something or changed its state."""
         ...
 
 
@@ -87,9 +87,9 @@ class PoolView(Protocol):
 
     @property
     def census(self) -> Census:
-        """The devices that are up and finish when they should, summed up by their latency.
+        """The devices that are up and not long overdue, counted by their latency.
 
-        For rules that cannot afford to look at each of many devices.
+        For policies that cannot afford to look at each of many devices.
         """
         ...
 
@@ -105,7 +105,7 @@ class Policy(Protocol):
     reserves: bool
 
     def pull(self, device: WorkerView, pool: PoolView) -> Grant | None:
-        """What the free ``device`` takes now, ``None`` if nothing. ``pool.waiting`` is at least 1.
+        """What the free ``device`` takes now; ``None`` if nothing. At least one task is waiting.
 
         Free devices are asked in turn, the one with the shortest single call first. After the
         answer ``ALL_REST`` the others are not asked, except for one of them now and then.
