@@ -1,4 +1,4 @@
-"""For tests of your own: virtual time, a simulated device, and the driver conformance suite."""
+"""For your own tests: virtual time, a simulated device, and the driver conformance suite."""
 
 from asyncinfer.testing.clock import DeadlockError as DeadlockError
 from asyncinfer.testing.clock import VirtualLoop as VirtualLoop

@@ -1,4 +1,4 @@
-"""One driver under test: calls it with a time limit, and judges what comes back."""
+"""A driver under test: how to call it with a time limit, and how to judge its answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ("DEVICE_FAULTS", "AnyDriver", "Broken", "Case", "same", "shown")
 
 AnyDriver: TypeAlias = Driver[Any, Any]
 
-#: what the dispatcher takes for a fault of the device
+#: errors that the dispatcher takes for a fault of the device
 DEVICE_FAULTS = (DeviceError, ConnectionError, EOFError)
 
 
@@ -25,13 +25,13 @@ class Broken(Exception):
 
 
 def same(one: Any, other: Any) -> bool:
-    """``==``, for arrays and tensors in all their elements."""
+    """Whether two values are equal by ``==``; arrays and tensors, in all their elements."""
     equal = one == other
     return bool(equal.all() if hasattr(equal, "all") else equal)
 
 
 def shown(value: object) -> str:
-    """A short form of a value; an exception with its type."""
+    """A value in short, for messages; an exception with its type."""
     return reprlib.repr(value) if not isinstance(value, BaseException) else repr(value)[:300]
 
 
@@ -49,14 +49,14 @@ class Case:
     timeout: float
     #: the right output of each input
     outputs: list[Any] = field(default_factory=list)
-    #: seconds one call took
+    #: seconds that a call with one input took
     seconds: float = 0.0
 
     # ---- calling the driver
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[AnyDriver]:
-        """A new driver that is open, and closed in the end."""
+        """A context with a new, open driver, which is closed at its end."""
         driver = self.factory()
         try:
             await self.do(driver, "open")
@@ -67,7 +67,7 @@ class Case:
         await self.do(driver, "close")
 
     def start(self, driver: AnyDriver, method: str, *args: Any) -> asyncio.Task[Any]:
-        """Begin a call; ``open`` and ``close`` need not exist."""
+        """Begin to call ``method``. A driver without ``open`` or ``close`` succeeds at once."""
 
         async def call() -> Any:
             if method in ("open", "close") and not hasattr(driver, method):
@@ -75,11 +75,12 @@ class Case:
             return await getattr(driver, method)(*args)
 
         task = asyncio.create_task(call(), name=method)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it was seen
+        # the error is looked at here, so that asyncio does not report it if nobody else does
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
     async def outcome(self, call: asyncio.Task[Any]) -> Any:
-        """What the call returns, or the exception it raises; it must do one of them in time."""
+        """What the call returns, or the exception it raises. It must end within the timeout."""
         try:
             done, _ = await asyncio.wait([call], timeout=self.timeout)
         except asyncio.CancelledError:
@@ -94,11 +95,11 @@ class Case:
         return call.exception() or call.result()
 
     async def attempt(self, driver: AnyDriver, method: str, *args: Any) -> Any:
-        """What a call returns, or the exception it raises."""
+        """Call ``method``, and return what it returns, or the exception it raises."""
         return await self.outcome(self.start(driver, method, *args))
 
     async def do(self, driver: AnyDriver, method: str, *args: Any) -> Any:
-        """What a call returns; it must not raise."""
+        """Call ``method``, and return what it returns. It must not raise."""
         outcome = await self.attempt(driver, method, *args)
         if isinstance(outcome, BaseException):
             raise Broken(f"{method} raised {shown(outcome)}") from outcome
@@ -111,11 +112,11 @@ class Case:
         return [self.inputs[index] for index in indexes]
 
     async def infer(self, driver: AnyDriver, indexes: Sequence[int]) -> None:
-        """Run these inputs as one batch; the answer must be right."""
+        """Run the inputs at ``indexes`` as one batch. The answer must be right."""
         self.judge(indexes, await self.attempt(driver, "infer", self.batch(indexes)))
 
     def judge(self, indexes: Sequence[int], outcome: Any) -> None:
-        """The outcome must be the right outputs, in order."""
+        """Check that ``outcome`` is the right outputs for the inputs at ``indexes``, in order."""
         where = f"infer of a batch of {len(indexes)}"
         for position, output in enumerate(self.counted(len(indexes), outcome)):
             index = indexes[position]
@@ -128,7 +129,7 @@ class Case:
                 )
 
     def counted(self, count: int, outcome: Any) -> list[Any]:
-        """The outputs of a batch of ``count``: there must be as many."""
+        """The outputs of a batch of ``count`` inputs. There must be as many outputs."""
         where = f"infer of a batch of {count}"
         if isinstance(outcome, BaseException):
             raise Broken(f"{where} raised {shown(outcome)}") from outcome
@@ -147,13 +148,13 @@ class Case:
         return ""
 
     def failed(self, outcome: Any, *, where: str) -> None:
-        """While the device is not there: the outcome must be the device's fault, or right."""
+        """Check the outcome of a call without a device: an error must be a fault of the device."""
         if isinstance(outcome, BaseException) and not isinstance(outcome, DEVICE_FAULTS):
             raise Broken(f"{where} raised {shown(outcome)}, which is no DeviceError") from outcome
 
     @property
     def pair(self) -> tuple[int, int]:
-        """Two inputs whose outputs differ."""
+        """The indexes of two inputs whose outputs differ."""
         for index, output in enumerate(self.outputs):
             if not self.equal(output, self.outputs[0]):
                 return 0, index

@@ -29,16 +29,18 @@ def _always(case: Case) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise."""
+    """One promise of a driver, and how to check it."""
 
+    #: the promise, in words
     promise: str
+    #: checks it; raises ``Broken`` if the driver does not keep it
     run: Callable[[Case], Awaitable[None]]
-    #: why it cannot be checked; empty if it can
+    #: returns why the promise cannot be checked; empty if it can
     skip: Callable[[Case], str] = _always
 
 
 async def facts(case: Case) -> None:
-    """Its name and its two numbers."""
+    """Look at the driver's name, its ``max_batch`` and its ``concurrency``."""
     driver = case.factory()
     name = getattr(driver, "name", None)
     if not isinstance(name, str) or not name:
@@ -50,7 +52,7 @@ async def facts(case: Case) -> None:
 
 
 async def alone(case: Case) -> None:
-    """One by one; without ``expected`` these outputs are the reference."""
+    """Run each input alone. Without ``expected``, these outputs are the right ones from now on."""
     clock = asyncio.get_running_loop().time
     async with case.opened() as driver:
         for index, x in enumerate(case.inputs):
@@ -65,7 +67,7 @@ async def alone(case: Case) -> None:
 
 
 async def batches(case: Case) -> None:
-    """Every batch size, each with other inputs."""
+    """Run batches of many sizes, each with other inputs."""
     indexes = itertools.cycle(range(len(case.inputs)))
     async with case.opened() as driver:
         for size in sizes(getattr(driver, "max_batch", 1)):
@@ -73,13 +75,13 @@ async def batches(case: Case) -> None:
 
 
 def sizes(most: int) -> Iterator[int]:
-    """All up to 8, then doubling, and the largest two."""
+    """The batch sizes to try: all up to 8, then powers of two, and the largest two."""
     powers = (2**n for n in itertools.takewhile(lambda n: 2**n < most, itertools.count(4)))
     yield from sorted({*range(1, min(most, 8) + 1), *powers, max(1, most - 1), most})
 
 
 async def at_once(case: Case) -> None:
-    """As many calls at once as it takes: single tasks, then full batches."""
+    """Make ``concurrency`` calls at once, with single tasks and then with full batches."""
     indexes = itertools.cycle(range(len(case.inputs)))
     async with case.opened() as driver:
         concurrency = getattr(driver, "concurrency", 1)
@@ -95,7 +97,7 @@ async def at_once(case: Case) -> None:
 
 
 async def context(case: Case) -> None:
-    """A function the driver calls in ``infer`` sees what the caller has set."""
+    """Check that a function which the driver calls in ``infer`` sees the caller's context."""
     seen = list[str]()
     if case.observed is None:
         return
@@ -115,7 +117,7 @@ async def context(case: Case) -> None:
 
 
 async def bad_input(case: Case) -> None:
-    """A bad input fails, alone, and the next ones do not."""
+    """Run bad inputs, alone and beside a good one: only they fail, and later calls succeed."""
     one, other = case.pair
     async with case.opened() as driver:
         for bad in case.bad_inputs:
@@ -131,7 +133,11 @@ async def bad_input(case: Case) -> None:
 
 
 def _is_refused(bad: object, outcome: object, case: Case, *beside: int) -> None:
-    """The task's own error: raised for the whole batch, or in its place beside right outputs."""
+    """Check that a bad input, first in its batch, was refused by an error of its own.
+
+    The error may be raised for the whole batch, or stand in the input's place beside right outputs
+    for the inputs at the indexes ``beside``.
+    """
     if isinstance(outcome, DEVICE_FAULTS) or not isinstance(outcome, Exception | list | tuple):
         raise Broken(f"the bad input {shown(bad)} gave {shown(outcome)}: not the task's own error")
     if isinstance(outcome, Exception):
@@ -144,7 +150,7 @@ def _is_refused(bad: object, outcome: object, case: Case, *beside: int) -> None:
 
 
 async def cancelled(case: Case) -> None:
-    """Cancel a call at several moments; the next one must get its own answer."""
+    """Cancel a call at several moments. The next call must get its own answer each time."""
     one, other = case.pair
     async with case.opened() as driver:
         for part in (None, 0.0, 0.25, 0.5):

@@ -1,4 +1,4 @@
-"""The promises about a driver's life: opening, closing, losing its device."""
+"""Checks of a driver's promises about opening, closing and losing its device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from asyncinfer.testing._watch import open_files
 
 __all__ = ("again", "calibrated", "close_any_time", "closed", "failed_open", "unplugged")
 
+#: how often a driver is opened, used and closed while open files are counted
 _CYCLES = 3
 
 
 async def closed(case: Case) -> None:
-    """Closed, it raises a ``DeviceError`` (or needs no opening, and answers)."""
+    """Call a closed driver: it must raise a ``DeviceError``, or answer if it needs no opening."""
     one, _ = case.pair
     driver = case.factory()
     await _while_closed(case, driver, [case.inputs[one]], "before open")
@@ -33,7 +34,7 @@ async def _while_closed(case: Case, driver: AnyDriver, batch: list[Any], when: s
 
 
 async def close_any_time(case: Case) -> None:
-    """Close it unopened, twice, while it opens, while it computes; it opens again each time."""
+    """Close the driver unopened, twice, while it opens, and while it computes. Then use it."""
     one, other = case.pair
     driver = case.factory()
     await case.do(driver, "close")
@@ -58,7 +59,7 @@ async def close_any_time(case: Case) -> None:
 
 
 async def failed_open(case: Case) -> None:
-    """An open that fails says whose fault it is, and can be closed."""
+    """Open a driver that cannot be opened: it must raise a fitting error, and close."""
     if case.cannot_open is None:
         return
     driver = case.cannot_open()
@@ -70,7 +71,7 @@ async def failed_open(case: Case) -> None:
 
 
 async def unplugged(case: Case) -> None:
-    """Its device goes away in the middle of a call and between two."""
+    """Take the device away in the middle of a call. Errors must be its fault; it opens again."""
     if case.unplug is None:
         return
     one, other = case.pair
@@ -87,7 +88,7 @@ async def unplugged(case: Case) -> None:
 
 
 async def calibrated(case: Case) -> None:
-    """``calibrate`` and ``probe``, where there are any, and ``infer`` afterwards."""
+    """Call ``probe`` and ``calibrate``, if the driver has them, and ``infer`` afterwards."""
     async with case.opened() as driver:
         if isinstance(driver, SupportsProbe):
             await case.do(driver, "probe")
@@ -105,13 +106,13 @@ def _is_line(time: object) -> None:
 
 
 async def again(case: Case) -> None:
-    """Open, use and close a driver again and again: no file stays open."""
+    """Open, use and close a driver again and again. No file may stay open."""
     driver = case.factory()
     await _cycle(case, driver)
     before = open_files()
     for _ in range(_CYCLES):
         await _cycle(case, driver)
-    for _ in range(100):  # what is closing already may take a moment
+    for _ in range(100):  # files that are just being closed may take a moment
         if open_files() < before + _CYCLES:
             return
         await asyncio.sleep(0.005)

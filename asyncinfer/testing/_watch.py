@@ -1,4 +1,4 @@
-"""What a driver must not do behind one's back: leave things running, or block the event loop."""
+"""Finds what a driver must not do: leave things running, or block the event loop."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from typing import Any
 
 __all__ = ("LeftRunning", "Ticker", "is_virtual", "open_files")
 
-#: what is ending already gets so many looks, seconds apart, to be gone
-_LOOKS, _PAUSE = 200, 0.005
-#: seconds between two ticks
+#: how often to look whether things that are just ending are gone
+_LOOKS = 200
+#: seconds between two of these looks
+_PAUSE = 0.005
+#: seconds between two ticks of the event loop
 _TICK = 0.002
 
 
 def is_virtual(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the loop's time is another than the clock's."""
+    """Whether the loop's time is not the system's clock."""
     return abs(loop.time() - time.monotonic()) > 1.0
 
 
 class Ticker:
-    """Measures the longest time for which the event loop did nothing else.
+    """Measures the longest time for which the event loop stood still, by a timer that ticks.
 
     Two things are not counted, as no driver can help them: Python's collection of garbage, which
-    takes the longer the more the whole program holds, and the wait for a free processor.
+    takes longer the more objects the whole program has, and the wait for a free processor.
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,7 @@ class Ticker:
         self.worst = max(self.worst, _own_time() - self._due - self._collecting)
 
     def _collect(self, phase: str, info: dict[str, int]) -> None:
-        if info["generation"] < 2:  # takes no time worth looking at the clock
+        if info["generation"] < 2:  # collecting a young generation takes too little time to count
             return
         if phase == "start":
             self._collecting_since = _own_time()
@@ -76,19 +78,19 @@ class Ticker:
 
 
 def _own_time() -> float:
-    """The clock in seconds, without those this thread waited for a processor that others had."""
+    """The clock, in seconds, less the time for which this thread waited for a free processor."""
     return time.monotonic() - _waited()
 
 
 def _waited() -> float:
-    """Seconds this thread was ready and not run; 0 where the system does not tell."""
+    """Seconds for which this thread was ready to run and did not; 0 if the system does not tell."""
     with suppress(OSError):
         return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
     return 0.0
 
 
 class LeftRunning:
-    """The asyncio tasks, threads and child processes there are that were not there before."""
+    """The asyncio tasks, threads and child processes that were started after this was made."""
 
     def __init__(self) -> None:
         self._tasks = asyncio.all_tasks()
@@ -96,7 +98,7 @@ class LeftRunning:
         self._children = _children()
 
     async def wait_none(self) -> str:
-        """Empty once all are gone; after a while what is left, in words."""
+        """Wait until all are gone; return what is left after a while, in words, or nothing."""
         if not self._seen():
             return ""
         shared = await _shared_threads()
@@ -123,7 +125,7 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 
 async def _shared_threads() -> tuple[str, ...]:
-    """How the threads of executors begin that belong to the event loop, not to a driver."""
+    """How the descriptions of threads begin that belong to the event loop, not to a driver."""
     shared = ["thread 'AnyIO worker thread"]
     loop = asyncio.get_running_loop()
     if not is_virtual(loop):
@@ -133,7 +135,7 @@ async def _shared_threads() -> tuple[str, ...]:
 
 
 def _children() -> set[str]:
-    """Child processes, alive or not yet waited for, by pid and command."""
+    """The child processes that live or were not waited for yet, each by its pid and command."""
     lists = list(Path("/proc/self/task").glob("*/children"))
     if not lists:  # not Linux
         return {f"{child.pid} {child.name}" for child in multiprocessing.active_children()}
@@ -143,13 +145,13 @@ def _children() -> set[str]:
 
 
 def _read(file: Path) -> str:
-    with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+    with suppress(FileNotFoundError, ProcessLookupError):  # the process ended meanwhile
         return file.read_text(errors="replace")
     return ""
 
 
 def open_files() -> int:
-    """How many file descriptors this process has; 0 where the system does not tell."""
+    """How many file descriptors this process has open; 0 if the system does not tell."""
     with suppress(OSError):
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # names only
     return 0

@@ -18,7 +18,7 @@ class DeadlockError(RuntimeError):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for a timer, move the clock to it."""
+    """Moves the clock to the next timer instead of waiting for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop whose ``time()`` starts at 0 and jumps to the next timer.
 
-    Only timers move it: it does not wait for threads, processes or sockets.
+    Only timers move its time: it does not wait for threads, processes or sockets.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     @property
     def _clock_resolution(self) -> float:
-        """asyncio runs timers this close together as one: here only those due at the same time."""
+        """asyncio runs timers together that are due within this time: here, at the same time."""
         return math.ulp(self._jumping.now)
 
     @_clock_resolution.setter
     def _clock_resolution(self, seconds: float) -> None:
-        """asyncio sets that of the real clock."""
+        """Ignore that asyncio sets the resolution of the real clock."""
 
 
 def run_virtual(coro: Coroutine[Any, Any, T]) -> T:

@@ -20,7 +20,7 @@ OutT = TypeVar("OutT")
 
 NEVER_BLOCKS = "nothing blocks the event loop"
 NOTHING_LEFT = "close leaves no asyncio task, thread or process"
-#: a machine that is busy with other things can look like a driver that blocks: once, not thrice
+#: how often a check is made before the driver is said to block: a busy machine can look like that
 _TRIES = 3
 
 
@@ -84,14 +84,14 @@ async def check_driver(
     :param cannot_open: makes a driver whose ``open`` must fail, such as one for a missing port.
     :param unplug: takes the device away from an open driver, as by killing its process.
     :param observed: given a function, makes a driver that calls it during ``infer``, say as its
-        ``preprocess``. Only so can be seen which ``contextvars`` context the work runs in.
+        ``preprocess``. This shows which ``contextvars`` context the work runs in.
     :param timeout: seconds any single call may take, on the event loop's clock.
     :param max_block: seconds the event loop may stand still, without those that Python took to
         collect garbage or, on Linux, waited for a processor.
 
-    What needs an argument that is not given is skipped, and named in the report. Call it where
-    nothing else goes on: it watches all asyncio tasks, threads and child processes. In virtual
-    time, the event loop's standing still is not measured.
+    A promise that cannot be checked without an argument that is not given is skipped, and named in
+    the report. Call this where nothing else goes on: it watches all asyncio tasks, threads and
+    child processes. In virtual time, it is not measured whether the event loop stands still.
     """
     case = Case(factory, inputs, equal, bad_inputs, cannot_open, unplug, observed, timeout)
     if expected is not None:
@@ -110,7 +110,7 @@ async def check_driver(
 
 
 async def _unblocked(name: str, check: Check, case: Case, limit: float) -> float:
-    """Run the check, again if the event loop stood still; return for how long it did."""
+    """Run the check, again if the event loop stood still; return the seconds it stood still."""
     blocks = list[float]()
     while len(blocks) < _TRIES:
         blocks.append(await _run(name, check, case))
@@ -121,7 +121,10 @@ async def _unblocked(name: str, check: Check, case: Case, limit: float) -> float
 
 
 async def _run(name: str, check: Check, case: Case) -> float:
-    """Run the check once; nothing may be left afterwards."""
+    """Run the check once; return the longest time the event loop stood still, in seconds.
+
+    Nothing that the driver has started may be left afterwards.
+    """
     before = LeftRunning()
     with Ticker() as ticker:
         try:

@@ -33,7 +33,7 @@ class SimulatedDriver(Driver[Any, Any]):
     :param concurrency: calls in flight at once, each taking its own time.
     :param max_wait: seconds a task may wait for a fuller batch.
     :param latency_target: seconds one call should take at most; bounds the batch.
-    :param estimate: seconds per task it claims when it opens (default: the truth).
+    :param estimate: seconds per task that it claims when calibrated; by default ``service_time``.
     """
 
     def __init__(
