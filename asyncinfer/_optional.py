@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def run_async(coro: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a loop of its own, uvloop's where that is installed."""
+    """Run a coroutine on an event loop of its own: uvloop's if that is installed."""
     try:
         factory = importlib.import_module("uvloop").new_event_loop
     except ModuleNotFoundError:

@@ -11,7 +11,7 @@ __all__ = ("plain", "rate", "seconds", "size")
 
 
 def seconds(value: float | None) -> str:
-    """A duration in the unit that suits it."""
+    """A duration in s, ms or µs, whichever suits it; ``-`` if it is unknown."""
     if value is None or not math.isfinite(value):
         return "-"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
@@ -21,19 +21,19 @@ def seconds(value: float | None) -> str:
 
 
 def rate(value: float) -> str:
-    """Tasks a second, without an exponent."""
+    """A rate as a number without an exponent."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def size(value: float) -> str:
-    """Bytes, as MB or GB."""
+    """A number of bytes, as MB or GB."""
     if not math.isfinite(value):
         return "-"
     return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
 
 
 def plain(value: Any) -> Any:
-    """``value`` in what JSON has; what is not finite becomes null, arrays become lists."""
+    """``value`` in types that JSON has: numbers that are not finite become null, arrays lists."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

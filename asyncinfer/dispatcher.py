@@ -1,4 +1,4 @@
-"""The dispatcher: owns the drivers, hands out tasks, gives results back in order."""
+"""The dispatcher: owns the drivers, runs tasks on them, and gives the results back in order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OutT = TypeVar("OutT")
 
 
 class Dispatcher(Generic[InT, OutT]):
-    """Runs tasks over all its devices at once, each at its own pace, results in order.
+    """Runs tasks on all its devices at once, each at its own pace, and gives results in order.
 
     ::
 
@@ -45,16 +45,18 @@ class Dispatcher(Generic[InT, OutT]):
         :class:`~asyncinfer.scheduling.Policy` object for this dispatcher alone.
     :param window: a task may start only if its index is below that of the next result to deliver
         plus ``window``; per stream. It bounds the reorder buffer.
-    :param queue_size: how many tasks a stream is read ahead of its window.
+    :param queue_size: how many tasks of a stream are read ahead of its window.
     :param retries: how often a failed task is run again before it fails for good.
     :param timeout: seconds from acceptance to result, or :class:`Timeouts` for each limit by name.
-    :param hedge: ``True`` or ``"auto"`` runs a copy of an overdue task elsewhere where that ends
-        sooner; the first result wins. A :class:`Hedge` says when. ``None``, the default, never.
+    :param hedge: ``True`` or ``"auto"`` runs a copy of an overdue task on another device if that
+        ends sooner; the first result wins. A :class:`Hedge` says when that is done. With ``None``,
+        the default, it never is.
     :param on_event: called with every :class:`~asyncinfer.events.Event`, on the event loop.
 
-    Entering it opens all devices at once. One that cannot be opened with a ``DeviceError`` is tried
-    again in the background if another one opened; anything else a driver raises is raised.
-    Leaving it normally drains, leaving it by an exception cancels. It may be entered again.
+    Entering the dispatcher opens all devices at once. If a driver raises a ``DeviceError`` and
+    another device opened, it is opened again later, in the background. Any other error is raised.
+    Leaving the dispatcher normally drains it; leaving it by an exception cancels what is not
+    finished. It may be entered again.
 
     Raises ``ConfigError`` for arguments that make no sense.
     """
@@ -83,7 +85,7 @@ class Dispatcher(Generic[InT, OutT]):
         policy_named(policy)
         _check_names(self._drivers)
 
-    # ---- life
+    # ---- opening and closing
 
     async def __aenter__(self) -> Dispatcher[InT, OutT]:
         if self._engine is not None and self._engine.running:
@@ -122,8 +124,8 @@ class Dispatcher(Generic[InT, OutT]):
     async def drain(self, timeout: float | None = None) -> None:
         """Accept no more tasks, and wait until the accepted ones have ended. Idempotent.
 
-        Sources are read no further; results stay ready for their consumers. Raises
-        ``TimeoutError`` after ``timeout`` seconds; the tasks then go on.
+        Sources are read no further, and results stay ready for their consumers. Raises
+        ``TimeoutError`` after ``timeout`` seconds; the tasks are not stopped by that.
         """
         if self._engine is not None:
             await self._engine.drain(timeout)
@@ -142,8 +144,8 @@ class Dispatcher(Generic[InT, OutT]):
     async def infer(self, x: InT) -> OutT:
         """Run one task and return its output, or raise its ``TaskError``.
 
-        Waits while ``queue_size`` tasks are queued. Cancelling it withdraws the task. Raises
-        ``ClosedError`` if the dispatcher is not open.
+        Waits while ``queue_size`` such tasks are queued. Cancelling the call withdraws the task.
+        Raises ``ClosedError`` if the dispatcher is not open.
         """
         output: OutT = await self._open_engine().call(x)
         return output
@@ -219,15 +221,16 @@ class Dispatcher(Generic[InT, OutT]):
     async def add(self, driver: Driver[InT, OutT]) -> None:
         """Open one more device; it takes part as soon as it is up.
 
-        Raises ``ConfigError`` if the name is taken, ``ClosedError``, or what opening it raises.
+        Raises ``ConfigError`` if the name is taken, ``ClosedError`` if the dispatcher is not open,
+        or what opening the driver raises.
         """
         await self._open_engine().supervisor.add(driver)
 
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Close a device and forget it.
 
-        With ``drain`` it finishes what it runs; without, that goes to other devices. Raises
-        ``ConfigError`` if there is no such device.
+        With ``drain`` the device finishes what it runs; without, its tasks go to other devices.
+        Raises ``ConfigError`` if there is no such device.
         """
         await self._open_engine().supervisor.remove(name, drain=drain)
 

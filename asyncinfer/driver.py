@@ -38,23 +38,23 @@ class Driver(Protocol[InT, OutT]):
     - ``infer`` returns exactly one output per input, in the batch's order. It runs in the
       submitter's ``contextvars`` context. Up to ``concurrency`` calls run at once.
     - One bad input: put an exception in its place in the output (``InputError`` if no device could
-      take it). Raising instead fails the whole batch, whose tasks are then run one by one.
+      take the input). Raising it instead fails the whole batch; its tasks are then run one by one.
     - A fault of the device itself: raise a ``DeviceError``. The batch's tasks move to other
       devices; this one is closed and opened again with growing pauses.
     - Cancelling ``infer`` leaves the device usable, once the cancelled call has ended.
-    - While closed, ``infer`` raises a ``DeviceError``, unless there is nothing to open; it never
-      hangs.
+    - While the driver is closed, ``infer`` raises a ``DeviceError``, unless there is nothing to
+      open. It never hangs.
     - Nothing here blocks the event loop.
 
-    Three attributes are read if a driver has them; they may be set on any driver before it is given
+    Three attributes are read if a driver has them. They may be set on any driver before it is given
     to a dispatcher:
 
-    - ``max_wait``, default 0: seconds a task may wait for others to fill its batch, where more may
-      come.
+    - ``max_wait``, default 0: seconds a task may wait for others to fill its batch, if more tasks
+      may come.
     - ``latency_target``, default ``None``: seconds one call should take at most. It bounds the
-      batch, by how long calls were seen to take. Calls of one task are made in any case.
-    - ``side_effects``, default ``False``: whether running a task does more than to give its result.
-      No copy of it is run then, whatever ``Dispatcher(hedge=...)`` says.
+      batch, by the time that calls have taken so far. Calls with one task are made in any case.
+    - ``side_effects``, default ``False``: whether running a task does more than give its result.
+      If so, no task is copied from or to this device, whatever ``Dispatcher(hedge=...)`` says.
     """
 
     #: unique among the drivers of one dispatcher; shown in results, statistics and errors
@@ -82,7 +82,7 @@ class SupportsCalibrate(Protocol):
     """A driver that can say, once open, how long a call takes."""
 
     async def calibrate(self) -> ServiceTime | None:
-        """Time a warm-up call, or return a known figure; ``None`` where neither is possible."""
+        """Time a warm-up call, or return a known figure; ``None`` if neither is possible."""
         ...
 
 
@@ -90,8 +90,8 @@ class SupportsCalibrate(Protocol):
 class SupportsProbe(Protocol):
     """A driver with a health check.
 
-    It is called while ``infer`` runs, if that is silent for too long, and after repeated losses
-    before the device gets a task.
+    The check is made while ``infer`` runs, if that is silent for too long; and when a device was
+    lost repeatedly and is opened again, before it gets a task.
     """
 
     async def probe(self) -> None:

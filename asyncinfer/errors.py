@@ -93,12 +93,13 @@ class TaskError(AsyncInferError):
         message: str = "",
     ) -> None:
         super().__init__(index, attempts, tuple(causes), tuple(devices), message)
-        #: its place in its stream; for ``infer``, among all calls
+        #: place of the task in its stream; for ``infer``, among all calls
         self.index = index
-        #: how often it failed, ``retries + 1`` at most: that the device of one call was lost while
-        #: a copy of the task went on elsewhere is not counted
+        #: how often the task failed, ``retries + 1`` at most. An attempt whose device was lost
+        #: while a copy of the task went on elsewhere is not counted
         self.attempts = attempts
-        #: every error it met, oldest first; that of such a device too, so ``attempts + 1`` at most
+        #: every error the task met, oldest first. Those of attempts that are not counted are among
+        #: them, so there may be ``attempts + 1``
         self.causes = tuple(causes)
         #: the device of each cause
         self.devices = tuple(devices)
@@ -127,7 +128,7 @@ class TaskError(AsyncInferError):
 
 
 class PoisonTask(TaskError):
-    """Three different devices were lost while the task ran: it is not tried on a fourth.
+    """Three different devices were lost while the task ran. It is not tried on a fourth.
 
     ``causes`` and ``devices`` tell how each was lost.
     """

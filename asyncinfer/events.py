@@ -1,4 +1,4 @@
-"""What the dispatcher tells an observer: the hook behind metrics, traces and timelines."""
+"""Events that a dispatcher reports to ``on_event``: for metrics, traces and timelines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 __all__ = ("Event", "EventHook", "EventKind")
 
-#: what can happen. Those of a device are its states, but for ``device.wedged``: a call was left
-#: behind on it that goes on though it was cancelled
+#: what can happen. The events of a device are named after the state it has come into, except for
+#: ``device.wedged``: a call was left behind on it, which goes on though it was cancelled
 EventKind = Literal[
     "device.opening",
     "device.ready",
@@ -51,5 +51,6 @@ class Event:
     reason: str = ""
 
 
-#: Called on the event loop, synchronously: keep it short. What it raises is logged and dropped.
+#: A function that is called with every event, synchronously on the event loop, so it should be
+#: short. An exception that it raises is logged and ignored.
 EventHook = Callable[[Event], object]

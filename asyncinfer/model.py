@@ -1,7 +1,7 @@
-"""What a model is to the framework: something a driver runs, with the steps around it.
+"""Models: what a driver runs, with the steps before and after it, named by one string.
 
-The protocols are structural: a package that offers a built-in model needs no import from here.
-Models are named by one string, on the command line and in a config: see ``resolve``.
+The protocols are structural, so a package that offers a built-in model need not import them.
+``resolve`` says which strings name a model, on the command line and in a config file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class InputSet(Protocol):
 
 
 class BuiltinModel(Protocol):
-    """A model with everything needed to run it: weights, both conversions, inputs."""
+    """A model with all that is needed to run it: weights, the steps around it, and inputs."""
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class BuiltinModel(Protocol):
         ...
 
     def decode(self, path: Path) -> Any:
-        """Read one file into an input; ``InputError`` if it is none."""
+        """Read one file into an input. Raises ``InputError`` if the file is not one."""
         ...
 
     def example(self) -> Any:
@@ -113,7 +113,7 @@ class Model:
 
     @cached_property
     def loaded(self) -> Any:
-        """The module or path; the same object each time."""
+        """What ``load`` returns, loaded once: the same object each time."""
         return self.load()
 
     @cached_property
@@ -123,7 +123,7 @@ class Model:
 
 
 class Deferred:
-    """One item of an input set, fetched when it is run: items may be files."""
+    """One item of an input set, fetched only when it is run, since it may have to be read."""
 
     __slots__ = ("_index", "_inputs")
 
@@ -135,7 +135,7 @@ class Deferred:
         return str(self._inputs.names[self._index])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _sent, (self.fetch(),)  # to another process goes the item, not the whole set
+        return _sent, (self.fetch(),)  # sends the item to another process, not the whole set
 
     def fetch(self) -> Any:
         """The item itself."""
@@ -148,9 +148,9 @@ def _sent(item: Any) -> Any:
 
 @dataclass(frozen=True)
 class Decoding:
-    """A ``preprocess`` that takes paths and ``Deferred`` too: the worker thread reads the files.
+    """A ``preprocess`` that also takes paths and ``Deferred``: the worker thread reads the files.
 
-    What cannot be read is an ``InputError`` that names the file.
+    A file that cannot be read raises an ``InputError`` that names it.
     """
 
     #: from the path of a file to an input
@@ -164,7 +164,7 @@ class Decoding:
         return item if self.then is None else self.then(item)
 
     def before(self, collate: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
-        """``collate`` for paths and ``Deferred`` too."""
+        """Make a ``collate`` that also takes paths and ``Deferred``."""
         return partial(self._collated, collate)  # no lambda: it may be sent to another process
 
     def _collated(self, collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
@@ -205,7 +205,7 @@ def resolve(text: str) -> Model:
 
 
 def builtin(name: str) -> BuiltinModel:
-    """The built-in model registered as ``name``, checked to have all that ``BuiltinModel`` says."""
+    """The built-in model registered as ``name``. Raises ``ConfigError`` if it is not complete."""
     found = load_model(name)
     needed = (
         "name",

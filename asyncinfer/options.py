@@ -1,4 +1,4 @@
-"""The options of a dispatcher that are more than one value: time limits, and copies of tasks."""
+"""The options of a dispatcher that have several values: time limits, and copies of tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Timeouts:
     ``Dispatcher(timeout=5)`` is short for ``timeout=Timeouts(total=5)``.
     """
 
-    #: one attempt to open a device; past it ``DeviceTimeout``, and it is tried again later
+    #: one attempt to open a device; past it ``DeviceTimeout``, and the device is opened again later
     open: float | None = 60.0
     #: a task waiting to be started; past it the task ends with ``QueueTimeout``
     queue: float | None = None
@@ -26,11 +26,11 @@ class Timeouts:
     #: a task from acceptance to result; past it ``DeadlineExceeded`` (``NoDeviceError`` if no
     #: device was up)
     total: float | None = None
-    #: ending what a device runs and closing it, both together; past it the rest is left behind,
-    #: with a warning
+    #: ending the calls of a device and closing it, both together; past it, what has not ended is
+    #: left behind with a warning
     close: float = 10.0
-    #: leaving ``async with``: accepted tasks may finish for so long, then they are cancelled;
-    #: ``remove``: so may those of the device, which then move on
+    #: leaving ``async with``: how long accepted tasks may take to finish; past it they are
+    #: cancelled. ``remove``: how long the tasks of the device may take; past it they move on
     drain: float | None = 60.0
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Timeouts:
 
     @classmethod
     def of(cls, value: float | Timeouts | None) -> Timeouts:
-        """What the ``timeout`` argument stands for."""
+        """The time limits that ``Dispatcher(timeout=value)`` stands for."""
         if isinstance(value, Timeouts):
             return value
         return cls(total=value)
@@ -50,14 +50,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hedge:
-    """When a copy of an overdue task may be run elsewhere. Raises ``ConfigError``."""
+    """When a copy of an overdue task may run on another device. Raises ``ConfigError``."""
 
-    #: a call is overdue once it has taken longer, for what was expected, than this part of the
-    #: device's last 128 calls
+    #: a call is overdue once it has taken longer, in proportion to what was expected, than this
+    #: part of the device's last 128 calls
     quantile: float = 0.95
-    #: busy seconds of copies / busy seconds of all calls, at most
+    #: the part that copies may have in the busy seconds of all calls
     budget: float = 0.03
-    #: seconds by which a call must be overdue at least
+    #: seconds by which a call must have outlived what was expected, at least
     least: float = 0.001
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Hedge:
 
     @classmethod
     def of(cls, value: object) -> Hedge | None:
-        """What the ``hedge`` argument stands for."""
+        """The option that ``Dispatcher(hedge=value)`` stands for; ``None`` for no copies."""
         if value is None or value is False:
             return None
         if value is True or value == "auto":

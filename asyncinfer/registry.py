@@ -55,7 +55,7 @@ _REQUIREMENT = re.compile(
     r"\s*(?P<name>[\w.-]+)[^;]*(?:;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"])?"
 )
 
-#: import name -> distribution, where the two differ
+#: from the name of a package in ``import`` to its name for pip, where the two differ
 _DISTRIBUTIONS = {
     "PIL": "pillow",
     "serial": "pyserial",
@@ -76,7 +76,7 @@ def model_names() -> list[str]:
 
 
 def load_driver(name: str) -> DriverFactory:
-    """Import the driver called ``name``; ``ConfigError`` says what to do if that fails."""
+    """Import the driver called ``name``. A ``ConfigError`` says what to do if that fails."""
     factory = _load(DRIVERS, "driver", name)
     if not callable(factory):
         raise ConfigError(f"driver {name!r}: its entry point is no class or function: {factory!r}")
@@ -84,9 +84,9 @@ def load_driver(name: str) -> DriverFactory:
 
 
 def load_model(name: str) -> Any:
-    """Import the built-in model called ``name``; ``ConfigError`` says what to do if that fails.
+    """Import the built-in model called ``name``. A ``ConfigError`` says what to do if that fails.
 
-    ``asyncinfer.model.builtin`` returns it typed and checked.
+    ``asyncinfer.model.builtin`` does the same, and returns the model typed and checked.
     """
     return _load(MODELS, "model", name)
 
@@ -139,7 +139,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def remedy(module: str, *, dist: Distribution | None = None, prefer: str = "") -> str:
-    """The ``pip install`` command that brings ``module``: the smallest fitting extra."""
+    """The ``pip install`` command for the package that has ``module``.
+
+    If an extra of ``dist`` brings the package, that is installed: the one called ``prefer``, else
+    the smallest.
+    """
     project = _DISTRIBUTIONS.get(module, module)
     extras = _extras(dist) if dist else {}
     fitting = [extra for extra, projects in extras.items() if _normalised(project) in projects]

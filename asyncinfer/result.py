@@ -24,16 +24,16 @@ class Result(Generic[OutT]):
     error: TaskError | None
     #: name of the device that ran it last; empty if none did
     device: str
-    #: how often it was run to an end, ``retries + 1`` at most: that the device of one call was lost
+    #: how many attempts came to an end, ``retries + 1`` at most. An attempt whose device was lost
     #: while a copy of the task went on elsewhere is not counted
     attempts: int
-    #: accepted from the source
+    #: when the task was accepted from the source
     submitted: float
-    #: last attempt began; ``nan`` if there was none
+    #: when the last attempt began; ``nan`` if there was none
     started: float
-    #: last attempt ended, or the error was decided
+    #: when the last attempt ended, or when the task failed without one
     finished: float
-    #: handed to the consumer
+    #: when the result was handed to the consumer
     delivered: float
 
     def unwrap(self) -> OutT:

@@ -1,4 +1,4 @@
-"""Snapshots of what a dispatcher and its devices have done."""
+"""Statistics: snapshots of what a dispatcher and its devices have done so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ("DeviceState", "DeviceStats", "DispatcherStats", "HedgeStats", "perce
 
 
 class DeviceState(StrEnum):
-    """Where a device is in its life."""
+    """The state of a device. Only one that is up takes tasks."""
 
     #: not ready yet
     OPENING = "opening"
@@ -19,11 +19,11 @@ class DeviceState(StrEnum):
     READY = "ready"
     #: up, running tasks
     BUSY = "busy"
-    #: up, but silent for far too long, or on trial after repeated failures: one task at a time
+    #: up, but silent for far too long, or on trial after repeated losses: gets one task at a time
     SUSPECT = "suspect"
-    #: failed; being closed
+    #: failed, and being closed in order to be opened again
     LOST = "lost"
-    #: pausing before it is opened again
+    #: closed, and waiting until it is opened again
     BACKING_OFF = "backing_off"
     #: takes no more tasks; finishes what it runs if it may, and is then closed
     DRAINING = "draining"
@@ -41,11 +41,11 @@ _UP = frozenset({DeviceState.READY, DeviceState.BUSY, DeviceState.SUSPECT})
 
 @dataclass(frozen=True, slots=True)
 class DeviceStats:
-    """One device, since the dispatcher opened."""
+    """One device, and what it has done since the dispatcher was opened."""
 
     #: the device's name
     name: str
-    #: where it is in its life cycle
+    #: the state it is in
     state: DeviceState
     #: tasks it finished
     tasks: int
@@ -67,14 +67,14 @@ class DeviceStats:
     state_seconds: float = 0.0
     #: why it is in its state, in words
     reason: str = ""
-    #: how often it was lost or could not be opened, as far as that is not forgiven
+    #: how often it was lost or could not be opened; time in service makes up for losses
     failures: int = 0
-    #: seconds until it is opened again, while it is backing off; ``nan`` otherwise, infinite while
-    #: that waits for calls left behind
+    #: seconds until it is opened again, while it is backing off: infinite while it waits for calls
+    #: left behind to end; ``nan`` in any other state
     next_attempt: float = math.nan
     #: how often it was opened, or tried to be
     generation: int = 0
-    #: calls left behind that still go on: they ignore that they were cancelled
+    #: calls left behind that still go on, since they ignore that they were cancelled
     wedged: int = 0
     #: what its driver tells of itself, such as the options it has chosen
     details: Mapping[str, str | float] = field(default_factory=dict)
@@ -91,9 +91,9 @@ class HedgeStats:
 
     #: tasks of which a copy was started
     started: int = 0
-    #: copies that ended first: theirs was the result
+    #: copies that brought the result
     won: int = 0
-    #: copies that the first call was quicker than
+    #: copies whose task had its result from the first call
     lost: int = 0
     #: copies that came to nothing: their device failed, or nobody wanted the task any more
     cancelled: int = 0
@@ -119,31 +119,31 @@ class DispatcherStats:
     quarantined: int
     #: copies of overdue tasks
     hedging: HedgeStats
-    #: accepted, not yet in the window
+    #: tasks accepted and not yet in the window
     queue_depth: int
-    #: in the window, not started
+    #: tasks in the window that wait for a device
     waiting: int
-    #: on a device, copies included
+    #: tasks on a device, running or reserved, copies included
     running: int
     #: finished results that wait for an earlier one
     reorder_buffer: int
-    #: the most that ever waited there
+    #: the most results that ever waited there
     max_reorder: int
-    #: seconds from the first start of a task to the last end of one (so far)
+    #: seconds from the first start of a task to the last end of one so far
     elapsed: float
     #: finished tasks / elapsed
     throughput: float
-    #: acceptance to delivery, median
+    #: seconds from acceptance until a result is ready for its consumer, median
     latency_p50: float
     #: the same, 95th percentile
     latency_p95: float
     #: the same, 99th percentile
     latency_p99: float
-    #: seconds in the reorder buffer, mean over all tasks
+    #: seconds that a result waits in the reorder buffer, mean over all tasks
     hold_mean: float
-    #: the same, 95th percentile of the recent ones
+    #: the same, 95th percentile
     hold_p95: float
-    #: the longest hold so far
+    #: the same, the longest so far
     hold_max: float
 
 

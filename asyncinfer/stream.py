@@ -25,7 +25,7 @@ class Stream(AsyncIterator[ItemT]):
     out of ``async for y in dispatcher.stream(xs)``). Where that must not depend on the garbage
     collector, use ``async with dispatcher.stream(xs) as ys``.
 
-    After a raised error, asking for the next result goes on behind the failed task.
+    After an error was raised, the next result asked for is the one after the failed task.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Stream(AsyncIterator[ItemT]):
                 raise error
 
     def _next_piece(self) -> TaskError | None:
-        """Get some more of the results, or the error to raise in their place."""
+        """Take the next piece of the results, or return the error to raise in its place."""
         lane = self._lane
         spans = lane.next_piece()
         self._engine.wake_if_free(lane)
@@ -85,9 +85,9 @@ class Stream(AsyncIterator[ItemT]):
             await lane.results_ready()
 
     async def aclose(self) -> None:
-        """Stop: drop what is not delivered, free the devices, stop reading. Idempotent.
+        """End the stream: drop what is not delivered, free the devices, stop reading. Idempotent.
 
-        Does not wait for calls that run on devices; those are cancelled where their driver can.
+        Calls that run on devices are cancelled. This does not wait until they have ended.
         """
         self._source = None
         reader = self._engine.drop(self._lane)

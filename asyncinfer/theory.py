@@ -37,7 +37,7 @@ def total_rate(service_times: Sequence[float]) -> float:
 
 
 def speedup(service_times: Sequence[float], base: float | None = None) -> float:
-    """How many times one device of service time ``base`` all of them are worth: ``R * base``.
+    """How many devices of service time ``base`` all of them are worth: ``R * base``.
 
     The default base is the fastest device, ``min(T_i)``: the only one worth comparing with.
     """
@@ -151,7 +151,8 @@ def windowed_makespan(service_times: Sequence[float], tasks: int, window: int) -
     def seconds(j: int) -> float:
         return max(optimum_makespan(times[: j + 1], tasks), held[j])
 
-    # worth a look is a j with less held than any above it; along these the optimum falls
+    # only a j with less in ``held`` than every greater j can be best; along these ``held`` rises
+    # with j and the optimum falls, so the best one is where the two meet
     worth: list[int] = []
     for j in reversed(range(len(times))):
         if not worth or held[j] < held[worth[-1]]:
@@ -228,7 +229,7 @@ def _erlang_c(servers: int, load: float) -> float:
 
 
 def _ceil(ratio: float) -> int:
-    """The ceiling, with 0.3/0.1 = 2.9999999999999996 and its like taken as whole."""
+    """The ceiling; a ratio like 0.3/0.1 = 2.9999999999999996 is taken for the whole number."""
     near = round(ratio)
     return near if math.isclose(ratio, near, rel_tol=1e-9) else math.ceil(ratio)
 
