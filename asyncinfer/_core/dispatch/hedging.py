@@ -101,7 +101,7 @@ class Hedging:
         Returns in how many seconds to look again: infinite if time alone changes nothing.
         """
         expected = burst.device.expect(burst.running)
-        if not _may_be_hedged(burst) or math.isnan(expected):
+        if not burst.live or burst.abandoned or math.isnan(expected) or _has_effects(burst.device):
             return math.inf
         late = now - burst.call_began - expected
         if late < self.hedge.least - SAME_MOMENT:
@@ -231,17 +231,13 @@ class _Copy:
         return any(task.done and task.run.device == self.burst.device.name for task in self.tasks)
 
 
-def _has_side_effects(device: Device) -> bool:
+def _has_effects(device: Device) -> bool:
     """Whether a device's driver says that running a task has effects besides its result."""
     return bool(getattr(device.driver, "side_effects", False))
 
 
-def _may_be_hedged(burst: Burst) -> bool:
-    return burst.live and not burst.abandoned and not _has_side_effects(burst.device)
-
-
 def _may_run_copy(device: Device) -> bool:
-    return not device.suspect and device.quickest < math.inf and not _has_side_effects(device)
+    return not device.suspect and device.quickest < math.inf and not _has_effects(device)
 
 
 def _may_be_copied(task: Span) -> bool:
