@@ -239,7 +239,7 @@ class Engine:
     # ---- what the time limits need to know
 
     def _started_tasks(self) -> Iterator[Iterable[Span]]:
-        """The tasks on each device, and those that failed and wait to run again."""
+        """The tasks on devices that have no output yet, and failed tasks that wait to run again."""
         for burst in self.roster.bursts:
             self._outcomes.pass_on(burst, burst.began)
             yield burst.spans

@@ -120,7 +120,7 @@ class Outcomes:
     def take_back(self, device: Device, error: DeviceError | None = None) -> list[Burst]:
         """Take all tasks from a device that failed with ``error``, or that is being removed.
 
-        The failure of a device is one of the tasks in its present calls, too. All other tasks go to
+        For the tasks in its present calls, ``error`` is a failed attempt. All other tasks go to
         other devices. Returns the bursts, which were cancelled.
         """
         now = self._clock()
@@ -164,7 +164,7 @@ class Outcomes:
             self.call_ended(burst)  # a runner cancelled before it starts does not do so itself
 
     def abandon_unwanted(self) -> None:
-        """Cancel every call of whose tasks nobody wants any."""
+        """Cancel every call that nobody waits for any more."""
         for burst in self._roster.bursts:
             if burst.abandoned:
                 self.abandon(burst)

@@ -168,8 +168,8 @@ class Pool:
     def _pull_for_others(self, free: list[Entry], asked: int) -> None:
         """The policy lets all slower devices rest: still ask some of them.
 
-        These are all of unknown speed, which may be fast, and now and then one of the others. The
-        first ``asked`` devices were asked already.
+        Every device of unknown speed is asked, as it may be fast; and now and then one of the
+        others. The first ``asked`` devices were asked already.
         """
         last = len(free)
         while asked < last and free[last - 1][0] == math.inf and self.waiting:

@@ -15,7 +15,7 @@ __all__ = ("POISON", "Retries", "strikes")
 
 #: a task is poison once this many different devices were lost while it ran
 POISON = 3
-#: longest that a suspect task waits for a second device to be up, in seconds
+#: longest that a suspect task waits for a second device to be up, in seconds from its last failure
 SUSPECT_WAIT = 5.0
 
 
