@@ -42,7 +42,7 @@ class Connecting:
         self._timeouts = timeouts
         #: the asyncio tasks that open devices now
         self._openings: dict[Device, asyncio.Task[None]] = {}
-        #: those that close a driver again which opened after nobody waited for it any more
+        #: the asyncio tasks that close drivers again which opened too late
         self._undoing: dict[Device, asyncio.Task[None]] = {}
 
     async def open(self, device: Device) -> None:

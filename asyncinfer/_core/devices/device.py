@@ -252,7 +252,7 @@ class Device:
         return self.estimator.expect(batch)
 
     def learn(self, batch: float, seconds: float) -> None:
-        """Take a call with ``batch`` tasks, which took so many ``seconds``, into the estimate."""
+        """Take a call with ``batch`` tasks, which took ``seconds``, into the estimate."""
         self.estimator.learn(batch, seconds)
         self._measure()
 

@@ -54,6 +54,6 @@ class Leftovers:
         return len(set(self._calls.values()))
 
     async def fewer_than(self, generations: int) -> None:
-        """Wait until the calls belong to fewer than so many ``generations``."""
+        """Wait until the calls belong to fewer openings of the device than ``generations``."""
         while self.generations >= generations:
             await asyncio.wait(self._calls, return_when=asyncio.FIRST_COMPLETED)

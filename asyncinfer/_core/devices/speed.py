@@ -61,7 +61,7 @@ class Estimator:
         self.told_apart = False
 
     def keep_ratios(self, calls: int) -> None:
-        """From now on keep the ``ratios`` of the last so many ``calls``."""
+        """From now on keep the ``ratios`` of the last calls, as many as ``calls`` says."""
         if self.ratios is None:
             self.ratios = deque(maxlen=calls)
 
@@ -78,7 +78,7 @@ class Estimator:
         return max(SHORTEST_CALL, self.line.per_batch + self.line.per_task * batch)
 
     def batch_within(self, seconds: float) -> float:
-        """How many tasks a call of so many ``seconds`` may have; ``nan`` while unknown."""
+        """How many tasks a call may have in order to take ``seconds``; ``nan`` while unknown."""
         if not self.known:
             return math.nan
         each = max(self.line.per_task, SHORTEST_CALL / 100)
@@ -106,7 +106,7 @@ class Estimator:
         self.known = True
 
     def learn_given_up(self, batch: float, seconds: float) -> None:
-        """Learn from a call that was given up after so many ``seconds``: it takes longer.
+        """Learn from a call that was given up after ``seconds``: it would have taken longer.
 
         The second in a row doubles the estimate, as a second time-out does for TCP (RFC 6298).
         """

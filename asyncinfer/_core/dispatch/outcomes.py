@@ -98,7 +98,7 @@ class Outcomes:
             self._retry(task, run.device)
 
     def call_ended(self, burst: Burst) -> None:
-        """The burst's runner ends, whatever has come of it: the device is free again."""
+        """The burst's runner ends: free the device; tasks that were not run go elsewhere."""
         self.pass_on(burst, burst.began)
         self._count_results(burst)
         burst.device.release(burst, self._clock())

@@ -27,7 +27,7 @@ MOST_IN_A_PASS = 1024
 MOST_RESERVED = 128
 #: a device takes as many tasks at once as it runs in this time, in seconds
 QUANTUM = 0.001
-#: every so many passes one of the resting devices is asked nevertheless, and the roster looks
+#: once in this many passes one of the resting devices is asked nevertheless, and the roster looks
 #: whether one device is long overdue
 NOW_AND_THEN = 8
 #: a device does not wait for a fuller batch for less than this, in seconds
