@@ -9,7 +9,7 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from asyncinfer._core.devices.attributes import attributes_of
+from asyncinfer._core.devices.attributes import attributes_of, mixed
 from asyncinfer._core.engine import Engine
 from asyncinfer._core.snapshot import snapshot
 from asyncinfer._core.tasks.recorder import logger
@@ -83,14 +83,14 @@ class Dispatcher(Generic[InT, OutT]):
         self._on_event = on_event
         self._engine: Engine | None = None
         policy_named(policy)
-        _check_names(self._drivers)
+        _check_drivers(self._drivers)
 
     # ---- opening and closing
 
     async def __aenter__(self) -> Dispatcher[InT, OutT]:
         if self._engine is not None and self._engine.running:
             raise ClosedError("the dispatcher is open already: enter it once at a time")
-        _check_names(self._drivers)
+        _check_drivers(self._drivers)
         engine = Engine(
             policy=policy_named(self._policy),
             window=self._window,
@@ -250,13 +250,15 @@ class Dispatcher(Generic[InT, OutT]):
         return self._engine
 
 
-def _check_names(drivers: Sequence[Driver[InT, OutT]]) -> None:
+def _check_drivers(drivers: Sequence[Driver[InT, OutT]]) -> None:
     seen: set[str] = set()
-    for driver in drivers:
-        name = attributes_of(driver).name
-        if name in seen:
-            raise ConfigError(f"two devices are called {name!r}: names must differ")
-        seen.add(name)
+    said = [attributes_of(driver) for driver in drivers]
+    for one in said:
+        if one.name in seen:
+            raise ConfigError(f"two devices are called {one.name!r}: names must differ")
+        if one.stateful is not said[0].stateful:
+            raise mixed(one.name, stateful=one.stateful)
+        seen.add(one.name)
 
 
 def _iterable(xs: Iterable[InT] | AsyncIterable[InT]) -> Iterable[InT] | AsyncIterable[InT]:

@@ -10,6 +10,7 @@ AsyncInferError
 │   └── ProtocolError      it answered, but not what the contract says
 └── TaskError(index)       the one error a task ends with
     ├── PoisonTask         device after device was lost while it ran
+    ├── StateLost          the device that held its stream's state is gone
     ├── QueueTimeout       no device took it in time
     ├── DeadlineExceeded   its overall deadline passed
     └── NoDeviceError      its time ran out with no device left to run it
@@ -32,6 +33,7 @@ __all__ = (
     "PoisonTask",
     "ProtocolError",
     "QueueTimeout",
+    "StateLost",
     "TaskError",
 )
 
@@ -131,6 +133,13 @@ class PoisonTask(TaskError):
     """Three different devices were lost while the task ran. It is not tried on a fourth.
 
     ``causes`` and ``devices`` tell how each was lost.
+    """
+
+
+class StateLost(TaskError):
+    """The stateful device that ran the task's stream was lost, and what it remembered with it.
+
+    Only drivers with ``stateful = True`` have it. A new stream begins anew.
     """
 
 

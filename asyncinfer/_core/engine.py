@@ -14,6 +14,7 @@ import anyio
 from asyncinfer._core.devices.device import names
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.supervisor import Supervisor
+from asyncinfer._core.dispatch.bindings import Bindings
 from asyncinfer._core.dispatch.executor import Executor
 from asyncinfer._core.dispatch.hedging import Hedging
 from asyncinfer._core.dispatch.outcomes import Outcomes
@@ -27,7 +28,7 @@ from asyncinfer._core.tasks.recorder import Recorder, logger
 from asyncinfer._core.tasks.source import feed
 from asyncinfer._core.tasks.spans import Span
 from asyncinfer.driver import Driver
-from asyncinfer.errors import ClosedError
+from asyncinfer.errors import ClosedError, ConfigError
 from asyncinfer.events import EventHook
 from asyncinfer.options import Hedge, Timeouts
 from asyncinfer.scheduling.policy import Policy
@@ -70,7 +71,10 @@ class Engine:
         #: starts copies of overdue tasks; ``None`` unless the user asked for that
         self.hedging = None if hedge is None else Hedging(hedge, roster, recorder, self._outcomes)
         self._recheck = Recheck(roster, loop, clock, self.wake)
-        self._pool = Pool(policy, lanes, roster, self.retries, self.hedging, self._recheck)
+        bindings = Bindings(roster, self._outcomes)
+        self._pool = Pool(
+            policy, lanes, roster, self.retries, self.hedging, self._recheck, bindings
+        )
         self.supervisor = Supervisor(
             roster,
             recorder,
@@ -197,6 +201,10 @@ class Engine:
 
     async def call(self, value: Any) -> Any:
         """Run one task that belongs to no stream, and return its output, or raise its error."""
+        if self.roster.stateful:
+            raise ConfigError(
+                "the devices are stateful, and infer belongs to no stream: use stream"
+            )
         if self.calls.intake.full():
             await self.calls.intake.room()
         self.check_open()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ConfigError
 
-__all__ = ("Attributes", "attributes_of")
+__all__ = ("Attributes", "attributes_of", "mixed")
 
 
 class Attributes(NamedTuple):
@@ -21,6 +21,8 @@ class Attributes(NamedTuple):
     max_wait: float
     #: seconds one call should take at most
     latency_target: float | None
+    #: whether its answers depend on what came before, so that a stream has to stay on it
+    stateful: bool
 
 
 def attributes_of(driver: Driver[Any, Any]) -> Attributes:
@@ -31,7 +33,15 @@ def attributes_of(driver: Driver[Any, Any]) -> Attributes:
         _positive(driver, "concurrency"),
         _optional_seconds(driver, "max_wait") or 0.0,
         _optional_seconds(driver, "latency_target"),
+        _stateful(driver),
     )
+
+
+def mixed(name: str, *, stateful: bool) -> ConfigError:
+    """The error for a device that is stateful where the others are not, or the other way round."""
+    kind, others = ("stateful", "not") if stateful else ("not stateful", "stateful")
+    text = f"device {name!r} is {kind} and others are {others}"
+    return ConfigError(f"{text}: a stream of a model that remembers has to stay on one device")
 
 
 def _name_of(driver: object) -> str:
@@ -49,6 +59,19 @@ def _positive(driver: Driver[Any, Any], attribute: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
     return value
+
+
+def _stateful(driver: Driver[Any, Any]) -> bool:
+    """Whether it is; then it must be able to run one task at a time, and to be reset."""
+    if not getattr(driver, "stateful", False):
+        return False
+    if (_positive(driver, "max_batch"), _positive(driver, "concurrency")) != (1, 1):
+        text = "is stateful: max_batch and concurrency must be 1, as each task follows another"
+        raise ConfigError(f"device {driver.name!r} {text}")
+    if not callable(getattr(driver, "reset", None)):
+        text = "is stateful: it needs a coroutine method reset(), which begins a stream"
+        raise ConfigError(f"device {driver.name!r} {text}")
+    return True
 
 
 def _optional_seconds(driver: Driver[Any, Any], attribute: str) -> float | None:

@@ -58,6 +58,8 @@ class Device:
         self.concurrency = attributes.concurrency
         #: seconds a task may wait for a fuller batch
         self.max_wait = attributes.max_wait
+        #: whether its answers depend on what came before
+        self.stateful = attributes.stateful
         self._size = BatchSize(attributes.max_batch, attributes.latency_target)
         #: most tasks one call should have
         self.batch_limit = self._size.limit
@@ -94,6 +96,8 @@ class Device:
         self.breaker = Breaker(f"42/{self.name}")
         self.leftovers = Leftovers()
         self._state = DeviceState.OPENING
+        #: whether it has not come into any state yet
+        self._is_new = True
         #: calls it may run at once in its present state
         self._slots = 0
         self._busy_seconds = 0.0
@@ -117,7 +121,7 @@ class Device:
 
         ``reason`` says why in words; without one, the text of ``error`` does.
         """
-        before = self._state if self.generation else None
+        before, self._is_new = None if self._is_new else self._state, False
         check(self.name, before, state)
         if state is DeviceState.OPENING:
             self.generation += 1
@@ -325,6 +329,7 @@ class Burst:
         "live",
         "outputs",
         "passed_on",
+        "resets",
         "runner",
         "spans",
         "tasks",
@@ -335,6 +340,8 @@ class Burst:
         #: the opening of the device that the burst belongs to
         self.generation = device.generation
         self.lane = spans[0].lane
+        #: whether the device is to be reset before the first call, as a stream begins
+        self.resets = False
         #: the inputs of all calls; what is removed from the end is not run
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         #: most tasks of one call

@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
 from typing import Any, cast
 
+from asyncinfer._core.devices.attributes import mixed
 from asyncinfer._core.devices.device import Burst, Device, put_back
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer.driver import Driver
@@ -44,6 +45,8 @@ class Roster:
         self.none_up = asyncio.Event()
         self.none_up.set()
         self._recorder = recorder
+        #: whether the devices are stateful: all are, or none
+        self.stateful = False
         self._devices: dict[str, Device] = {}
         self._positions = 0
         self._number_up = 0
@@ -67,6 +70,9 @@ class Roster:
         device = Device(driver, self._positions, self)
         if device.name in self._devices:
             raise ConfigError(f"there is a device {device.name!r} already: names must differ")
+        if any(other.stateful is not device.stateful for other in self._devices.values()):
+            raise mixed(device.name, stateful=device.stateful)
+        self.stateful = device.stateful
         self._positions += 1
         self._devices[device.name] = device
         return device

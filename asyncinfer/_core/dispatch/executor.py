@@ -77,6 +77,8 @@ class Executor:
         """
         infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
         limited = self._run_timeout is not None
+        if burst.resets:
+            await _reset(burst.device)
         started = burst.began = burst.call_began = clock()
         for batch in burst.batches():
             if limited:
@@ -110,6 +112,18 @@ class Executor:
     def _overran(self, burst: Burst) -> None:
         text = f"a call took longer than the run timeout of {self._run_timeout} s"
         self._report_failure(burst, DeviceTimeout(burst.device.name, text))
+
+
+async def _reset(device: Device) -> None:
+    """Have a stateful device forget what came before."""
+    driver: Any = device.driver
+    try:
+        await driver.reset()
+    except DeviceError:
+        raise
+    except Exception as error:
+        text = f"could not be reset: {type(error).__name__}: {error}"
+        raise DeviceError(device.name, text) from error
 
 
 def _is_cancelled() -> bool:

@@ -233,7 +233,7 @@ class _Copy:
 
 def _has_effects(device: Device) -> bool:
     """Whether a device's driver says that running a task has effects besides its result."""
-    return bool(getattr(device.driver, "side_effects", False))
+    return device.stateful or bool(getattr(device.driver, "side_effects", False))
 
 
 def _may_run_copy(device: Device) -> bool:

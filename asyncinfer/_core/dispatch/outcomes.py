@@ -184,12 +184,18 @@ class Outcomes:
             text = f"{POISON} devices were lost while it ran"
             self._recorder.quarantined += 1
             self._fail_for_good([task], run.finished, PoisonTask, text, error)
-        elif task.attempts > self._most_retries or isinstance(error, InputError):
+        elif self._is_final(task, error):
             self._fail_for_good([task], run.finished, TaskError, "", error)
         else:
             self._recorder.retried += 1
             self._retry(task, run.device)
             self._recorder.task_event("task.retried", task, error)
+
+    def _is_final(self, task: Span, error: BaseException) -> bool:
+        """Whether the task is not to be tried again after this error."""
+        if self._roster.stateful or isinstance(error, InputError):
+            return True  # a stateful device has changed by the attempt, and no other knows as much
+        return task.attempts > self._most_retries
 
     def _retry(self, task: Span, device: str) -> None:
         """Have the task run again alone, unless it still runs on a device other than ``device``."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.roster import Entry, Roster
+from asyncinfer._core.dispatch.bindings import Bindings
 from asyncinfer._core.dispatch.hedging import Hedging
 from asyncinfer._core.dispatch.recheck import Recheck
 from asyncinfer._core.dispatch.retries import Retries
@@ -51,6 +52,7 @@ class Pool:
         retries: Retries,
         hedging: Hedging | None,
         recheck: Recheck,
+        bindings: Bindings,
     ) -> None:
         self.now = 0.0
         #: whether the last pass left no device free; a device that becomes free causes another pass
@@ -61,6 +63,7 @@ class Pool:
         self._retries = retries
         self._hedging = hedging
         self._recheck = recheck
+        self._bindings = bindings
         #: the bursts that this pass has made, to be started after it
         self._bursts: list[Burst] = []
         #: tasks that devices were given and have not started
@@ -117,7 +120,7 @@ class Pool:
             for device, task in self._retries.pairs(now):
                 self._hand_out(device, [task], 1)
             self._update()
-        rest = self._pull_all()
+        rest = self._follow_streams() if self._roster.stateful else self._pull_all()
         self._schedule_next_pass(rest)
         return self._bursts
 
@@ -127,6 +130,13 @@ class Pool:
         if self._hedging is not None:
             for device in changed:
                 self._hedging.look_soon(device, self.now)
+
+    def _follow_streams(self) -> bool:
+        """Give each stream's next task to the stateful device that it has to itself; none rests."""
+        for lane, device, fresh in self._bindings.ready(self._lanes):
+            burst = self._hand_out(device, lane.waiting.take(1), 1)
+            burst.resets = fresh
+        return False
 
     def _pull_all(self) -> bool:
         """Let free devices pull tasks; return whether one of them rests though tasks wait."""
@@ -225,7 +235,7 @@ class Pool:
         self._lanes.took_turn(lane)
         return lane.waiting.take(count, offset)
 
-    def _hand_out(self, device: Device, spans: list[Span], batch: int) -> None:
+    def _hand_out(self, device: Device, spans: list[Span], batch: int) -> Burst:
         """Make a burst of ``spans`` for ``device``, with ``batch`` tasks in each call at most."""
         burst = Burst(device, spans, min(batch, device.max_batch), self.now)
         if burst.reserved:
@@ -235,6 +245,7 @@ class Pool:
         if self._hedging is not None:
             self._hedging.look_soon(device, self.now)
         self._bursts.append(burst)
+        return burst
 
 
 def _reservation(device: Device, batch: int, share: float) -> int:
