@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncinfer.testing import run_virtual
+
+sys.path.insert(0, str(Path(__file__).parent))  # for fakes and inside
 
 #: virtual seconds after which a test is taken to hang
 FOREVER = 1e6

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+from fakes import Noting, Unknown
 
 from asyncinfer import Dispatcher, config
 from asyncinfer._core.devices.speed import BatchSize, Estimator
@@ -15,21 +16,14 @@ from asyncinfer.errors import ConfigError
 from asyncinfer.testing import SimulatedDriver
 
 
-class Noting(SimulatedDriver):
-    """Notes when its calls began and of how many tasks they were."""
+def batching(name="g", service_time=0.001, *, kind=Noting, **options):
+    """One that is the faster, the larger its batches."""
+    return kind(name, service_time, **{"batch_cost": 0.02, "max_batch": 32, **options})
 
-    def __init__(self, name="g", service_time=0.001, **options):
-        options = {"batch_cost": 0.02, "max_batch": 32, **options}
-        super().__init__(name, service_time, **options)
-        self.calls = []
 
-    async def infer(self, batch):
-        self.calls.append((round(asyncio.get_running_loop().time(), 9), len(batch)))
-        return await super().infer(batch)
-
-    @property
-    def sizes(self):
-        return [size for _, size in self.calls]
+def calls_of(driver):
+    """When its calls began and of how many tasks they were."""
+    return [(round(at, 9), size) for at, size in zip(driver.called_at, driver.sizes, strict=True)]
 
 
 KINDS = {
@@ -110,7 +104,7 @@ def test_bursts_are_shared_out(virtual, kind):
 
 def test_devices_alike_share_what_waits(virtual):
     async def run():
-        devices = [Noting(f"g{i}") for i in range(4)]
+        devices = [batching(f"g{i}") for i in range(4)]
         async with Dispatcher(devices) as d:
             await asyncio.gather(*(d.infer(x) for x in range(32)))
             return [device.sizes for device in devices], asyncio.get_running_loop().time()
@@ -129,27 +123,27 @@ async def calls(driver, pauses, **options):
             for pause in pauses:
                 group.create_task(d.infer(0))
                 await asyncio.sleep(pause)
-        return driver.calls
+        return calls_of(driver)
 
 
 def test_a_partly_filled_batch_may_wait_for_more(virtual):
     pauses = [0.003] * 10
-    assert virtual(calls(Noting(max_wait=0.0), pauses))[0] == (0.0, 1)
-    assert virtual(calls(Noting(max_wait=0.01), pauses))[0] == (0.01, 4)
+    assert virtual(calls(batching(max_wait=0.0), pauses))[0] == (0.0, 1)
+    assert virtual(calls(batching(max_wait=0.01), pauses))[0] == (0.01, 4)
 
 
 def test_a_full_batch_waits_no_longer(virtual):
-    driver = Noting(max_wait=0.01, max_batch=3)
+    driver = batching(max_wait=0.01, max_batch=3)
     assert virtual(calls(driver, [0.003] * 6))[0] == (0.006, 3)
 
 
 def test_it_waits_no_longer_than_it_is_told(virtual):
-    assert virtual(calls(Noting(max_wait=0.01), [0.5, 0.5])) == [(0.01, 1), (0.51, 1)]
+    assert virtual(calls(batching(max_wait=0.01), [0.5, 0.5])) == [(0.01, 1), (0.51, 1)]
 
 
 def test_nothing_waits_once_the_source_has_ended(virtual):
     async def run():
-        driver = Noting(max_wait=10.0)
+        driver = batching(max_wait=10.0)
         async with Dispatcher([driver]) as d:
             assert [y async for y in d.stream(range(37))] == list(range(37))
             return asyncio.get_running_loop().time()
@@ -165,7 +159,7 @@ def test_nothing_waits_where_the_window_is_full(virtual):
             x += 1
 
     async def run():
-        driver = Noting(max_wait=10.0)
+        driver = batching(max_wait=10.0)
         async with Dispatcher([driver], window=5) as d, d.stream(endless()) as results:
             for _ in range(50):
                 await anext(results)
@@ -178,11 +172,11 @@ def test_nothing_waits_where_the_window_is_full(virtual):
 
 def test_nothing_waits_while_draining(virtual):
     async def run():
-        driver = Noting(max_wait=10.0)
+        driver = batching(max_wait=10.0)
         async with Dispatcher([driver]) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(0.001)
-            assert driver.calls == []
+            assert calls_of(driver) == []
             await d.drain()
             assert await call == 1
             return asyncio.get_running_loop().time()
@@ -192,10 +186,10 @@ def test_nothing_waits_while_draining(virtual):
 
 def test_another_device_need_not_wait(virtual):
     async def run():
-        waits, other = Noting("waits", max_wait=10.0), Noting("other", 0.002)
+        waits, other = batching("waits", max_wait=10.0), Noting("other", 0.002)
         async with Dispatcher([waits, other]) as d:
             await asyncio.gather(*(d.infer(x) for x in range(40)))
-            return waits.calls, other.calls
+            return calls_of(waits), calls_of(other)
 
     waits, other = virtual(run())
     assert [at for at, _ in waits] == [0.0]
@@ -208,7 +202,7 @@ def test_another_device_need_not_wait(virtual):
 @pytest.mark.parametrize("estimate", [None, 0.0001, 0.01])
 def test_a_target_bounds_the_batch(virtual, estimate):
     async def run():
-        driver = Noting(latency_target=0.03, estimate=estimate)
+        driver = batching(latency_target=0.03, estimate=estimate)
         async with Dispatcher([driver]) as d:
             assert len([y async for y in d.stream(range(2000))]) == 2000
         return driver.sizes
@@ -220,7 +214,7 @@ def test_a_target_bounds_the_batch(virtual, estimate):
 
 def test_a_target_that_no_batch_meets_leaves_one_task_a_call(virtual):
     async def run():
-        driver = Noting(latency_target=0.001)
+        driver = batching(latency_target=0.001)
         async with Dispatcher([driver]) as d:
             assert len([y async for y in d.stream(range(50))]) == 50
         return driver.sizes
@@ -229,12 +223,11 @@ def test_a_target_that_no_batch_meets_leaves_one_task_a_call(virtual):
 
 
 def test_before_anything_is_known_a_target_allows_one_task(virtual):
-    class Silent(Noting):
-        async def calibrate(self):
-            return None
+    class Silent(Unknown, Noting):
+        pass
 
     async def run():
-        driver = Silent(latency_target=0.03)
+        driver = batching(kind=Silent, latency_target=0.03)
         async with Dispatcher([driver]) as d:
             assert len([y async for y in d.stream(range(2000))]) == 2000
         return driver.sizes

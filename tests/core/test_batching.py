@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+from fakes import Picky
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,26 +15,15 @@ from asyncinfer.errors import InputError, TaskError
 from asyncinfer.testing import SimulatedDriver
 
 
-class Batcher(SimulatedDriver):
-    """Notes its batches; raises if ``poison`` says so of an input, as a stacked model would."""
-
-    def __init__(self, name="a", service_time=0.1, *, poison=lambda x: False, **options):
-        options = {"max_batch": 8, "batch_cost": 0.5, **options}
-        super().__init__(name, service_time, **options)
-        self.poison = poison
-        self.batches = []
-
-    async def infer(self, batch):
-        self.batches.append(list(batch))
-        await super().infer(batch)
-        if any(self.poison(x) for x in batch):
-            raise ValueError(f"cannot stack {len(batch)}")
-        return [("out", x) for x in batch]
+def batcher(name="a", service_time=0.1, *, poison=lambda x: False, **options):
+    """One of batches that raises if ``poison`` says so of an input."""
+    options = {"max_batch": 8, "batch_cost": 0.5, "function": lambda x: ("out", x), **options}
+    return Picky(name, service_time, lambda batch: any(map(poison, batch)), **options)
 
 
 def test_a_batch_is_of_consecutive_tasks_up_to_the_most(virtual):
     async def run():
-        driver = Batcher(max_batch=8)
+        driver = batcher(max_batch=8)
         async with Dispatcher([driver]) as d:
             assert [y async for y in d.stream(range(100))] == [("out", x) for x in range(100)]
         return driver.batches
@@ -46,7 +36,7 @@ def test_a_batch_is_of_consecutive_tasks_up_to_the_most(virtual):
 
 def test_nothing_waits_for_a_batch_to_fill(virtual):
     async def run():
-        driver = Batcher()
+        driver = batcher()
         async with Dispatcher([driver]) as d:
             await d.infer(0)
             return asyncio.get_running_loop().time(), driver.batches
@@ -56,7 +46,7 @@ def test_nothing_waits_for_a_batch_to_fill(virtual):
 
 def test_calls_of_many_callers_share_batches_and_each_gets_its_own_answer(virtual):
     async def run():
-        driver = Batcher()
+        driver = batcher()
         async with Dispatcher([driver]) as d:
             got = await asyncio.gather(*(d.infer(x) for x in range(50)))
         assert got == [("out", x) for x in range(50)]
@@ -69,7 +59,7 @@ def test_calls_of_many_callers_share_batches_and_each_gets_its_own_answer(virtua
 
 def test_a_cancelled_caller_does_not_disturb_those_who_share_its_batch(virtual):
     async def run():
-        driver = Batcher()
+        driver = batcher()
         async with Dispatcher([driver]) as d:
             calls = [asyncio.create_task(d.infer(x)) for x in range(4)]
             await asyncio.sleep(0.3)
@@ -89,7 +79,7 @@ def test_a_cancelled_caller_does_not_disturb_those_who_share_its_batch(virtual):
 
 def test_one_bad_item_fails_alone_though_the_whole_batch_raised(virtual):
     async def run():
-        driver = Batcher(poison=lambda x: x == 13)
+        driver = batcher(poison=lambda x: x == 13)
         async with Dispatcher([driver], retries=1) as d:
             results = [r async for r in d.results(range(24))]
         bad = results.pop(13)
@@ -120,7 +110,7 @@ def test_an_error_in_its_place_fails_alone(virtual):
 def test_a_batch_lost_with_its_device_moves_whole(virtual):
     async def run():
         first = SimulatedDriver("a", 0.1, max_batch=8, fail=lambda x: x == 3)
-        second = Batcher("b", 0.3)
+        second = batcher("b", 0.3)
         async with Dispatcher([first, second]) as d:
             results = [r async for r in d.results(range(8))]
             assert [r.value in (r.index, ("out", r.index)) for r in results] == [True] * 8
@@ -140,11 +130,15 @@ def test_a_batch_lost_with_its_device_moves_whole(virtual):
 def test_answer_i_belongs_to_input_i(virtual, sizes, poisoned, in_place, times, calls):
     async def run():
         drivers = [
-            Batcher(f"d{i}", times[i], max_batch=size, poison=poisoned.__contains__)
+            batcher(
+                f"d{i}",
+                times[i],
+                max_batch=size,
+                poison=poisoned.__contains__,
+                fail=lambda x: InputError("bad") if x in in_place else None,
+            )
             for i, size in enumerate(sizes)
         ]
-        for driver in drivers:
-            driver._fail = lambda x: InputError("bad") if x in in_place else None
         async with Dispatcher(drivers, window=17, queue_size=5) as d:
             if calls:
                 awaited = (d.infer(x) for x in range(60))
@@ -157,5 +151,8 @@ def test_answer_i_belongs_to_input_i(virtual, sizes, poisoned, in_place, times, 
         if x in poisoned:
             assert isinstance(y, TaskError)
             assert y.attempts == 3
+        elif x in in_place:
+            assert isinstance(y, TaskError)
+            assert isinstance(y.causes[-1], InputError)
         else:
             assert y == ("out", x)

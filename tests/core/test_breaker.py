@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from fakes import now
 
 from asyncinfer import Dispatcher
 from asyncinfer._core.devices.breaker import (
@@ -16,10 +17,6 @@ from asyncinfer._core.devices.breaker import (
 )
 from asyncinfer.errors import DeviceLost
 from asyncinfer.testing import SimulatedDriver
-
-
-def now():
-    return asyncio.get_running_loop().time()
 
 
 class Flapping(SimulatedDriver):

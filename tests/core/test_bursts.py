@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import inside
 import pytest
+from fakes import Deaf
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import DeviceLost, TaskError
@@ -38,8 +40,7 @@ def test_a_burst_that_breaks_off_loses_none_of_what_it_had_reserved(virtual, err
             got = []
             async for y in d.stream(range(2000), ordered=ordered, return_exceptions=True):
                 got.append(y)
-                bursts = list(d._engine.roster.bursts)
-                most = max([most, *(burst.reserved for burst in bursts)])
+                most = max([most, *(burst.reserved for burst in inside.bursts(d))])
         assert most > 1, "or this tests nothing"
         assert not [y for y in got if isinstance(y, TaskError)]
         assert (got if ordered else sorted(got)) == list(range(2000))
@@ -71,18 +72,8 @@ def test_tasks_given_back_take_their_place_again(virtual):
 def test_an_answer_that_comes_too_late_is_ignored(virtual):
     """Its task has been run elsewhere meanwhile: the late call counts for nothing."""
 
-    class Late(SimulatedDriver):
-        async def infer(self, batch):
-            end = asyncio.get_running_loop().time() + 5
-            while (now := asyncio.get_running_loop().time()) < end:
-                try:
-                    await asyncio.sleep(end - now)
-                except asyncio.CancelledError:
-                    continue
-            return ["late"] * len(batch)
-
     async def run():
-        late, well = Late("late", 0.01), SimulatedDriver("well", 1.0)
+        late, well = Deaf("late", 0.01, seconds=5.0), SimulatedDriver("well", 1.0)
         async with Dispatcher([late, well], timeout=Timeouts(run=2.0)) as d:
             result = await anext(d.results(["x"]))
             assert (result.value, result.device, result.attempts) == ("x", "well", 2)

@@ -5,35 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from fakes import Doored
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.dispatch.recheck import Recheck
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout
-from asyncinfer.testing import SimulatedDriver
-
-
-class Doored(SimulatedDriver):
-    """Its openings fail or take time as listed; knows when each began, and counts its closings."""
-
-    def __init__(self, name, service_time=0.1, openings=(), **options):
-        super().__init__(name, service_time, **options)
-        self.openings = list(openings)
-        self.opened_at = []
-        self.closes = 0
-
-    async def open(self):
-        self.opened_at.append(asyncio.get_running_loop().time())
-        opening = self.openings.pop(0) if self.openings else 0
-        if isinstance(opening, BaseException):
-            raise opening
-        await asyncio.sleep(opening)
-        await super().open()
-
-    async def close(self):
-        self.closes += 1
-        await super().close()
 
 
 def lost(name):
@@ -44,13 +22,8 @@ def lost(name):
 
 
 def test_all_open_at_once_and_close_at_once(virtual):
-    class Slow(Doored):
-        async def close(self):
-            await asyncio.sleep(2)
-            await super().close()
-
     async def run():
-        drivers = [Slow("a", openings=[3]), Slow("b", openings=[3])]
+        drivers = [Doored(name, openings=[3], closings=2) for name in "ab"]
         async with Dispatcher(drivers):
             assert asyncio.get_running_loop().time() == 3
             assert all(driver.is_open for driver in drivers)

@@ -7,6 +7,7 @@ import math
 import pickle
 
 import pytest
+from fakes import Faulty, Unusual
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import (
@@ -20,36 +21,6 @@ from asyncinfer.errors import (
     TaskError,
 )
 from asyncinfer.testing import SimulatedDriver
-
-
-class Faulty(SimulatedDriver):
-    """Its calls go wrong as listed: an exception is raised, a function makes the outputs."""
-
-    def __init__(self, name, service_time, faults=(), **options):
-        super().__init__(name, service_time, **options)
-        self.faults = list(faults)
-        self.opens = self.closes = 0
-        self.batches = []
-
-    async def open(self):
-        self.opens += 1
-        await super().open()
-
-    async def close(self):
-        self.closes += 1
-        await super().close()
-
-    async def infer(self, batch):
-        self.batches.append(list(batch))
-        fault = self.faults.pop(0) if self.faults else None
-        outputs = await super().infer(batch)
-        if isinstance(fault, BaseException):
-            raise fault
-        return outputs if fault is None else fault(list(batch))
-
-
-class Unusual(BaseException):
-    """Neither an Exception nor one that asyncio knows."""
 
 
 async def one(drivers, **options):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import inside
 import pytest
+from fakes import Deaf, deaf
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer._core.devices.roster import Roster
@@ -14,16 +16,11 @@ from asyncinfer.stats import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
 
-async def deaf(inputs, seconds, after=0):
-    """A source that does not hear that it is cancelled while it waits for one of its inputs."""
-    loop = asyncio.get_running_loop()
+async def deaf_source(inputs, seconds, after=0):
+    """It does not hear that it is cancelled while it waits for one of its inputs."""
     for x in range(inputs):
-        until = loop.time() + (seconds if x == after else 0)
-        while loop.time() < until:
-            try:
-                await asyncio.sleep(until - loop.time())
-            except asyncio.CancelledError:
-                continue
+        if x == after:
+            await deaf(asyncio.sleep(seconds))
         yield x
 
 
@@ -47,7 +44,7 @@ def test_a_source_that_does_not_hear_its_cancellation_is_read_no_further(virtual
         read = []
 
         async def source():
-            async for x in deaf(10, 5.0, after=2):
+            async for x in deaf_source(10, 5.0, after=2):
                 read.append(x)
                 yield x
 
@@ -73,7 +70,7 @@ def test_closing_goes_to_its_end_however_often_it_is_cancelled(virtual, times):
         drivers = [SimulatedDriver("a", 0.1), SimulatedDriver("b", 0.1)]
 
         async def body():
-            async with Dispatcher(drivers) as d, d.stream(deaf(1, 1.5)) as stream:
+            async with Dispatcher(drivers) as d, d.stream(deaf_source(1, 1.5)) as stream:
                 await anext(stream)
 
         task = asyncio.create_task(body())
@@ -129,44 +126,29 @@ def test_a_device_that_is_added_while_the_dispatcher_closes_leaves_no_timer(virt
     virtual(run())
 
 
-class Deaf(SimulatedDriver):
-    """Its third call and all after it take 2 s, cancelled or not."""
-
-    calls = 0
-
-    async def infer(self, batch):
-        self.calls += 1
-        assert self.is_open
-        if self.calls >= 3:
-            async for _ in deaf(1, 2.0):
-                pass
-        return batch
-
-
 def test_a_call_that_ignores_its_cancellation_is_the_last_one_of_its_burst(virtual):
     async def run():
-        driver = Deaf("a", 0.00001)  # so fast that it reserves tasks
+        driver = Deaf("a", 0.00001, seconds=2.0, first=3)  # so fast that it reserves tasks
         async with Dispatcher([driver], timeout=Timeouts(close=1.0)) as d:
             async with d.stream(range(100)) as stream:
                 await anext(stream)
-                begun = driver.calls
+                begun = len(driver.batches)
             await asyncio.sleep(0.5)
             await d.close()
         await asyncio.sleep(5.0)
-        assert driver.calls == begun
+        assert len(driver.batches) == begun
 
     virtual(run())
 
 
 def test_nobody_suspects_a_device_that_is_being_closed(virtual):
     async def run():
-        async with Dispatcher([Deaf("a", 0.00001)]) as d:
+        async with Dispatcher([Deaf("a", 0.00001, seconds=2.0, first=3)]) as d:
             calls = [asyncio.create_task(d.infer(x)) for x in range(3)]
             await asyncio.sleep(0.0125)
-            supervisor = d._engine.supervisor
-            (device,) = d._engine.roster.devices
+            (device,) = inside.devices(d)
             device.become(DeviceState.DRAINING, asyncio.get_running_loop().time())
-            supervisor.watchdog._look()  # before the roster has taken that in
+            inside.look(d)  # before the roster has taken that in
             assert device.state is DeviceState.DRAINING
             await asyncio.gather(*calls)
 

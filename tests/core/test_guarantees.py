@@ -7,16 +7,13 @@ import math
 import random
 
 import pytest
+from fakes import simulated
 
 from asyncinfer import Dispatcher, theory
 from asyncinfer.testing import SimulatedDriver
 
 #: stands for no window at all
 UNBOUNDED = 10**6
-
-
-def drivers(times, **options):
-    return [SimulatedDriver(f"d{i}", t, **options) for i, t in enumerate(times)]
 
 
 async def run(devices, tasks, window=1024, policy="eft", queue_size=1024):
@@ -48,7 +45,7 @@ def test_the_makespan_is_the_optimum_however_unequal_they_are(virtual, n, spread
     times = unequal(n, spread)
     optimum = theory.optimum_makespan(times, 1000)
     for window, queue_size in ((UNBOUNDED, 1000), (1000, 100), (100, 100), (n, 1000)):
-        seconds, stats = virtual(run(drivers(times), 1000, window, queue_size=queue_size))
+        seconds, stats = virtual(run(simulated(times), 1000, window, queue_size=queue_size))
         if window >= theory.window_needed(times):
             assert seconds <= 1.01 * optimum, window
         elif window >= 100:
@@ -63,7 +60,7 @@ def test_noise_costs_at_most_a_tenth(virtual, n, spread):
     times = unequal(n, spread)
     optimum = theory.optimum_makespan(times, 1000)
     for window in (1000, 100):
-        seconds, _ = virtual(run(drivers(times, noise=0.3), 1000, window))
+        seconds, _ = virtual(run(simulated(times, noise=0.3), 1000, window))
         assert seconds <= 1.10 * optimum, window
 
 
@@ -72,8 +69,8 @@ def test_results_are_not_held_where_plain_pull_holds_them(virtual, seed):
     rng = random.Random(seed)
     times = [10 ** rng.uniform(-2, 0) for _ in range(rng.randint(2, 8))]
     window = rng.choice([50, 200, 1000])
-    _, plain = virtual(run(drivers(times), 500, window, "greedy"))
-    _, ours = virtual(run(drivers(times), 500, window))
+    _, plain = virtual(run(simulated(times), 500, window, "greedy"))
+    _, ours = virtual(run(simulated(times), 500, window))
     assert ours.hold_mean <= 0.01 * max(times)
     assert ours.hold_mean <= plain.hold_mean + 1e-9
 
@@ -83,11 +80,11 @@ def test_results_are_not_held_where_plain_pull_holds_them(virtual, seed):
 
 def base_sets():
     return {
-        "one": lambda: drivers([0.01]),
-        "two": lambda: drivers([0.01, 0.015]),
-        "unequal": lambda: drivers([0.01, 0.05, 0.2]),
-        "calls at once": lambda: drivers([0.03, 0.04], concurrency=3),
-        "batches": lambda: drivers([0.001, 0.002], batch_cost=0.02, max_batch=8),
+        "one": lambda: simulated([0.01]),
+        "two": lambda: simulated([0.01, 0.015]),
+        "unequal": lambda: simulated([0.01, 0.05, 0.2]),
+        "calls at once": lambda: simulated([0.03, 0.04], concurrency=3),
+        "batches": lambda: simulated([0.001, 0.002], batch_cost=0.02, max_batch=8),
         "batch and single": lambda: [
             SimulatedDriver("d0", 0.001, batch_cost=0.03, max_batch=16),
             SimulatedDriver("d1", 0.01),
@@ -118,7 +115,7 @@ def test_adding_a_device_is_never_a_loss(virtual, base, window):
 @pytest.mark.parametrize("throttled", [0, -1])
 def test_with_drift_no_policy_is_better_in_hindsight(virtual, policies, times, throttled):
     async def throttle(policy):
-        devices = drivers(times)
+        devices = simulated(times)
         loop = asyncio.get_running_loop()
         async with Dispatcher(devices, policy=policy, window=1000) as d:
             async for y in d.stream(range(1000)):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 from collections import Counter
 
+import inside
 import pytest
+from fakes import Stalling, Uneven, Unknown, deaf
 
 from asyncinfer import Dispatcher, Hedge
-from asyncinfer._core.dispatch.pool import Pool
 from asyncinfer.errors import ConfigError, DeviceLost, InputError, TaskError
 from asyncinfer.stats import HedgeStats
 from asyncinfer.testing import SimulatedDriver
@@ -19,68 +18,25 @@ from asyncinfer.testing import SimulatedDriver
 EAGER = Hedge(budget=1.0)
 
 
-class Slow(SimulatedDriver):
-    """Takes other times for some inputs, and does other things with them."""
+class Slow(Uneven):
+    """Answers with its name."""
 
-    def __init__(self, name, seconds, slow=(), **options):
-        super().__init__(name, seconds, **options)
-        self.slow = dict(slow)
-        self.ends = {}
-        self.started, self.cancelled = [], []
-
-    async def infer(self, batch):
-        self.started.append(list(batch))
-        try:
-            seconds = max(self.slow.get(x, self.service_time * len(batch)) for x in batch)
-            await asyncio.sleep(seconds)
-        except asyncio.CancelledError:
-            self.cancelled.append(list(batch))
-            raise
-        outputs = [(x, self.name) for x in batch]
-        end = next((self.ends[x] for x in batch if x in self.ends), None)
-        if isinstance(end, BaseException):
-            raise end
-        return outputs if end is None else end(outputs)
-
-
-class Stalling(SimulatedDriver):
-    """Takes 20 times as long for 1 call in 100, at random."""
-
-    def __init__(self, name, seconds):
-        super().__init__(name, seconds)
-        self.dice = random.Random(42)
-
-    async def infer(self, batch):
-        if self.dice.random() < 0.01:
-            await asyncio.sleep(19 * self.service_time)
-        return await super().infer(batch)
+    def answer(self, x):
+        return x, self.name
 
 
 class Stubborn(Slow):
     """Cannot be interrupted, as a thread cannot."""
 
     async def infer(self, batch):
-        work = asyncio.ensure_future(super().infer(batch))
-        cancelled = False
-        while not work.done():
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
-        return work.result()
+        return await deaf(super().infer(batch), forgets=False)
 
 
 class Deaf(Slow):
     """Hears of no cancellation: its result comes late, as if nothing had happened."""
 
     async def infer(self, batch):
-        work = asyncio.ensure_future(super().infer(batch))
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(work)
-        return work.result()
+        return await deaf(super().infer(batch))
 
 
 async def run(drivers, tasks, *, hedge=EAGER, ordered=True, **options):
@@ -135,7 +91,7 @@ def test_a_device_that_cannot_be_interrupted_is_busy_until_its_call_ends(virtual
     results, stats, _ = virtual(run([a, b], 20))
     assert results[0].value == (0, "b")
     assert stats.hedging.won == 1
-    assert [x for x in a.started if x != [0]], "it is used again afterwards"
+    assert [x for x in a.batches if x != [0]], "it is used again afterwards"
     assert min(r.started for r in results if r.device == "a") == 10.5
     assert stats.failed == stats.retried == 0
 
@@ -155,7 +111,7 @@ def test_a_result_that_comes_late_does_not_replace_the_first_one(virtual):
             first = await anext(stream)
             await asyncio.sleep(20.0)
             rest = [y async for y in stream]
-            assert [a.started[1], first[0], *(x for x, _ in rest)] == [[3], *range(8)]
+            assert [a.batches[1], first[0], *(x for x, _ in rest)] == [[3], *range(8)]
             assert rest[2] == (3, "b")
             assert d.stats().hedging.won == 1
 
@@ -238,7 +194,7 @@ def test_a_whole_batch_is_copied(virtual):
     b = Slow("b", 1.0, max_batch=4)
     results, stats, _ = virtual(run([a, b], 40, policy="greedy"))
     assert [r.value[1] for r in results if r.index in (0, 1, 2, 3)] == ["b"] * 4
-    assert [0, 1] in b.started, "in calls as large as are of use on that device"
+    assert [0, 1] in b.batches, "in calls as large as are of use on that device"
     assert stats.hedging.won == 4
     assert stats.hedging.seconds == 4.0
 
@@ -365,7 +321,7 @@ def test_after_an_error_that_may_pass_the_other_call_is_the_second_attempt(virtu
     assert results[0].value == (0, "a")
     assert results[0].attempts == 2
     assert stats.retried == 1
-    assert [0] not in b.started[b.started.index([0]) + 1 :]
+    assert [0] not in b.batches[b.batches.index([0]) + 1 :]
 
 
 @pytest.mark.parametrize("removed", ["a", "b"])
@@ -412,7 +368,10 @@ def test_nobody_wants_it_any_more(virtual, how):
 def test_a_stalling_device_holds_results_five_times_less_for_three_percent(virtual):
     holds, extra = {}, 0.0
     for hedge in (None, True):
-        drivers = [Stalling("a", 0.01), *(SimulatedDriver(name, 0.01) for name in "bcd")]
+        drivers = [
+            Stalling("a", 0.01, chance=0.01),
+            *(SimulatedDriver(name, 0.01) for name in "bcd"),
+        ]
         results, stats, _ = virtual(run(drivers, 6000, hedge=hedge))
         ordered = sorted(r.delivered - r.finished for r in results)
         holds[hedge] = ordered[int(0.99 * len(ordered))]
@@ -462,21 +421,14 @@ def test_and_what_not(value):
 # ---- what it costs while nothing is overdue
 
 
-class Unknown(Slow):
+class UnknownSlow(Unknown, Slow):
     """Cannot say how long a call takes."""
 
-    async def calibrate(self):
-        return None
 
-
-@pytest.mark.parametrize("slow", [Unknown, Slow])
+@pytest.mark.parametrize("slow", [UnknownSlow, Slow])
 @pytest.mark.parametrize("fast", [None, 0.001])
-def test_time_alone_wakes_nobody(virtual, monkeypatch, slow, fast):
+def test_time_alone_wakes_nobody(virtual, slow, fast):
     """One call goes on for long and is not overdue, and nothing else happens."""
-    passes, assign = [], Pool.assign
-    monkeypatch.setattr(
-        Pool, "assign", lambda pool, now: (passes.append(None), assign(pool, now))[1]
-    )
 
     async def main():
         async with Dispatcher([slow("slow", 1e4)], hedge=EAGER) as d:
@@ -485,7 +437,7 @@ def test_time_alone_wakes_nobody(virtual, monkeypatch, slow, fast):
             if fast is not None:
                 await d.add(Slow("fast", fast))
                 assert await d.infer(1) == (1, "fast")
-            passes.clear()
+            passes = inside.count_passes(d)
             await asyncio.sleep(1000.0)
             assert not stuck.done()
             assert d.stats().hedging.started == 0
@@ -497,7 +449,7 @@ def test_time_alone_wakes_nobody(virtual, monkeypatch, slow, fast):
 
 def test_a_call_is_overdue_though_its_device_became_known_while_it_ran(virtual):
     async def main():
-        a, b = Unknown("a", 1.0, {0: 500.0}, concurrency=2), Slow("b", 1.5)
+        a, b = UnknownSlow("a", 1.0, {0: 500.0}, concurrency=2), Slow("b", 1.5)
         async with Dispatcher([a], hedge=EAGER) as d:
             stuck = asyncio.create_task(d.infer(0))
             assert await d.infer(1) == (1, "a")

@@ -7,32 +7,10 @@ import logging
 
 import anyio
 import pytest
+from fakes import Deaf, Doored
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import ClosedError, ConfigError, DeviceError, DeviceLost
-from asyncinfer.testing import SimulatedDriver
-
-
-class Doored(SimulatedDriver):
-    """Its openings fail or take time as listed; knows when each began, and counts its closings."""
-
-    def __init__(self, name, service_time=0.1, openings=(), **options):
-        super().__init__(name, service_time, **options)
-        self.openings = list(openings)
-        self.opened_at = []
-        self.closes = 0
-
-    async def open(self):
-        self.opened_at.append(asyncio.get_running_loop().time())
-        opening = self.openings.pop(0) if self.openings else 0
-        if isinstance(opening, BaseException):
-            raise opening
-        await asyncio.sleep(opening)
-        await super().open()
-
-    async def close(self):
-        self.closes += 1
-        await super().close()
 
 
 def lost(name):
@@ -159,19 +137,6 @@ class Wedged(Doored):
             await asyncio.sleep(400)
 
 
-class Deaf(Doored):
-    """Its calls do not end when they are cancelled."""
-
-    async def infer(self, batch):
-        end = asyncio.get_running_loop().time() + 50
-        while (now := asyncio.get_running_loop().time()) < end:
-            try:
-                await asyncio.sleep(end - now)
-            except asyncio.CancelledError:
-                continue
-        return batch
-
-
 def test_a_device_that_does_not_close_is_left_behind(virtual, caplog):
     async def run():
         async with Dispatcher([Wedged("a"), Doored("b")], timeout=Timeouts(close=2)) as d:
@@ -185,7 +150,7 @@ def test_a_device_that_does_not_close_is_left_behind(virtual, caplog):
 
 def test_a_call_that_does_not_end_is_left_behind(virtual, caplog):
     async def run():
-        async with Dispatcher([Deaf("a")], timeout=Timeouts(close=2)) as d:
+        async with Dispatcher([Deaf("a", 0.1, seconds=50)], timeout=Timeouts(close=2)) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(1)
             await d.close()
@@ -199,13 +164,9 @@ def test_a_call_that_does_not_end_is_left_behind(virtual, caplog):
 
 
 def test_a_close_that_raises_is_logged_and_the_others_are_closed(virtual, caplog):
-    class Broken(Doored):
-        async def close(self):
-            raise DeviceError(self.name, "stuck lid")
-
     async def run():
-        b = Doored("b")
-        async with Dispatcher([Broken("a"), b]) as d:
+        a, b = Doored("a", closings=DeviceError("a", "stuck lid")), Doored("b")
+        async with Dispatcher([a, b]) as d:
             await d.infer(1)
         assert b.closes == 1
 

@@ -7,20 +7,10 @@ import threading
 import weakref
 
 import pytest
+from fakes import Noting, now
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import ClosedError, ConfigError
-from asyncinfer.testing import SimulatedDriver
-
-
-class Counted(SimulatedDriver):
-    """Counts its closings."""
-
-    closes = 0
-
-    async def close(self):
-        self.closes += 1
-        await super().close()
 
 
 async def later(seconds, call):
@@ -28,13 +18,9 @@ async def later(seconds, call):
     await call()
 
 
-def now():
-    return asyncio.get_running_loop().time()
-
-
 def test_leaving_normally_finishes_what_was_accepted(virtual):
     async def run():
-        async with Dispatcher([Counted("a", 1.0)]) as d:
+        async with Dispatcher([Noting("a", 1.0)]) as d:
             calls = [asyncio.create_task(d.infer(x)) for x in range(5)]
             stream = d.stream(range(3))
             first = asyncio.create_task(anext(stream))
@@ -52,7 +38,7 @@ def test_leaving_by_an_exception_cancels(virtual):
         calls = []
 
         async def body():
-            async with Dispatcher([Counted("a", 1.0)]) as d:
+            async with Dispatcher([Noting("a", 1.0)]) as d:
                 calls.append(asyncio.create_task(d.infer(1)))
                 await asyncio.sleep(0.5)
                 raise KeyError
@@ -68,7 +54,7 @@ def test_leaving_by_an_exception_cancels(virtual):
 
 def test_leaving_gives_up_draining_after_its_timeout(virtual, caplog):
     async def run():
-        async with Dispatcher([Counted("a", 1e5)], timeout=Timeouts(drain=3.0)) as d:
+        async with Dispatcher([Noting("a", 1e5)], timeout=Timeouts(drain=3.0)) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(0)
         assert now() == 3
@@ -94,7 +80,7 @@ def test_draining_reads_no_further_and_delivers_what_was_accepted(virtual, is_as
                 yield x
                 await asyncio.sleep(0)
 
-        async with Dispatcher([Counted("a", 1.0)], window=4, queue_size=3) as d:
+        async with Dispatcher([Noting("a", 1.0)], window=4, queue_size=3) as d:
             stream = d.stream(async_source() if is_async else source())
             assert await anext(stream) == 0
             await d.drain()
@@ -114,7 +100,7 @@ def test_draining_reads_no_further_and_delivers_what_was_accepted(virtual, is_as
 
 def test_draining_with_a_deadline_leaves_the_tasks_running(virtual):
     async def run():
-        async with Dispatcher([Counted("a", 5.0)]) as d:
+        async with Dispatcher([Noting("a", 5.0)]) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(0)
             for _ in range(2):
@@ -129,7 +115,7 @@ def test_draining_with_a_deadline_leaves_the_tasks_running(virtual):
 
 def test_draining_and_closing_any_number_of_times_at_once(virtual):
     async def run():
-        a = Counted("a", 1.0)
+        a = Noting("a", 1.0)
         async with Dispatcher([a]) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(0)
@@ -146,7 +132,7 @@ def test_draining_and_closing_any_number_of_times_at_once(virtual):
 
 def test_closing_ends_a_drain_in_another_task(virtual):
     async def run():
-        async with Dispatcher([Counted("a", 100.0)]) as d:
+        async with Dispatcher([Noting("a", 100.0)]) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(1)
             drains = [asyncio.create_task(d.drain()) for _ in range(3)]
@@ -164,7 +150,7 @@ def test_closing_wakes_everyone(virtual):
     """Consumers, callers on a device, callers in the queue and callers before the queue."""
 
     async def run():
-        async with Dispatcher([Counted("a", 100.0)], window=1, queue_size=1) as d:
+        async with Dispatcher([Noting("a", 100.0)], window=1, queue_size=1) as d:
 
             async def consume():
                 return [y async for y in d.stream(range(10))]
@@ -182,7 +168,7 @@ def test_closing_wakes_everyone(virtual):
 
 def test_draining_lets_callers_before_the_queue_know(virtual):
     async def run():
-        async with Dispatcher([Counted("a", 1.0)], window=1, queue_size=2) as d:
+        async with Dispatcher([Noting("a", 1.0)], window=1, queue_size=2) as d:
             calls = [asyncio.create_task(d.infer(x)) for x in range(8)]
             await asyncio.sleep(0.5)
             await d.drain()
@@ -197,9 +183,9 @@ def test_draining_lets_callers_before_the_queue_know(virtual):
 
 def test_nothing_is_accepted_before_and_after(virtual):
     async def run():
-        d = Dispatcher([Counted("a", 1.0)])
+        d = Dispatcher([Noting("a", 1.0)])
         for when in ("not open", "closed"):
-            for use in (d.infer(1), d.add(Counted("b", 1.0)), d.remove("a")):
+            for use in (d.infer(1), d.add(Noting("b", 1.0)), d.remove("a")):
                 with pytest.raises(ClosedError, match=when):
                     await use
             for method in (d.stream, d.results):
@@ -219,7 +205,7 @@ def test_nothing_is_accepted_before_and_after(virtual):
 
 def test_a_stream_made_before_draining_and_read_after(virtual):
     async def run():
-        async with Dispatcher([Counted("a", 1.0)]) as d:
+        async with Dispatcher([Noting("a", 1.0)]) as d:
             stream = d.stream(range(3))
             await d.drain()
             for _ in range(3):
@@ -232,7 +218,7 @@ def test_a_stream_made_before_draining_and_read_after(virtual):
 
 def test_it_may_be_entered_again_but_once_at_a_time(virtual):
     async def run():
-        a = Counted("a", 1.0)
+        a = Noting("a", 1.0)
         d = Dispatcher([a])
         for _ in range(3):
             async with d:
@@ -248,7 +234,7 @@ def test_it_may_be_entered_again_but_once_at_a_time(virtual):
 
 def test_cancelling_the_body_closes_everything(virtual):
     async def run():
-        a = Counted("a", 1.0)
+        a = Noting("a", 1.0)
 
         async def body():
             async with Dispatcher([a]) as d:
@@ -268,7 +254,7 @@ def test_cancelling_the_body_closes_everything(virtual):
 @pytest.mark.parametrize("close", [True, False])
 def test_closing_from_another_task_while_streams_run(virtual, close):
     async def run():
-        async with Dispatcher([Counted("a", 0.1), Counted("b", 0.17)], window=10) as d:
+        async with Dispatcher([Noting("a", 0.1), Noting("b", 0.17)], window=10) as d:
             ending = asyncio.create_task(later(3.0, d.close if close else d.drain))
             seen = 0
 
@@ -294,12 +280,14 @@ async def test_nothing_is_left_on_real_loops():
     inputs = [Input() for _ in range(50)]
     alive = [weakref.ref(x) for x in inputs]
     threads = threading.active_count()
-    drivers = [Counted("a", 0.0, function=id), Counted("b", 0.001, function=id)]
+    drivers = [Noting("a", 0.0, function=id), Noting("b", 0.001, function=id)]
     async with Dispatcher(drivers) as d:
         await d.infer(inputs[0])
         async for _ in d.stream(iter(inputs)):
             break
         inputs.clear()
+    for driver in drivers:
+        driver.forget()
     assert [driver.closes for driver in drivers] == [1, 1]
     assert threading.active_count() == threads
     for _ in range(3):
@@ -308,7 +296,7 @@ async def test_nothing_is_left_on_real_loops():
 
 
 async def test_a_dispatcher_may_live_in_several_loops_in_turn():
-    d = Dispatcher([Counted("a", 0.0)])
+    d = Dispatcher([Noting("a", 0.0)])
     async with d:
         assert await d.infer(1) == 1
     loop = asyncio.get_running_loop()
@@ -324,7 +312,7 @@ async def test_a_dispatcher_may_live_in_several_loops_in_turn():
 
 
 def test_making_one_needs_no_loop_and_starts_nothing():
-    d = Dispatcher([Counted("a", 1.0)])
+    d = Dispatcher([Noting("a", 1.0)])
     with pytest.raises(ConfigError):
-        Dispatcher([Counted("a", 1.0), Counted("a", 1.0)])
+        Dispatcher([Noting("a", 1.0), Noting("a", 1.0)])
     del d

@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+from fakes import Unknown, simulated
 
 from asyncinfer import Dispatcher, theory
 from asyncinfer.scheduling import ALL_REST, EarliestFinish, Grant
@@ -17,10 +18,6 @@ from asyncinfer.testing import SimulatedDriver
 def log_uniform(n, decades=2.0, seed=42):
     rng = random.Random(seed)
     return [0.01 * 10 ** rng.uniform(0, decades) for _ in range(n)]
-
-
-def drivers(times, **options):
-    return [SimulatedDriver(f"d{i}", t, **options) for i, t in enumerate(times)]
 
 
 class Counting(EarliestFinish):
@@ -36,7 +33,7 @@ async def stream(times, tasks, *, noise=0.0, window=None):
     policy = Counting()
     window = window or int(1.1 * theory.window_needed(times)) + 10
     async with Dispatcher(
-        drivers(times, noise=noise), policy=policy, window=window, queue_size=window
+        simulated(times, noise=noise), policy=policy, window=window, queue_size=window
     ) as d:
         got = [y async for y in d.stream(range(tasks))]
     assert got == list(range(tasks))
@@ -90,7 +87,7 @@ def test_many_that_hang_are_soon_not_counted_on(virtual):
     """A slow device that rested takes over, though it would have if nothing else happened."""
 
     async def run():
-        fast, slow = drivers([0.01] * 79), SimulatedDriver("slow", 0.9)
+        fast, slow = simulated([0.01] * 79), SimulatedDriver("slow", 0.9)
         async with Dispatcher([*fast, slow], window=2000) as d:
             results = d.results(range(5000), ordered=False)
             got = [await anext(results) for _ in range(2000)]
@@ -117,7 +114,7 @@ def test_every_free_device_is_asked_by_a_policy_of_ones_own(virtual):
             return Grant(0, 1) if device.position == 99 else None
 
     async def run():
-        async with Dispatcher(drivers([0.1] * 100), policy=Choosy(), window=10) as d:
+        async with Dispatcher(simulated([0.1] * 100), policy=Choosy(), window=10) as d:
             return [y async for y in d.stream(range(5))]
 
     assert virtual(run()) == list(range(5))
@@ -134,7 +131,7 @@ def test_after_all_rest_others_are_asked_now_and_then(virtual):
 
     async def run():
         times = [0.01 + 0.001 * i for i in range(20)]
-        async with Dispatcher(drivers(times), policy=First(), window=10) as d:
+        async with Dispatcher(simulated(times), policy=First(), window=10) as d:
             async for y in d.stream(range(1000)):
                 if y == 10:
                     assert len(seen) < 10
@@ -147,7 +144,7 @@ def test_after_all_rest_others_are_asked_now_and_then(virtual):
 
 def test_one_of_many_that_has_become_fast_again_is_found_out(virtual):
     async def run():
-        many = drivers([1.0] * 64 + [2.5])
+        many = simulated([1.0] * 64 + [2.5])
         async with Dispatcher(many, window=80) as d:
             many[-1].service_time = 1.0
             results = d.results(range(10**9))
@@ -160,13 +157,9 @@ def test_one_of_many_that_has_become_fast_again_is_found_out(virtual):
 
 
 def test_devices_of_unknown_speed_among_many_are_tried(virtual):
-    class Silent(SimulatedDriver):
-        async def calibrate(self):
-            return None
-
     async def run():
-        silent = [Silent(f"s{i}", 0.02) for i in range(30)]
-        async with Dispatcher([*drivers([0.01] * 70), *silent], window=1000) as d:
+        silent = [Unknown(f"s{i}", 0.02) for i in range(30)]
+        async with Dispatcher([*simulated([0.01] * 70), *silent], window=1000) as d:
             assert [y async for y in d.stream(range(2000))] == list(range(2000))
         return d.stats()
 
@@ -175,7 +168,7 @@ def test_devices_of_unknown_speed_among_many_are_tried(virtual):
 
 def test_devices_come_and_go_among_many(virtual):
     async def run():
-        async with Dispatcher(drivers([0.01] * 70), window=1000) as d:
+        async with Dispatcher(simulated([0.01] * 70), window=1000) as d:
             stream = d.stream(range(3000))
             got = []
             async for y in stream:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from fakes import Unusual
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,10 +45,6 @@ FAULTS = (
     "cancels itself",
     "base",
 )
-
-
-class Unusual(BaseException):
-    """Neither an Exception nor one that asyncio knows."""
 
 
 # ---- what is generated

@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+from fakes import Unknown, simulated
 
 from asyncinfer import Dispatcher, theory
 from asyncinfer.scheduling import Grant
@@ -15,10 +16,6 @@ from asyncinfer.testing import SimulatedDriver
 THREE = [0.005, 0.1, 1.0]
 DOUBLING = [0.01, 0.02, 0.04, 0.08]
 PAPER = [1.2, 1.5, 1.1, 2.0, 1.8, 1.3, 1.7, 1.4]
-
-
-def devices(times, **options):
-    return [SimulatedDriver(f"d{i}", t, **options) for i, t in enumerate(times)]
 
 
 async def stream(drivers, tasks, window=1024, policy="eft", ordered=True):
@@ -44,11 +41,11 @@ async def stream(drivers, tasks, window=1024, policy="eft", ordered=True):
 )
 def test_the_table_of_the_design(virtual, times, tasks, window, ratio, peak, greedy, greedy_hold):
     optimum = theory.optimum_makespan(times, tasks)
-    seconds, stats = virtual(stream(devices(times), tasks, window))
+    seconds, stats = virtual(stream(simulated(times), tasks, window))
     assert seconds / optimum <= ratio + 0.0005
     assert stats.hold_mean < 1e-9
     assert stats.max_reorder <= peak
-    seconds, stats = virtual(stream(devices(times), tasks, window, "greedy"))
+    seconds, stats = virtual(stream(simulated(times), tasks, window, "greedy"))
     assert seconds / optimum == pytest.approx(greedy, abs=0.001)
     assert stats.hold_mean == pytest.approx(greedy_hold, abs=0.001)
 
@@ -58,7 +55,7 @@ def test_any_service_times_come_close_to_the_best_their_window_permits(virtual, 
     rng = random.Random(seed)
     times = [10 ** rng.uniform(-3, 0.5) for _ in range(rng.randint(1, 8))]
     window, tasks = rng.choice([100, 200, 1000]), rng.choice([300, 1000])
-    seconds, stats = virtual(stream(devices(times), tasks, window))
+    seconds, stats = virtual(stream(simulated(times), tasks, window))
     assert seconds <= 1.02 * theory.windowed_makespan(times, tasks, window)
     if window >= theory.window_needed(times):
         assert seconds <= 1.01 * theory.optimum_makespan(times, tasks)
@@ -68,7 +65,7 @@ def test_any_service_times_come_close_to_the_best_their_window_permits(virtual, 
 @pytest.mark.parametrize("times", [THREE, DOUBLING, PAPER])
 @pytest.mark.parametrize("seed", range(2))
 def test_noise_costs_little(virtual, times, seed):
-    drivers = devices(times, noise=0.3, seed=seed)
+    drivers = simulated(times, noise=0.3, seed=seed)
     seconds, _ = virtual(stream(drivers, 1000, 1000))
     assert seconds <= 1.15 * theory.optimum_makespan(times, 1000)
 
@@ -77,7 +74,7 @@ def test_noise_costs_little(virtual, times, seed):
 def test_noise_costs_little_with_any_service_times(virtual, seed):
     rng = random.Random(seed)
     times = [10 ** rng.uniform(-3, 0.3) for _ in range(rng.randint(2, 8))]
-    drivers = devices(times, noise=0.3, seed=seed)
+    drivers = simulated(times, noise=0.3, seed=seed)
     seconds, _ = virtual(stream(drivers, 1000, rng.choice([100, 300, 1000])))
     assert seconds <= 1.10 * theory.optimum_makespan(times, 1000)
 
@@ -109,12 +106,8 @@ def test_a_wrong_first_estimate_costs_about_one_slow_task(virtual, wrong):
 
 
 def test_unknown_speeds_are_learnt(virtual):
-    class Silent(SimulatedDriver):
-        async def calibrate(self):
-            return None
-
     times = [0.005, 0.1, 1.0]
-    drivers = [Silent(f"d{i}", t) for i, t in enumerate(times)]
+    drivers = [Unknown(f"d{i}", t) for i, t in enumerate(times)]
     seconds, _ = virtual(stream(drivers, 3000))
     assert seconds <= theory.optimum_makespan(times, 3000) + 1.1
 
@@ -122,7 +115,7 @@ def test_unknown_speeds_are_learnt(virtual):
 @pytest.mark.parametrize("factor", [4.0, 0.25])
 def test_a_device_that_changes_its_speed_midway_is_found_out(virtual, factor):
     async def drift():
-        fast, slow = devices([0.01, 0.04])
+        fast, slow = simulated([0.01, 0.04])
         loop = asyncio.get_running_loop()
         async with Dispatcher([fast, slow], window=100) as d:
             begun = loop.time()
@@ -141,15 +134,15 @@ def test_a_device_that_changes_its_speed_midway_is_found_out(virtual, factor):
 @pytest.mark.parametrize("window", [1, 2, 10, 100, 1000])
 @pytest.mark.parametrize("slower", [1, 2, 3.7, 10, 33, 100, 1000])
 def test_adding_a_slow_device_never_lowers_the_throughput(virtual, window, slower):
-    without, _ = virtual(stream(devices([0.01, 0.015]), 500, window))
-    together, _ = virtual(stream(devices([0.01, 0.015, 0.01 * slower]), 500, window))
+    without, _ = virtual(stream(simulated([0.01, 0.015]), 500, window))
+    together, _ = virtual(stream(simulated([0.01, 0.015, 0.01 * slower]), 500, window))
     assert together <= 1.01 * without
 
 
 @pytest.mark.parametrize("policy", ["eft", "greedy"])
 def test_a_device_that_hangs_stops_no_other(virtual, policy):
     async def hang():
-        stuck, well = devices([0.01, 0.011])
+        stuck, well = simulated([0.01, 0.011])
         async with Dispatcher([stuck, well], policy=policy, window=50) as d:
             results = d.results(range(1000), ordered=False)
             got = [await anext(results) for _ in range(100)]
@@ -164,7 +157,7 @@ def test_a_device_that_hangs_stops_no_other(virtual, policy):
 
 def test_a_call_goes_to_the_device_that_finishes_it_first(virtual):
     async def calls():
-        async with Dispatcher(devices([0.25, 1.0])) as d:
+        async with Dispatcher(simulated([0.25, 1.0])) as d:
             loop = asyncio.get_running_loop()
 
             async def call(x):
@@ -184,7 +177,7 @@ def test_a_call_goes_to_the_device_that_finishes_it_first(virtual):
 def test_a_free_fast_device_takes_waiting_work_whatever_the_others_do(virtual):
     """Its utilisation is 1 from the first task to the last."""
     for times in ([0.01, 0.05, 3.0], [0.01, 0.0101, 0.7], [0.01, 10.0]):
-        _, stats = virtual(stream(devices(times), 2000, window=2000))
+        _, stats = virtual(stream(simulated(times), 2000, window=2000))
         assert stats.devices[0].utilisation > 0.98
 
 
@@ -192,13 +185,13 @@ def test_a_free_fast_device_takes_waiting_work_whatever_the_others_do(virtual):
 
 
 def test_greedy_takes_the_makespan_of_the_formula(virtual):
-    seconds, _ = virtual(stream(devices(THREE), 1000, 1000, "greedy"))
+    seconds, _ = virtual(stream(simulated(THREE), 1000, 1000, "greedy"))
     assert seconds == pytest.approx(theory.greedy_makespan(THREE, 1000))
 
 
 def test_static_splits_equally(virtual):
     async def deal():
-        async with Dispatcher(devices(DOUBLING), policy="static", window=100) as d:
+        async with Dispatcher(simulated(DOUBLING), policy="static", window=100) as d:
             return [r async for r in d.results(range(40))], asyncio.get_running_loop().time()
 
     results, seconds = virtual(deal())
@@ -207,13 +200,13 @@ def test_static_splits_equally(virtual):
 
 
 def test_sync_runs_in_rounds(virtual):
-    seconds, stats = virtual(stream(devices(DOUBLING), 40, policy="sync"))
+    seconds, stats = virtual(stream(simulated(DOUBLING), 40, policy="sync"))
     assert seconds == pytest.approx(theory.lockstep_makespan(DOUBLING, 40))
     assert [device.tasks for device in stats.devices] == [10] * 4
 
 
 def test_serial_uses_the_first_device_only(virtual):
-    seconds, stats = virtual(stream(devices(DOUBLING, concurrency=2), 40, policy="serial"))
+    seconds, stats = virtual(stream(simulated(DOUBLING, concurrency=2), 40, policy="serial"))
     assert seconds == pytest.approx(40 * DOUBLING[0])
     assert [device.tasks for device in stats.devices] == [40, 0, 0, 0]
 
@@ -230,7 +223,7 @@ def test_a_policy_of_ones_own(virtual):
             return Grant(pool.waiting - 1, 1)
 
     async def run():
-        async with Dispatcher(devices([0.1]), policy=LastFirst(), window=10) as d:
+        async with Dispatcher(simulated([0.1]), policy=LastFirst(), window=10) as d:
             return [r.index async for r in d.results(range(10), ordered=False)]
 
     order = virtual(run())
@@ -243,7 +236,7 @@ def test_lanes_take_turns_with_every_policy(virtual):
     """No stream waits for another one to end, and no call for either."""
 
     async def run(policy):
-        async with Dispatcher(devices([0.01, 0.02]), policy=policy, window=50) as d:
+        async with Dispatcher(simulated([0.01, 0.02]), policy=policy, window=50) as d:
             ends = {}
 
             async def consume(name, tasks):

@@ -7,6 +7,7 @@ import contextlib
 import random
 
 import pytest
+from fakes import Noting, Picky, Uneven
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,23 +171,16 @@ def test_a_slow_device_finds_its_next_batch_filled(virtual):
     """While all devices are busy, a source goes on to be read into the window."""
 
     async def run():
-        sizes = []
-
-        class Batch(SimulatedDriver):
-            async def infer(self, batch):
-                sizes.append(len(batch))
-                return await super().infer(batch)
-
         async def source():
             for x in range(33):
                 await asyncio.sleep(0.001)
                 yield x
 
-        slow = Batch("a", 0.01, batch_cost=1.0, max_batch=16)
+        slow = Noting("a", 0.01, batch_cost=1.0, max_batch=16)
         async with Dispatcher([slow], queue_size=1) as d:
             assert [y async for y in d.stream(source())] == list(range(33))
-        assert sizes[0] == 1
-        assert 16 in sizes  # as soon as it has learnt what a call of another size costs
+        assert slow.sizes[0] == 1
+        assert 16 in slow.sizes  # as soon as it has learnt what a call of another size costs
 
     virtual(run())
 
@@ -259,14 +253,8 @@ def test_errors_in_the_place_of_outputs_are_those_of_their_tasks_alone(virtual, 
 
 
 def test_a_deadline_ends_the_part_of_a_burst_that_is_not_done(virtual):
-    class Stuck(SimulatedDriver):
-        async def infer(self, batch):
-            if 1010 in batch:
-                await asyncio.sleep(100)
-            return await super().infer(batch)
-
     async def run():
-        device = Stuck("a", QUICK)
+        device = Uneven("a", QUICK, {1010: 100.0})
         async with Dispatcher([device], timeout=Timeouts(total=1.0), window=4096) as d:
             results = [r async for r in d.results(range(1500))]
             assert [r.index for r in results] == list(range(1500))
@@ -283,15 +271,9 @@ def test_a_deadline_ends_the_part_of_a_burst_that_is_not_done(virtual):
 
 
 def test_a_queue_timeout_ends_what_was_reserved_and_not_started(virtual):
-    class Stuck(SimulatedDriver):
-        async def infer(self, batch):
-            if 1010 in batch:
-                await asyncio.sleep(5)
-            return await super().infer(batch)
-
     async def run():
-        timeout = Timeouts(queue=1.0)
-        async with Dispatcher([Stuck("a", QUICK)], timeout=timeout, window=4096) as d:
+        device = Uneven("a", QUICK, {1010: 5.0})
+        async with Dispatcher([device], timeout=Timeouts(queue=1.0), window=4096) as d:
             results = [r async for r in d.results(range(1500))]
         assert [r.index for r in results if r.error is None] == list(range(1011))
         assert {type(r.error) for r in results[1011:]} == {QueueTimeout}
@@ -300,15 +282,9 @@ def test_a_queue_timeout_ends_what_was_reserved_and_not_started(virtual):
 
 
 def test_of_a_batch_that_failed_each_task_keeps_its_own_history(virtual):
-    class Poisoned(SimulatedDriver):
-        async def infer(self, batch):
-            await super().infer(batch)
-            if 13 in batch:
-                raise ValueError("13")
-            return batch
-
     async def run():
-        async with Dispatcher([Poisoned("a", 0.01, max_batch=8)], retries=1) as d:
+        device = Picky("a", 0.01, lambda batch: 13 in batch, max_batch=8)
+        async with Dispatcher([device], retries=1) as d:
             return [r async for r in d.results(range(32))]
 
     results = virtual(run())

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fakes import Stalling, now
 
 from asyncinfer import Dispatcher, Hedge, Timeouts
 from asyncinfer._core.devices.device import Device
@@ -18,10 +19,6 @@ from asyncinfer.stats import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
 STATES = [state for state in DeviceState if state is not DeviceState.BUSY]
-
-
-def now():
-    return asyncio.get_running_loop().time()
 
 
 class Hangs(SimulatedDriver):
@@ -265,15 +262,9 @@ def test_noise_raises_no_suspicion(virtual, noise, concurrency):
 def test_a_heavy_tail_is_learnt(virtual):
     """One call in 50 takes 20 times as long: soon that is nothing unusual."""
 
-    class Heavy(SimulatedDriver):
-        async def infer(self, batch):
-            if self._random.random() < 0.02:
-                await asyncio.sleep(19 * self.service_time)
-            return await super().infer(batch)
-
     async def run():
         events = []
-        async with Dispatcher([Heavy("a", 0.5)], on_event=events.append) as d:
+        async with Dispatcher([Stalling("a", 0.5, chance=0.02)], on_event=events.append) as d:
             async for _ in d.stream(range(2000)):
                 pass
         return [event for event in events if event.kind == "device.suspect"]

@@ -6,16 +6,14 @@ import asyncio
 import gc
 import math
 
+import inside
 import pytest
+from fakes import Picky, now
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer._core.tasks.spans import Span
 from asyncinfer.errors import ConfigError, DeadlineExceeded, NoDeviceError, QueueTimeout, TaskError
 from asyncinfer.testing import SimulatedDriver
-
-
-def now():
-    return asyncio.get_running_loop().time()
 
 
 async def ends(d, count):
@@ -118,14 +116,7 @@ def test_a_task_that_is_tried_again_is_not_in_the_queue_again(virtual):
 
 def test_a_batch_that_raised_has_been_started(virtual):
     async def run():
-        class Batch(SimulatedDriver):
-            async def infer(self, batch):
-                await super().infer(batch)
-                if len(batch) > 1:
-                    raise ValueError("one of them")
-                return batch
-
-        driver = Batch("a", 1.0, max_batch=4)
+        driver = Picky("a", 1.0, lambda batch: len(batch) > 1, max_batch=4)
         async with Dispatcher([driver], timeout=Timeouts(queue=5.5)) as d:
             return await ends(d, 4)
 
@@ -138,7 +129,9 @@ def test_memory_of_deadlines_follows_the_unfinished(virtual):
             stream = d.stream(range(20_000))
             async for _ in stream:
                 pass
-            kept = [x for x in gc.get_objects() if type(x) is Span and x.lane is stream._lane]
+            kept = [
+                x for x in gc.get_objects() if type(x) is Span and x.lane is inside.lane_of(stream)
+            ]
             assert sum(span.count for span in kept) <= 100
 
     virtual(run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from fakes import now, simulated
 
 from asyncinfer import Dispatcher
 from asyncinfer.testing import SimulatedDriver
@@ -12,14 +13,9 @@ from asyncinfer.testing import SimulatedDriver
 UNLIKE = [[0.01], [0.01, 0.015], [0.01, 0.03], [0.01, 0.01, 0.05], [0.01, 0.02, 0.04]]
 
 
-def now():
-    return asyncio.get_running_loop().time()
-
-
 async def shared(times, streams, shorts=0, seconds=5.0):
     """Results of each endless stream, and what each of the short ones beside them took."""
-    drivers = [SimulatedDriver(f"d{at}", each) for at, each in enumerate(times)]
-    async with Dispatcher(drivers, window=200) as d:
+    async with Dispatcher(simulated(times), window=200) as d:
         counts, took = [0] * streams, []
 
         async def long(at):

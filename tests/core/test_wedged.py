@@ -7,56 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fakes import Unknown, Wedged, deaf, now
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import ClosedError, DeviceTimeout
 from asyncinfer.testing import SimulatedDriver
-
-
-def now():
-    return asyncio.get_running_loop().time()
-
-
-async def deaf(event):
-    """Wait for ``event``, whatever is done to end that."""
-    while not event.is_set():
-        try:
-            await event.wait()
-        except asyncio.CancelledError:
-            continue
-
-
-class Wedged(SimulatedDriver):
-    """The methods in ``where`` do not end before ``free`` is set; then calls answer nonsense."""
-
-    def __init__(self, name, *where, service_time=0.1, **options):
-        super().__init__(name, service_time, **options)
-        self.where = set(where)
-        self.free = asyncio.Event()
-        self.opens = self.calls = 0
-
-    async def open(self):
-        self.opens += 1
-        if "open" in self.where:
-            await deaf(self.free)
-        await super().open()
-
-    async def close(self):
-        if "close" in self.where:
-            await deaf(self.free)
-        await super().close()
-
-    async def infer(self, batch):
-        self.calls += 1
-        if "infer" not in self.where:
-            return await super().infer(batch)
-        await deaf(self.free)
-        return ["late"] * len(batch)
-
-    async def release(self):
-        self.where.clear()
-        self.free.set()
-        await asyncio.sleep(0.01)
 
 
 class Blocked(SimulatedDriver):
@@ -68,12 +23,7 @@ class Blocked(SimulatedDriver):
         self.gate = threading.Event()
 
     async def infer(self, batch):
-        call = asyncio.wrap_future(self.threads.submit(self.gate.wait))
-        while not call.done():
-            try:
-                await asyncio.shield(call)
-            except asyncio.CancelledError:
-                continue
+        await deaf(asyncio.wrap_future(self.threads.submit(self.gate.wait)))
         return ["late"] * len(batch)
 
     async def release(self):
@@ -197,12 +147,11 @@ def test_removing_a_wedged_device_ends_in_time_and_its_task_moves(virtual, caplo
 
 
 def test_draining_a_device_of_unknown_speed_ends_with_the_drain_timeout(virtual):
-    class Unknown(Wedged):
-        async def calibrate(self):
-            return None
+    class UnknownWedged(Unknown, Wedged):
+        pass
 
     async def run():
-        a = Unknown("a", "infer")
+        a = UnknownWedged("a", "infer")
         async with Dispatcher([a], timeout=Timeouts(close=2.0, drain=7.0)) as d:
             call = asyncio.create_task(d.infer(1))
             await asyncio.sleep(0.5)
@@ -337,7 +286,7 @@ def test_what_opens_late_is_left_to_a_later_opening_that_is_in_use(virtual):
     class Twice(Late):
         async def open(self):
             if self.opens:
-                self.opens += 1
+                self.opened_at.append(now())
                 self.is_open = True
             else:
                 await super().open()

@@ -9,12 +9,18 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from asyncinfer import Dispatcher
 from asyncinfer._core.engine import Engine
 from asyncinfer._core.tasks.spans import Span
 from dst.ledger import Ledger
 from dst.schedule import Settings
 
-__all__ = ("check_at_rest", "check_ended", "described")
+__all__ = ("check_at_rest", "check_ended", "described", "engine_of")
+
+
+def engine_of(dispatcher: Dispatcher[Any, Any]) -> Engine | None:
+    """What runs inside, once it was opened."""
+    return dispatcher._engine
 
 
 def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:

@@ -52,7 +52,8 @@ class Run:
             self.broken += self.world.ledger.wrongs
             self.world.ledger.wrongs = []
             self.broken.append(f"run: {type(error).__name__}: {error}{_where(error)}")
-            self.broken.append(f"state: {inside.described(self.world.dispatcher._engine)}")
+            engine = inside.engine_of(self.world.dispatcher)
+            self.broken.append(f"state: {inside.described(engine)}")
 
     def end(self) -> Outcome:
         """Close the loop, whatever is left on it."""

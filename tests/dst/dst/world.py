@@ -194,7 +194,7 @@ class World:
 
     async def _is_open(self) -> bool:
         await self.opened.wait()
-        return self.dispatcher._engine is not None
+        return inside.engine_of(self.dispatcher) is not None
 
     async def _add(self, plan: DevicePlan) -> None:
         if plan.name in self.drivers or not await self._is_open():
@@ -277,7 +277,7 @@ class World:
         self.main = self.loop.create_task(self.inside(), name="main")
 
     def _at_rest(self) -> None:
-        engine = self.dispatcher._engine
+        engine = inside.engine_of(self.dispatcher)
         if engine is not None and engine.running:
             inside.check_at_rest(engine, self.settings, self.ledger)
 
@@ -360,7 +360,7 @@ class World:
                     raise error
 
     def _check_all(self) -> None:
-        ledger, engine = self.ledger, self.dispatcher._engine
+        ledger, engine = self.ledger, inside.engine_of(self.dispatcher)
         check_left(ledger, self.loop, self.drivers, self.work.open_sources)
         check_attempts(ledger, self.settings.attempts)
         if engine is not None:
