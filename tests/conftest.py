@@ -19,7 +19,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -44,6 +46,8 @@ GRACE = 2.0
 
 #: where the system shows what is open, and shared memory
 OPEN, SHARED = Path("/proc/self/fd"), Path("/dev/shm")  # noqa: S108  # nothing is put there
+#: shared memory that this process has made or used: all else there is other processes'
+used_memory: set[str] = set()
 #: what libraries may open once and keep
 HARMLESS = ("/dev/null", "/dev/urandom", "/proc/", "/sys/", sys.prefix)
 
@@ -118,12 +122,26 @@ def temporary_files_of_this_process() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def notes_shared_memory() -> Iterator[None]:
+    """Note the names of shared memory: they outlive their maker, and do not tell who that was."""
+    begin = SharedMemory.__init__
+
+    def noting(self: SharedMemory, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        used_memory.add(self.name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedMemory, "__init__", noting)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Fail the test that leaves something of the operating system's, once its fixtures are gone.
 
     That is a thread, a process, an open file or port, one that listens, a temporary file of ours,
-    or shared memory.
+    or shared memory: of this process each, since other tests run at the same time.
     """
     threads, before = set(threading.enumerate()), _resources()
     yield
@@ -167,8 +185,8 @@ def _resources() -> set[str]:
 
 
 def _shared_memory() -> Iterator[str]:
-    """All there is but semaphores: those of pools, which tests in another process may have, too."""
-    return (str(path) for path in SHARED.glob("*") if not path.name.startswith("sem."))
+    """What this process has used of it and nobody has removed; what is open is found as a file."""
+    return (str(SHARED / name) for name in used_memory if (SHARED / name).exists())
 
 
 def _open_files() -> Iterator[str]:

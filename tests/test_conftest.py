@@ -97,6 +97,15 @@ def test_leaves_shared_memory():
 def test_leaves_memory_without_a_name():
     kept["memory"] = os.memfd_create("asyncinfer")
 
+def test_shared_memory_of_another_process():
+    kept["others"] = Path("/dev/shm", f"psm_of-another-{os.getpid()}")
+    kept["others"].touch()
+
+def test_shared_memory_that_is_removed():
+    memory = SharedMemory(create=True, size=10)
+    memory.close()
+    memory.unlink()
+
 @pytest.fixture
 def tidy():
     with tempfile.TemporaryDirectory(prefix="asyncinfer-") as folder:
@@ -114,6 +123,7 @@ def test_end():
         os.close(number)
     shutil.rmtree(kept["folder"])
     kept["shared"].unlink()
+    kept["others"].unlink()
 """
 
 
@@ -144,7 +154,7 @@ def test_leftovers_fail_the_test_that_left_them(pytester: pytest.Pytester) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what is open")
 def test_so_do_those_that_only_linux_shows(pytester: pytest.Pytester) -> None:
     result = run(pytester, UNSEEN_OFFENDERS)
-    result.assert_outcomes(passed=9, errors=7)
+    result.assert_outcomes(passed=11, errors=7)
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_leaves_a_port *",

@@ -74,8 +74,9 @@ def running(pid: int) -> bool:
 
 
 def segments() -> set[str]:
-    folder = Path("/dev/shm")  # noqa: S108
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    """Shared memory that this process has open."""
+    opened = (os.path.realpath(file) for file in Path("/proc/self/fd").glob("*"))
+    return {file for file in opened if file.startswith(("/memfd:", "/dev/shm"))}  # noqa: S108
 
 
 # --- a driver like any other --------------------------------------------------------------------
