@@ -11,7 +11,7 @@ CORE   := build/core-$(notdir $(PYTHON))
 
 ARM_TOOLS  := arm-none-eabi-gcc qemu-system-arm clang
 ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang libclang-rt-dev
-ARM_STAMP  := .venv/.arm-stamp
+ARM_STAMP  := build/.arm-stamp
 INFERENCES := 100000
 INTEROP    := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/asyncinfer/interop
 SCHEDULES  := 10000
@@ -39,8 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@.venv/bin/python $(PIP) -c constraints.txt --no-deps facenet-pytorch  # for its weights: it requires an old torch
 	@touch $@
 
-$(ARM_STAMP): | $(STAMP)
-	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+$(ARM_STAMP):
+	@mkdir -p $(@D); \
+	for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	test -z "$$missing" && exec touch $@; \
 	if [ "$$(id -u)" != 0 ]; then sudo=sudo; sudo -n true 2>/dev/null || cannot=1; fi; \
 	if [ "$$cannot" ] || ! command -v apt-get >/dev/null; then \
