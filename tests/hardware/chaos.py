@@ -35,6 +35,10 @@ from asyncinfer.options import Timeouts
 
 #: seconds without faults: before the pace is taken, and between two of them
 SETTLING, CALM = 2.0, (0.5, 3.0)
+#: tasks that are not finished: what was begun is run to its end, at some hundred a second
+AHEAD = 256
+#: seconds between two looks at how many there are
+LOOK = 0.05
 #: seconds a device may take to come back until the run goes on without it
 PATIENCE = 90.0
 
@@ -82,9 +86,12 @@ class Chaos:
 
     # ---- the stream
 
-    def _inputs(self):
+    async def _inputs(self):
         images = self.stage.images
         while not self.over:
+            if self.tasks.submitted - self.lives.finished >= AHEAD:
+                await asyncio.sleep(LOOK)
+                continue
             yield images[self.tasks.submitted % len(images)]
             self.tasks.submitted += 1
 
