@@ -16,9 +16,10 @@ INFERENCES := 100000
 INTEROP    := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/asyncinfer/interop
 SCHEDULES  := 10000
 
-# A process for each processor, up to four: each may take 2 GB. The files keep their order, in which
-# long ones are not the last.
-PYTEST := .venv/bin/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than there are processors, since some tests wait for devices; up to four: each may
+# take 2 GB. The files keep their order, in which long ones are not the last.
+PROCESSES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST     = .venv/bin/pytest -q -n $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1

@@ -771,4 +771,5 @@ def test_the_system_says_how_long_a_thread_waited():
     start, before = time.monotonic(), _watch._waited()
     sleep()
     waited = _watch._waited() - before
-    assert 0 <= waited < time.monotonic() - start - 0.19  # who sleeps does not wait
+    # who sleeps does not wait; of a virtual machine the two clocks differ by some milliseconds
+    assert 0 <= waited < time.monotonic() - start - 0.1
