@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -35,9 +36,7 @@ from asyncinfer.options import Timeouts
 
 #: seconds without faults: before the pace is taken, and between two of them
 SETTLING, CALM = 2.0, (0.5, 3.0)
-#: tasks that are not finished: what was begun is run to its end, at some hundred a second
-AHEAD = 256
-#: seconds between two looks at how many there are
+#: seconds between two looks at how many tasks are unfinished
 LOOK = 0.05
 #: seconds a device may take to come back until the run goes on without it
 PATIENCE = 90.0
@@ -46,8 +45,9 @@ PATIENCE = 90.0
 class Chaos:
     """One run over the devices of ``stage``."""
 
-    def __init__(self, stage, kinds, *, seconds, seed):
+    def __init__(self, stage, kinds, *, seconds, seed, ahead):
         self.stage, self.kinds, self.seconds, self.seed = stage, kinds, seconds, seed
+        self.ahead = ahead
         self.chance = random.Random(seed)
         self.tasks, self.lives = Tasks(stage.right), Lives()
         self.jobs = Jobs(random.Random(seed + 1), self.note)
@@ -76,9 +76,9 @@ class Chaos:
             consuming = group.create_task(self._consume(dispatcher))
             jobs = group.create_task(self.jobs.run())
             await self._strike(dispatcher)
+            self.over = True
             self.jobs.over.set()
             await jobs
-            self.over = True
             await asyncio.wait((consuming,), timeout=PATIENCE)
             for task in (consuming, *beside):
                 task.cancel()
@@ -89,7 +89,7 @@ class Chaos:
     async def _inputs(self):
         images = self.stage.images
         while not self.over:
-            if self.tasks.submitted - self.lives.finished >= AHEAD:
+            if self.tasks.submitted - self.lives.finished >= self.ahead:
                 await asyncio.sleep(LOOK)
                 continue
             yield images[self.tasks.submitted % len(images)]
@@ -182,6 +182,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    most = "most unfinished tasks: all are run to their end, at some hundred a second"
+    parser.add_argument("--ahead", type=float, default=math.inf, help=most)
     given = parser.parse_args()
     logging.getLogger("asyncinfer").setLevel(logging.ERROR)  # each loss is a warning
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # Ray forks, and gRPC says so each time
@@ -190,7 +192,8 @@ def main():
     async def run(nodes):
         async with Stage(nodes) as stage:
             seconds = given.minutes * 60
-            return await Chaos(stage, given.kinds, seconds=seconds, seed=given.seed).run()
+            options = {"seconds": seconds, "seed": given.seed, "ahead": given.ahead}
+            return await Chaos(stage, given.kinds, **options).run()
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     try:
