@@ -279,7 +279,7 @@ def test_a_copied_task_may_run_once_more_but_has_no_attempt_more(virtual, retrie
     assert stats.hedging.started == 1
     assert (first.error is None) == ends_well
     assert first.attempts == retries + 1
-    assert a.started.count([0]) + b.started.count([0]) == runs
+    assert a.batches.count([0]) + b.batches.count([0]) == runs
     if first.error is not None:
         assert first.error.attempts == retries + 1
         assert len(first.error.causes) == len(first.error.devices) == runs
