@@ -49,7 +49,7 @@ def possible() -> bool:
 
 def cached(module: nn.Module, example: torch.Tensor, cache: Cache) -> bool:
     """Whether it was compiled before, and ``compiled`` only has to load it."""
-    return _file(module, example, cache).is_file()
+    return _plain(module) and _file(module, example, cache).is_file()
 
 
 def compiled(
@@ -67,6 +67,8 @@ def compiled(
 def _compiled(
     module: nn.Module, example: torch.Tensor, cache: Cache
 ) -> Callable[[torch.Tensor], Any]:
+    if not _plain(module):
+        raise ValueError("quantised modules are not compiled")
     inductor: Any = importlib.import_module("torch._inductor")
     file = _file(module, example, cache)
     if not file.is_file():
@@ -108,6 +110,14 @@ def _build(
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
         options = {"freezing": True, "cpp.threads": cache.threads}
         inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether all it keeps are tensors of bytes: quantised modules have dtypes and scales too."""
+    return all(
+        isinstance(value, torch.Tensor) and not value.is_quantized
+        for value in module.state_dict().values()
+    )
 
 
 def _file(module: nn.Module, example: torch.Tensor, cache: Cache) -> Path:

@@ -8,9 +8,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from asyncinfer_drivers._torch.wire import Area, dump, load
+from asyncinfer.errors import AsyncInferError
+from asyncinfer_drivers._torch.wire import Area, Pickled, load
 
-__all__ = ("Channel",)
+__all__ = ("Channel", "Unloadable")
 
 #: in front of each message: its length in bytes
 _HEAD = struct.Struct("<Q")
@@ -18,11 +19,18 @@ _HEAD = struct.Struct("<Q")
 _POLL_SECONDS = 0.05
 
 
+class Unloadable(Exception):
+    """A message has come, and what is in it cannot be made here; says why."""
+
+
 class Channel:
     """Sends and receives tuples; what is large in them goes through two areas of memory.
 
     Blocks. Used by one thread at a time.
     """
+
+    #: finds what the main program of the other side has defined
+    main: Callable[[str], Any] | None = None
 
     def __init__(self, connection: socket.socket, inbox: Area, outbox: Area) -> None:
         self._connection = connection
@@ -32,16 +40,29 @@ class Channel:
     def send(self, *values: Any) -> None:
         """Send ``values``. Raises what pickling them raises, then nothing was sent.
 
-        Raises ``ConnectionError`` if nobody is there.
+        Raises ``ConnectionError`` if nobody is there, ``MemoryError`` if the system grants too
+        little memory to share.
         """
-        text = pickle.dumps(dump(values, self._outbox))
+        self.post(Pickled.of(values))
+
+    def post(self, values: Pickled) -> None:
+        """Send what is pickled already. Raises as ``send`` does."""
+        try:
+            text = pickle.dumps(values.into(self._outbox))
+        except OSError as error:
+            size = sum(buffer.raw().nbytes for buffer in values.buffers)
+            raise MemoryError(
+                f"the system grants no {size / 2**20:.0f} MiB of memory to share with the "
+                f"driver's process ({error.strerror}): see ulimit -a, or use isolation='thread'"
+            ) from error
         self._connection.settimeout(None)
         self._connection.sendall(_HEAD.pack(len(text)) + text)
 
     def receive(self, wanted: Callable[[], bool] | None = None) -> tuple[Any, ...] | None:
         """The next values; ``None`` if the other side has closed, or they are not ``wanted`` now.
 
-        Without ``wanted`` it waits without looking up.
+        Without ``wanted`` it waits without looking up. Raises ``Unloadable`` for values that this
+        process cannot make; the next message can be received.
         """
         self._connection.settimeout(None if wanted is None else _POLL_SECONDS)
         try:
@@ -50,8 +71,20 @@ class Channel:
         except (EOFError, ConnectionError):
             return None
         pickled, sizes = pickle.loads(text)  # noqa: S301  # from our own process
-        values: tuple[Any, ...] = load(pickled, sizes, self._inbox)
+        try:
+            values: tuple[Any, ...] = load(pickled, sizes, self._inbox, self.main)
+        except Exception as error:
+            kind = "" if isinstance(error, AsyncInferError) else f"{type(error).__name__}: "
+            raise Unloadable(f"{kind}{error}") from error
         return values
+
+    def forget_received(self) -> None:
+        """Hold nothing of what has come, which lets the other side forget it."""
+        self._inbox.unmap()
+
+    def forget_sent(self) -> None:
+        """Give back the memory of what was sent, when the other side has said that it forgot it."""
+        self._outbox.empty()
 
     def close(self) -> None:
         """Close the line and let go of the memory."""

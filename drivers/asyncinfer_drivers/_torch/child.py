@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import multiprocessing.spawn
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -19,11 +17,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
-from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.worker import as_exception, portable
-from asyncinfer_drivers._torch.channel import Channel
+from asyncinfer_drivers._torch.channel import Channel, Unloadable
 from asyncinfer_drivers._torch.engine import Engine
-from asyncinfer_drivers._torch.wire import Area, packed
+from asyncinfer_drivers._torch.mainprogram import MAIN, MainProgram
+from asyncinfer_drivers._torch.options import TorchOptions
+from asyncinfer_drivers._torch.wire import Area, Pickled, packed
 
 __all__ = ("Loaded", "Order", "main")
 
@@ -32,10 +31,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Order(NamedTuple):
-    """What to load."""
+    """What to know before loading."""
 
-    #: pickled ``TorchOptions``
-    options: bytes
     #: where to find what the main program has defined, as ``multiprocessing`` puts it
     program: dict[str, Any]
     #: intra-op threads; ``None`` on an accelerator
@@ -79,14 +76,31 @@ def _die_with(parent: int, lifeline: int) -> None:
 
 
 def _serve(channel: Channel) -> None:
-    server = _Server()
-    while (request := channel.receive()) is not None:
+    server = _Server(channel)
+    while _exchange(channel, server):
+        pass
+
+
+def _exchange(channel: Channel, server: _Server) -> bool:
+    """Answer one request, and keep nothing of it; whether there was one."""
+    try:
+        request = channel.receive()
+    except Unloadable as error:
+        well, answer = False, error
+    else:
+        if request is None:
+            return False
         well, answer = server.answer(*request)
-        log = server.log.taken()
-        try:
-            channel.send(well, answer, log)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            channel.send(*_unsendable(well, answer, error), log)
+    log = server.log.taken()
+    try:
+        pickled = Pickled.of((well, answer, log))
+    except Exception as error:
+        pickled = Pickled.of((*_unsendable(well, answer, error), log))
+    try:
+        channel.post(pickled)
+    except MemoryError as error:
+        channel.send(False, error, [])
+    return True
 
 
 def _unsendable(well: bool, answer: Any, error: Exception) -> tuple[bool, Any]:
@@ -98,7 +112,7 @@ def _unsendable(well: bool, answer: Any, error: Exception) -> tuple[bool, Any]:
 
 def _sendable(output: Any) -> bool:
     try:
-        pickle.dumps(output)
+        Pickled.of(output)
     except Exception:
         return False
     return True
@@ -118,8 +132,10 @@ class _Share:
 class _Server:
     """Does what it is asked: each ``_do_x`` answers a request ``x``."""
 
-    def __init__(self) -> None:
-        self._share = _Share()
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._main = MainProgram({})
+        self._share: _Share | None = None
         self._engine: Any = None
         self.log = _Log()
         logger = logging.getLogger("asyncinfer.torch")
@@ -133,28 +149,36 @@ class _Server:
         except BaseException as error:
             return False, portable(as_exception(error))
 
-    def _do_load(self, order: Order) -> Loaded:
+    def _do_prepare(self, order: Order) -> None:
         logging.getLogger("asyncinfer.torch").setLevel(order.level)
-        try:
-            if order.program:
-                multiprocessing.spawn.prepare(order.program)
-            options = pickle.loads(order.options)  # noqa: S301  # from our own parent
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"isolation='process' cannot import what it needs: {text}") from error
-        self._share.threads = order.threads or 1
-        share = None if order.threads is None else self._share
-        self._engine = Engine(options, share, pause=time.sleep, wanted=lambda: True)
+        self._main = MainProgram(order.program)
+        self._channel.main = self._main.find
+        if order.threads is not None:
+            self._share = _Share()
+            self._share.threads = order.threads
+
+    def _do_load(self, options: TorchOptions) -> Loaded:
+        self._channel.forget_received()  # the model
+        if any(_of_main(option) for option in (options.model, *options.steps)):
+            self._main.load()
+        self._engine = Engine(options, self._share, pause=time.sleep, wanted=lambda: True)
         self._engine.load()
         return Loaded(self._engine.warmup, self._engine.max_batch, self._engine.details)
 
     def _do_run(self, argument: tuple[int, Sequence[Any]]) -> Any:
-        self._share.threads, batch = argument
+        threads, batch = argument
+        if self._share is not None:
+            self._share.threads = threads
         outputs = self._engine.runner.run(batch)
         return packed([portable(o) if isinstance(o, Exception) else o for o in outputs])
 
     def _do_probe(self, argument: None) -> None:
         self._engine.runner.probe()
+
+
+def _of_main(option: Any) -> bool:
+    """Whether it is the name of something that the main program has defined."""
+    return isinstance(option, str) and option.partition(":")[0] in MAIN
 
 
 class _Log(logging.Handler):

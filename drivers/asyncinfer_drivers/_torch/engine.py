@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class Engine:
         name = self._options.called
         try:
             self._load()
+            self._options = replace(self._options, model=None)  # it may have been copied
         except AsyncInferError:
             raise
         except Exception as error:

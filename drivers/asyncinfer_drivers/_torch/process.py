@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing.spawn import get_preparation_data
 from typing import Any
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._shared.worker import Worker
-from asyncinfer_drivers._torch.channel import Channel
+from asyncinfer_drivers._torch.channel import Channel, Unloadable
 from asyncinfer_drivers._torch.child import Order
 from asyncinfer_drivers._torch.engine import claim
+from asyncinfer_drivers._torch.mainprogram import described, importing
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.threads import CoreShare
-from asyncinfer_drivers._torch.wire import Area, packed
+from asyncinfer_drivers._torch.wire import Area, Pickled, packed
 
 __all__ = ("ProcessHost",)
 
@@ -37,8 +36,15 @@ main(*map(int, files))
 """
 #: seconds that a process which was told to end gets before it is killed
 _EXIT_SECONDS = 1.0
-#: what pickling raises
-_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, ValueError)
+#: options that are sent to the process, and what is to be given instead of what cannot be
+_SENT = {
+    "preprocess": "name it as 'module:function'",
+    "postprocess": "name it as 'module:function'",
+    "collate": "name it as 'module:function'",
+    "uncollate": "name it as 'module:function'",
+    "warmup_input": "give plain data: tensors, arrays, numbers, text, lists or dicts",
+    "model": "give 'module:function' that makes it, a .pt2 or TorchScript file of it, or a name",
+}
 
 
 class ProcessHost:
@@ -51,6 +57,11 @@ class ProcessHost:
     def __init__(self, options: TorchOptions) -> None:
         if os.name != "posix":
             raise ConfigError("isolation='process' needs Linux or macOS")
+        if importing():
+            raise ConfigError(
+                f"{options.called}: a driver with isolation='process' is opened while its process "
+                "imports the main program: put what runs under if __name__ == '__main__':"
+            )
         self._options = options
         self._name = options.called
         self._share: CoreShare | None = None
@@ -96,47 +107,78 @@ class ProcessHost:
     # ---- in the thread
 
     def _load(self) -> Any:
-        order = self._order()
-        self._child = _Child()
-        return self._ask("load", order, self.worker.wanted)
-
-    def _order(self) -> Order:
+        request = self._request()
+        share = self._share = claim(self._options)
+        threads = None if share is None else share.threads
+        child = self._child = _Child()
+        self._ask("prepare", Order(described(), threads, logger.getEffectiveLevel()))
         try:
-            pickled = pickle.dumps(self._options)
-        except _UNPICKLABLE as error:
+            loaded = self._exchange(request, self.worker.wanted)
+        except Unloadable as error:
             raise ConfigError(
-                f"{self._name}: isolation='process' cannot send the model, a step or the warm-up "
-                f"input to its process: {error}; give 'module:function', a file or a name"
+                f"{self._name}: isolation='process' cannot make the model, a step or the warm-up "
+                f"input in its process: {error}"
             ) from error
-        self._share = claim(self._options)
-        program: dict[str, Any] = {}
-        if b"__main__" in pickled:
-            whole = get_preparation_data(self._name)
-            program = {key: whole[key] for key in whole if key.startswith("init_main")}
-        threads = None if self._share is None else self._share.threads
-        return Order(pickled, program, threads, logger.getEffectiveLevel())
+        child.channel.forget_sent()
+        return loaded
+
+    def _request(self) -> Pickled:
+        """The request to load; ``ConfigError`` names the option that cannot be sent."""
+        try:
+            return Pickled.of(("load", self._options), views=True)
+        except Exception as error:
+            name = next((name for name in _SENT if not self._sendable(name)), "model")
+            raise ConfigError(
+                f"{self._name}: isolation='process' cannot send its {name} to its process: "
+                f"{_first_line(error)}; {_SENT[name]}"
+            ) from error
+
+    def _sendable(self, option: str) -> bool:
+        try:
+            Pickled.of(getattr(self._options, option))
+        except Exception:
+            return False
+        return True
 
     def _run(self, batch: Sequence[Any]) -> list[Any]:
-        threads = self._share.threads if self._share else 1
         try:
-            answers: list[Any] = self._ask("run", (threads, packed(batch)))
+            request = self._batch(batch)
+        except Exception:
+            return self._run_sendable(batch)
+        try:
+            answers: list[Any] = self._exchange(request)
             return answers
-        except _UNPICKLABLE:
-            outputs = [_unsendable(item) for item in batch]
+        except Unloadable as error:
+            if len(batch) > 1:
+                return [self._run([item])[0] for item in batch]
+            return [InputError(f"the input or output cannot pass between the processes: {error}")]
+
+    def _run_sendable(self, batch: Sequence[Any]) -> list[Any]:
+        """Run what can be pickled; an error in the place of the rest."""
+        outputs = [_unsendable(item) for item in batch]
         good = [item for item, output in zip(batch, outputs, strict=True) if output is None]
-        rest = iter(self._ask("run", (threads, packed(good))))
+        rest = iter(self._run(good) if good else ())
         return [next(rest) if output is None else output for output in outputs]
 
-    def _ask(self, what: str, argument: Any, wanted: Callable[[], bool] | None = None) -> Any:
+    def _batch(self, batch: Sequence[Any]) -> Pickled:
+        threads = self._share.threads if self._share else 1
+        return Pickled.of(("run", (threads, packed(batch))))
+
+    def _ask(self, what: str, argument: Any) -> Any:
         """Ask the process and wait for its answer."""
+        return self._exchange(Pickled.of((what, argument)))
+
+    def _exchange(self, request: Pickled, wanted: Callable[[], bool] | None = None) -> Any:
         child = self._child
         if child is None or self._lost is not None:
             raise self._lost or DeviceLost(self._name, "not open")
         try:
-            child.channel.send(what, argument)
+            child.channel.post(request)
             answer = child.channel.receive(wanted)
         except ConnectionError:
             answer = None
+        except MemoryError as error:
+            raise DeviceLost(self._name, str(error)) from error
         if answer is None:
             self._lost = DeviceLost(self._name, f"its process {child.end()}")
             raise self._lost
@@ -144,7 +186,7 @@ class ProcessHost:
         for level, text in log:
             logger.log(level, "%s", text)
         if not well:
-            raise value
+            raise DeviceLost(self._name, str(value)) if isinstance(value, MemoryError) else value
         return value
 
     def _kill(self) -> None:
@@ -212,11 +254,16 @@ def _interpreter_flags() -> list[str]:
 
 def _unsendable(item: Any) -> InputError | None:
     try:
-        pickle.dumps(item)
+        Pickled.of(item)
     except Exception as error:
         refused = InputError(
-            f"this {type(item).__name__} cannot be sent to the driver's process: {error}"
+            f"this {type(item).__name__} cannot be sent to the driver's process: "
+            f"{_first_line(error)}; {_SENT['warmup_input']}"
         )
         refused.__cause__ = error
         return refused
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

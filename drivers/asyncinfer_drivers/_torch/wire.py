@@ -12,13 +12,17 @@ import mmap
 import os
 import pickle
 import tempfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-__all__ = ("Area", "dump", "load", "packed")
+from asyncinfer_drivers._torch.mainprogram import MAIN
+from asyncinfer_drivers._torch.parcel import reduced
+
+__all__ = ("Area", "Pickled", "load", "packed")
 
 #: bytes of a new area; it grows as needed
 _FIRST_SIZE = 1 << 16
@@ -55,19 +59,27 @@ class Area:
                 at += _aligned(size)
         return parts
 
-    def close(self) -> None:
-        """Let go of it. Idempotent."""
+    def unmap(self) -> None:
+        """Hold nothing of it in memory until the next use."""
         if self._map is not None:
             self._map.close()
             self._map = None
+
+    def empty(self) -> None:
+        """Give its memory back, once the other side has it no longer mapped."""
+        self.unmap()
+        os.ftruncate(self.fd, 0)
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self.unmap()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def _mapped(self, size: int, *, grow: bool) -> mmap.mmap:
         if self._map is None or len(self._map) < size:
-            if self._map is not None:
-                self._map.close()
+            self.unmap()
             if grow:
                 os.ftruncate(self.fd, max(2 * size, _FIRST_SIZE))
             self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)
@@ -85,37 +97,115 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def dump(value: Any, area: Area) -> tuple[bytes, list[int]]:
-    """Write ``value`` into ``area``: what ``load`` needs besides. Raises what pickling raises."""
-    buffers = list[pickle.PickleBuffer]()
-    file = io.BytesIO()
-    _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
-    return file.getvalue(), area.write([buffer.raw() for buffer in buffers])
+class Pickled(NamedTuple):
+    """A value on its way: a small pickle, and the large parts of it beside."""
+
+    text: bytes
+    buffers: list[pickle.PickleBuffer]
+
+    @classmethod
+    def of(cls, value: Any, *, views: bool = False) -> Pickled:
+        """Raises what pickling ``value`` raises.
+
+        With ``views``, tensors that share memory share it there as well, and keep their strides, as
+        those of a model have to.
+        """
+        buffers = list[pickle.PickleBuffer]()
+        file = io.BytesIO()
+        _Pickler(file, buffers, views=views).dump(value)
+        return cls(file.getvalue(), buffers)
+
+    def into(self, area: Area) -> tuple[bytes, list[int]]:
+        """Write the large parts into ``area``; what ``load`` needs besides."""
+        return self.text, area.write([buffer.raw() for buffer in self.buffers])
 
 
-def load(text: bytes, sizes: Sequence[int], area: Area) -> Any:
-    """What was dumped, with memory of its own."""
-    return pickle.loads(text, buffers=area.read(sizes))  # noqa: S301  # from our own process
+def load(
+    text: bytes, sizes: Sequence[int], area: Area, main: Callable[[str], Any] | None = None
+) -> Any:
+    """What was pickled, with memory of its own.
+
+    ``main`` finds what the main program has defined, where that is another process's.
+    """
+    unpickler = _Unpickler(io.BytesIO(text), buffers=area.read(sizes))
+    unpickler.main = main
+    return unpickler.load()
+
+
+class _Unpickler(pickle.Unpickler):
+    main: Callable[[str], Any] | None = None
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if self.main is not None and module_name in MAIN:
+            return self.main(global_name)
+        return super().find_class(module_name, global_name)
 
 
 class _Pickler(pickle.Pickler):
     """Tensors' bytes go out of the pickle too, as those of arrays do."""
 
+    def __init__(
+        self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], *, views: bool
+    ) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        self._views = views
+        self._storages: dict[int, _Storage] = {}
+
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is torch.Tensor and value.device.type == "cpu" and _plain(value):
-            flat: Any = value.detach().contiguous().flatten().view(torch.uint8).numpy()
-            return _tensor, (pickle.PickleBuffer(flat), value.dtype, tuple(value.shape))
-        return NotImplemented
+        if type(value) is torch.Tensor and _plain(value):
+            if self._views:
+                return self._viewed(value)
+            flat = value.detach().contiguous().flatten()
+            return _tensor, (_buffer(flat), value.dtype, tuple(value.shape))
+        return reduced(value) if isinstance(value, nn.Module) else NotImplemented
+
+    def _viewed(self, tensor: torch.Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        shared = self._storages.setdefault(storage.data_ptr(), _Storage(storage))
+        place = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+        return _view, (shared, tensor.dtype, *place)
+
+
+class _Storage:
+    """Memory of one or more tensors: pickled once, however many they are."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self._storage = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        whole = torch.empty(0, dtype=torch.uint8).set_(self._storage)
+        return _tensor, (_buffer(whole), torch.uint8, (len(whole),))
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_conj()
+    """Whether it is but bytes, a dtype and a shape."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
+        and not vars(tensor)
+    )
+
+
+def _buffer(flat: torch.Tensor) -> pickle.PickleBuffer:
+    array: Any = flat.view(torch.uint8).numpy()
+    return pickle.PickleBuffer(array)
 
 
 def _tensor(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     if len(buffer) == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+def _view(
+    memory: torch.Tensor,
+    dtype: torch.dtype,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> torch.Tensor:
+    return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), offset, shape, stride)
 
 
 def packed(items: Sequence[Any]) -> Any:
@@ -127,12 +217,13 @@ def packed(items: Sequence[Any]) -> Any:
     kind = type(first)
     if kind is not torch.Tensor and kind is not np.ndarray:
         return value
-    if any(type(v) is not kind or v.shape != first.shape or v.dtype != first.dtype for v in value):
+    if any(type(v) is not kind or (kind is torch.Tensor and not _plain(v)) for v in value):
+        return value
+    if any(v.shape != first.shape or v.dtype != first.dtype for v in value):
         return value
     if kind is np.ndarray:
-        return value if first.dtype.hasobject else _Block(np.stack(value))
-    if any(v.device.type != "cpu" or not _plain(v) for v in value):
-        return value
+        plain = first.dtype.isnative and not first.dtype.hasobject
+        return _Block(np.stack(value)) if plain else value
     with torch.no_grad():
         return _Block(torch.stack(value))
 
@@ -151,4 +242,4 @@ def _unblocked(rows: Any) -> list[Any]:
     if isinstance(rows, torch.Tensor):
         unbind_copy: Any = torch.unbind_copy  # its stub says that it returns nothing
         return list(unbind_copy(rows))
-    return [row.copy() for row in rows]
+    return [rows[index, ...].copy() for index in range(len(rows))]

@@ -1,0 +1,56 @@
+"""Modules that pickle by itself cannot send to another process, or not so that they arrive."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ("reduced",)
+
+
+def reduced(module: nn.Module) -> Any:
+    """What a pickler is to put instead of ``module``; ``NotImplemented`` where it knows itself."""
+    if isinstance(module, torch.jit.ScriptModule):
+        file = io.BytesIO()
+        torch.jit.save(module, file)  # type: ignore[no-untyped-call]
+        return _script, (file.getvalue(),)
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        plain = kind.__base__  # the class that the user wrote: torch has put one of its own on it
+        values = plain.__getstate__(module)
+        if isinstance(values, dict):  # weight_norm's hook is a local function, of use to old files
+            values = values | {"_load_state_dict_pre_hooks": OrderedDict()}
+        state = values, list(module.parametrizations)
+        return _new, (plain,), state, None, None, _set_parametrised
+    if kind.__module__.startswith("torch.ao.") and kind.__setstate__ is not nn.Module.__setstate__:
+        return _new, (kind,), module.__getstate__(), None, None, _set_quantised
+    return NotImplemented
+
+
+def _script(saved: bytes) -> nn.Module:
+    module: nn.Module = torch.jit.load(io.BytesIO(saved))  # type: ignore[no-untyped-call]
+    return module
+
+
+def _new(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
+def _set_parametrised(module: nn.Module, state: tuple[Any, list[str]]) -> None:
+    """What ``register_parametrization`` does, with the tensors as they were."""
+    values, names = state
+    module.__setstate__(values)
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+
+
+def _set_quantised(module: nn.Module, state: Any) -> None:
+    """Their own ``__setstate__`` is for TorchScript, which has initialised the module before."""
+    nn.Module.__init__(module)
+    module.__setstate__(state)
