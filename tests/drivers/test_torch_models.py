@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from asyncinfer.errors import ConfigError
+from asyncinfer.errors import ConfigError, InputError
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers.models import digits
 from asyncinfer_drivers.torch_host import TorchDriver
@@ -67,10 +69,58 @@ def files(tmp_path_factory):
     (folder / "text.pt").write_text("no model")
     with zipfile.ZipFile(folder / "other.pt2", "w") as archive:
         archive.writestr("a", "b")
+    (folder / "script.pt2").write_bytes((folder / "traced.pt").read_bytes())
+    (folder / "export.pt").write_bytes((folder / "any.pt2").read_bytes())
+    torch.save({"step": 1, "model": net.state_dict()}, folder / "checkpoint.pth")
+    torch.save(net, folder / "whole.pth")
+    for name, saved in (("old_weights.pth", net.state_dict()), ("old_whole.pth", net)):
+        torch.save(saved, folder / name, _use_new_zipfile_serialization=False)
+    (folder / "evil.pth").write_bytes(pickle.dumps(Evil(folder / "was_run")))
+    for name, start in STARTS.items():
+        (folder / name).write_bytes(start + bytes(100))
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "half.pt").write_bytes((folder / "traced.pt").read_bytes()[:-300])
+    (folder / "half.pt2").write_bytes((folder / "any.pt2").read_bytes()[:-300])
+    changed(folder / "any.pt2", folder / "newer.pt2", b'"major": ', b'"major": 9')
+    changed(folder / "any.pt2", folder / "gpu.pt2", b'"type": "cpu"', b'"type": "cuda"')
+    with zipfile.ZipFile(folder / "compiled.pt2", "w") as archive:
+        archive.writestr("compiled/archive_format", "pt2")
+        archive.writestr("compiled/data/aotinductor/model/x.so", "")
+    (folder / "folder.pt").mkdir()
     return folder
 
 
-@pytest.mark.parametrize("name", ["traced.pt", "training.ts", "any.pt2", "one.pt2"])
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.write_text, (self.file, "run")
+
+
+#: how files of others begin
+STARTS = {
+    "x.safetensors": b"\x10\0\0\0\0\0\0\0{}",
+    "x.onnx": b"\x08\x08\x12\x07pytorch",
+    "x.tflite": b"\x1c\0\0\0TFL3",
+    "x.h5": b"\x89HDF\r\n\x1a\n",
+    "x.gguf": b"GGUF",
+}
+
+
+def changed(source, target, old, new):
+    """A copy of an archive with something else in its descriptions."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copied:
+        for name in archive.namelist():
+            content = archive.read(name)
+            copied.writestr(name, content.replace(old, new) if name.endswith("json") else content)
+
+
+@pytest.mark.parametrize(
+    "name", ["traced.pt", "training.ts", "any.pt2", "one.pt2", "script.pt2", "export.pt"]
+)
 async def test_files(files, expected, name):
     await check(files / name, expected)
 
@@ -94,20 +144,47 @@ async def test_an_exported_program_as_a_module(files, expected):
     await check(torch.export.load(files / "any.pt2").module(), expected)
 
 
+WEIGHTS = r"weights alone, without their module: give 'module:function' instead.*load_state_dict"
+RUNS = r"is a pickled object of the class \S+, which runs whatever is in it .* torch.export.save"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("none.pt2", "no such model file: .*none.pt2$"),
-        ("text.pt", "text.pt is neither a TorchScript nor a .pt2 file$"),
-        ("weights.pt", "weights.pt is no TorchScript file: .*; weights alone need their module"),
-        ("other.pt2", "other.pt2 is no torch.export file: "),
+        ("folder.pt", "is a folder, not a model's file: give"),
+        ("net.py:build", "name the module as Python imports it, as in 'package.module:function'"),
+        ("text.pt", "text.pt is neither a TorchScript nor a .pt2 file: export"),
+        ("other.pt2", "other.pt2 is neither a TorchScript nor a .pt2 file: export"),
+        ("weights.pt", WEIGHTS),
+        ("checkpoint.pth", WEIGHTS),
+        ("old_weights.pth", WEIGHTS),
+        ("whole.pth", RUNS),
+        ("old_whole.pth", RUNS),
+        ("evil.pth", RUNS),
+        ("x.safetensors", r"weights alone \(safetensors\): give .*safetensors.torch.load_file"),
+        ("x.onnx", "is an ONNX model, which torch does not run: export .*torch.export.save"),
+        ("x.tflite", "is a TensorFlow Lite file"),
+        ("x.h5", "is a Keras or HDF5 file"),
+        ("x.gguf", "is a GGUF file"),
+        ("empty.pt", "is empty: save the model again"),
+        ("half.pt", "is damaged or incomplete: copy or download it again"),
+        ("half.pt2", "is damaged or incomplete: copy or download it again"),
+        (
+            "newer.pt2",
+            r"cannot load|can load: .*schema version .*; it was written by torch .* again",
+        ),
+        ("gpu.pt2", r"was exported on a GPU, and there is none: export it on the CPU, .*\.cpu\(\)"),
+        ("compiled.pt2", "is an AOTInductor package.* with optimize='aot' and isolation='process'"),
     ],
 )
-async def test_files_that_are_no_models(files, name, message):
-    driver = TorchDriver(files / name)
-    with pytest.raises(ConfigError, match=message) as caught:
+async def test_files_that_are_no_models(files, name, message, caplog):
+    driver = TorchDriver(files / name, name="dev")
+    with pytest.raises(ConfigError, match=f"^dev: .*({message})") as caught:
         await driver.open()
     assert "\n" not in str(caught.value)
+    assert "Traceback" not in caplog.text
+    assert not (files / "was_run").exists()
     await driver.close()
 
 
@@ -140,6 +217,10 @@ async def test_own_steps_go_before_those_of_a_built_in_model(expected):
         ("math:thing", "cannot import 'math:thing'"),
         ("math:pi", "model is a float: give an nn.Module"),
         (lambda: 1, "model is a int: give an nn.Module"),
+        (lambda x: x, r"<lambda> needs arguments \(x\): .* into the forward of an nn.Module"),
+        (nn.Linear, r"Linear needs arguments \(in_features, out_features\): call it yourself"),
+        ("google/vit", "no such model file: google/vit; if it is the name of a model on a hub"),
+        ("bert-base", "unknown model 'bert-base'; .* if it is the name of a model on a hub, give"),
         (lambda: 1 / 0, "model .*<lambda> failed: ZeroDivisionError: division by zero"),
         (None, "model is a NoneType"),
     ],
@@ -156,8 +237,54 @@ async def test_a_model_that_cannot_be_copied():
             raise TypeError("cannot copy a socket")
 
     driver = TorchDriver(Stuck(), name="dev")
-    with pytest.raises(ConfigError, match="dev: cannot load the model: TypeError: cannot copy"):
+    with pytest.raises(
+        ConfigError, match=r"^dev: .* no copy .*TypeError: cannot copy.* call its eval\(\)"
+    ):
         await driver.open()
+
+
+class Masked(nn.Module):
+    """Takes two tensors for one task."""
+
+    def forward(self, x, mask):
+        return x * mask
+
+
+@pytest.mark.parametrize(
+    ("model", "item", "message"),
+    [
+        (nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), r"batch's, give it without, as \[3, 8, 8\]"),
+        (Masked(), torch.zeros(3), "takes several tensors for one task: give a module of your own"),
+        (
+            lambda: torch.jit.script(Masked()),
+            torch.zeros(3),
+            "takes several tensors for one task: give a",
+        ),
+        (Masked(), (torch.zeros(3), torch.zeros(3)), "several tensors a task, give a preprocess"),
+        (nn.Identity(), [torch.zeros(3, 8), torch.zeros(3, 9)], "several tensors a task, give a"),
+        (nn.Identity(), [[1, 2], [3]], "equally long: pad them in a preprocess, or .* in collate"),
+    ],
+)
+async def test_inputs_that_a_model_does_not_take(model, item, message):
+    driver = TorchDriver(model, max_batch=2)
+    await driver.open()
+    for output in await driver.infer([item, item]):
+        assert isinstance(output, InputError)
+        assert re.search(message, str(output))
+    await driver.close()
+    driver = TorchDriver(model, name="dev", warmup_input=item)
+    with pytest.raises(ConfigError, match=f"^dev: the warm-up input failed: .*{message}"):
+        await driver.open()
+
+
+async def test_the_batch_dimension_where_it_is_known_not_to_belong():
+    driver = TorchDriver(nn.Conv2d(1, 2, 3).eval(), warmup_input=torch.zeros(1, 8, 8))
+    await driver.open()
+    (batch,) = await driver.infer([torch.zeros(1, 1, 8, 8)])
+    assert "inputs are given without the batch dimension, as [1, 8, 8]" in str(batch)
+    (small,) = await driver.infer([torch.zeros(1, 1, 1)])
+    assert "it has accepted [1, 8, 8] float32: convert the input" in str(small)
+    await driver.close()
 
 
 # --- a module that others hold too --------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from asyncinfer.errors import InputError
+from asyncinfer_drivers._torch.hints import for_item
 
 __all__ = ("Signature", "rows", "to_tensor")
 
@@ -38,8 +39,7 @@ def to_tensor(item: Any) -> torch.Tensor:
         return torch.as_tensor(item)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
-            f"no tensor can be made of this {type(item).__name__}: {error}; "
-            "give tensors, arrays or numbers, or a preprocess that returns them"
+            f"no tensor can be made of this {type(item).__name__}: {error}; {for_item(item)}"
         ) from error
 
 

@@ -75,6 +75,10 @@ class Engine:
         try:
             self._load()
             self._options = replace(self._options, model=None)  # it may have been copied
+        except ConfigError as error:
+            if str(error).startswith(f"{name}: "):
+                raise
+            raise ConfigError(f"{name}: {error}") from error
         except AsyncInferError:
             raise
         except Exception as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import io
 import logging
 import threading
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,23 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.registry import import_object, is_model_file, load_model
+from asyncinfer.registry import (
+    did_you_mean,
+    import_object,
+    is_model_file,
+    load_model,
+    model_names,
+)
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch.device import is_device_fault
+from asyncinfer_drivers._torch.files import (
+    HUB,
+    Kind,
+    exported_on,
+    kind_of,
+    reason_in_log,
+    written_by,
+)
 
 __all__ = ("Loaded", "load")
 
@@ -45,8 +60,8 @@ def load(model: Any, device: torch.device) -> Loaded:
 
     Raises ``ConfigError`` if that is impossible; errors of the accelerator pass.
     """
-    if isinstance(model, str) and not is_model_file(model):
-        model = import_object(model) if ":" in model else load_model(model)
+    if isinstance(model, str) and not is_model_file(model) and not Path(model).exists():
+        model = import_object(model) if ":" in model else _named(model)
     if isinstance(model, str | Path):
         return Loaded(_from_file(Path(model).expanduser(), device))
     if callable(model) and not isinstance(model, nn.Module):
@@ -64,7 +79,21 @@ def load(model: Any, device: torch.device) -> Loaded:
     )
 
 
+def _named(name: str) -> Any:
+    if name not in model_names():
+        hint = did_you_mean(name, model_names())
+        raise ConfigError(f"unknown model {name!r}; {hint}; {HUB}")
+    return load_model(name)
+
+
 def _call(factory: Callable[[], Any], name: str) -> Any:
+    needed = _arguments(factory)
+    if needed:
+        raise ConfigError(
+            f"model {name} needs arguments ({', '.join(needed)}): call it yourself and give the "
+            "module, or give a function without arguments that does; a function that computes "
+            "goes into the forward of an nn.Module"
+        )
     try:
         return factory()
     except Exception as error:
@@ -73,13 +102,34 @@ def _call(factory: Callable[[], Any], name: str) -> Any:
         raise ConfigError(f"model {name} failed: {type(error).__name__}: {error}") from error
 
 
+def _arguments(factory: Callable[..., Any]) -> list[str]:
+    """The arguments that it cannot be called without."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # it does not tell
+        return []
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in various]
+
+
 def _shared(module: nn.Module, device: torch.device) -> nn.Module:
     """The module itself where nothing about it has to change, else a copy of its own."""
     tensors = [*module.parameters(), *module.buffers()]
     here = all(_same(tensor.device, device) for tensor in tensors)
     if here and not any(part.training for part in module.modules()):
         return module
-    return _own(copy.deepcopy(module), device)
+    return _own(_copied(module), device)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ConfigError(
+            "the module is in training mode or on another device, and no copy can be made of it "
+            f"({type(error).__name__}: {error}): call its eval() and to(device) before, or give a "
+            "function that makes it"
+        ) from error
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
@@ -96,38 +146,54 @@ def _own(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _from_file(path: Path, device: torch.device) -> nn.Module:
-    if not path.is_file():
-        raise ConfigError(f"no such model file: {path}")
-    if not zipfile.is_zipfile(path):
-        raise ConfigError(f"{path} is neither a TorchScript nor a .pt2 file")
-    _tell(path)
+    kind = kind_of(path)
+    _tell(path, kind)
     try:
-        if path.suffix == ".pt2":
+        if kind == "torch.export":
             return _own(_exported(path, device), device)
         script = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         return _own(script, device)
     except (RuntimeError, ValueError, KeyError) as error:
         if is_device_fault(error):
             raise
-        kind = "torch.export" if path.suffix == ".pt2" else "TorchScript"
-        hint = "; weights alone need their module: give 'module:function'"
         first = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"{path} is no {kind} file: {first}{hint}") from error
+        raise ConfigError(
+            f"{path} is no {kind} file that this torch can load: {first}; save it again with "
+            f"torch {torch.__version__}, or install the version that wrote it"
+        ) from error
 
 
-def _tell(path: Path) -> None:
+def _tell(path: Path, kind: Kind) -> None:
     """Warn, once for each file: torch has no way to read a whole model as mere data."""
     if path not in _told:
         _told.add(path)
-        kind = "a torch.export" if path.suffix == ".pt2" else "a TorchScript"
-        logger.warning("%s is %s file, which is a program: load only those you trust", path, kind)
+        logger.warning("%s is a %s file, which is a program: load only those you trust", path, kind)
 
 
 def _exported(path: Path, device: torch.device) -> nn.Module:
-    with _ONE_AT_A_TIME:
-        program = torch.export.load(path)
-    if device.type != "cpu":
+    elsewhere = exported_on(path) - {device.type}
+    if "cuda" in elsewhere and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{path} was exported on a GPU, and there is none: export it on the CPU, "
+            "torch.export.export(module.cpu(), ...)"
+        )
+    program = _program(path)
+    if elsewhere or device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
     return program.module()
+
+
+def _program(path: Path) -> torch.export.ExportedProgram:
+    with _ONE_AT_A_TIME, reason_in_log() as reason:
+        try:
+            if path.suffix == ".pt2":
+                return torch.export.load(path)
+            with path.open("rb") as file:  # by its name torch would doubt it
+                return torch.export.load(io.BytesIO(file.read()))
+        except (RuntimeError, ValueError, KeyError) as error:
+            if reason.error is None or is_device_fault(error):
+                raise
+            by = written_by(path)
+            raise ValueError(f"{reason.error}{'; ' if by else ''}{by}") from reason.error

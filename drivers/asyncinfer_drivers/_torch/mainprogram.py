@@ -60,7 +60,7 @@ class MainProgram:
 
     def load(self) -> None:
         """Import it, once; ``ConfigError`` if it fails."""
-        global _importing  # noqa: PLW0603  # of the whole process, as the main program is
+        global _importing  # of the whole process, as the main program is
         if self._imported or not self._where:
             return
         self._imported = _importing = True

@@ -17,18 +17,19 @@ def reduced(module: nn.Module) -> Any:
     """What a pickler is to put instead of ``module``; ``NotImplemented`` where it knows itself."""
     if isinstance(module, torch.jit.ScriptModule):
         file = io.BytesIO()
-        torch.jit.save(module, file)  # type: ignore[no-untyped-call]
+        torch.jit.save(module, file)
         return _script, (file.getvalue(),)
-    kind = type(module)
+    kind: Any = type(module)
     if parametrize.is_parametrized(module):
         plain = kind.__base__  # the class that the user wrote: torch has put one of its own on it
         values = plain.__getstate__(module)
-        if isinstance(values, dict):  # weight_norm's hook is a local function, of use to old files
-            values = values | {"_load_state_dict_pre_hooks": OrderedDict()}
-        state = values, list(module.parametrizations)
-        return _new, (plain,), state, None, None, _set_parametrised
+        # weight_norm puts a local function there, which loads old files
+        values = values | {"_load_state_dict_pre_hooks": OrderedDict()}
+        names = list(values["_modules"]["parametrizations"])
+        return _new, (plain,), (values, names), None, None, _set_parametrised
     if kind.__module__.startswith("torch.ao.") and kind.__setstate__ is not nn.Module.__setstate__:
-        return _new, (kind,), module.__getstate__(), None, None, _set_quantised
+        state: Any = module
+        return _new, (kind,), state.__getstate__(), None, None, _set_quantised
     return NotImplemented
 
 
@@ -44,7 +45,7 @@ def _new(kind: type[nn.Module]) -> nn.Module:
 def _set_parametrised(module: nn.Module, state: tuple[Any, list[str]]) -> None:
     """What ``register_parametrization`` does, with the tensors as they were."""
     values, names = state
-    module.__setstate__(values)
+    _set(module, values)
     parametrize._inject_new_class(module)
     for name in names:
         parametrize._inject_property(module, name)
@@ -53,4 +54,8 @@ def _set_parametrised(module: nn.Module, state: tuple[Any, list[str]]) -> None:
 def _set_quantised(module: nn.Module, state: Any) -> None:
     """Their own ``__setstate__`` is for TorchScript, which has initialised the module before."""
     nn.Module.__init__(module)
+    _set(module, state)
+
+
+def _set(module: Any, state: Any) -> None:
     module.__setstate__(state)

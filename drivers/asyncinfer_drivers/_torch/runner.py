@@ -15,6 +15,7 @@ from torch import nn
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._shared.steps import Fallbacks, Steps
 from asyncinfer_drivers._shared.worker import as_exception
+from asyncinfer_drivers._torch import hints
 from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
 from asyncinfer_drivers._torch.threads import Share, bind
@@ -207,11 +208,18 @@ class Runner:
 
     def _refusal(self, signature: Signature, error: Exception) -> Exception:
         """The model's own error, or an ``InputError`` if other shapes are known to work."""
-        if not self._accepted or signature in self._accepted:
+        if signature in self._accepted:
             return error
+        good = next(iter(self._accepted), None)
+        hint = hints.for_input(error, signature.shape, good and good.shape)
+        if good is None and not hint:
+            return error
+        accepted = "" if good is None else f", it has accepted {good}"
+        hint = hint or "convert the input, or give the driver a preprocess"
+        first = str(error).strip().partition("\n")[0]
         refused = InputError(
-            f"the model refused an input of {signature}, it has accepted "
-            f"{next(iter(self._accepted))}: convert the input, or give the driver a preprocess"
+            f"the model refused an input of {signature}{accepted}: {hint} "
+            f"({type(error).__name__}: {first})"
         )
         refused.__cause__ = error
         return refused
