@@ -14,7 +14,7 @@ import numpy as np
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.serve.errors import BadRequest
+from asyncinfer.serve.errors import BadRequest, Internal
 from asyncinfer.serve.tensors import Array, TensorSpec, datatype_of
 from asyncinfer.stats import DispatcherStats
 
@@ -22,6 +22,12 @@ __all__ = ("VERSION", "Counters", "Served", "stacked")
 
 #: the one version of every model
 VERSION = "1"
+
+_TENSORS = (
+    "what is served are tensors of numbers; put a module around the model that returns a tensor, "
+    "or a dict of tensors, in which lists of parts of unequal length are padded"
+)
+_ALIKE = "put a module around the model that returns the same outputs for all inputs"
 
 #: seconds for which a snapshot of the devices is good
 _FRESH = 0.1
@@ -84,12 +90,16 @@ class Served:
     async def _probe(self) -> tuple[TensorSpec, ...]:
         """The outputs' specs, from one run of the example."""
         try:
-            found = named(await self.dispatcher.infer(self.example))
+            output = await self.dispatcher.infer(self.example)
         except AsyncInferError as error:
             raise ConfigError(
                 f"model {self.name!r} does not run on an example of {list(self.example.shape)} "
                 f"{self.input.datatype}: {error}; give its shape in [serve.models]"
             ) from error
+        try:
+            found = named(output)
+        except Internal as error:
+            raise ConfigError(f"model {self.name!r} cannot be served: {error}") from error
         fixed = -1 not in self.shape
         return tuple(
             TensorSpec(
@@ -119,15 +129,28 @@ class Served:
         Each row is a call of its own, not all a stream: calls of all clients share the batches.
         """
         if len(rows) == 1:
-            return [named(await self.dispatcher.infer(rows[0]))]
+            return [self._checked(await self.dispatcher.infer(rows[0]))]
         calls = [asyncio.ensure_future(self.dispatcher.infer(row)) for row in rows]
         try:
-            return [named(output) for output in await asyncio.gather(*calls)]
+            return [self._checked(output) for output in await asyncio.gather(*calls)]
         except BaseException:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
             raise
+
+    def _checked(self, output: Any) -> dict[str, Array]:
+        """A row's outputs, which have to be those of the example; else ``Internal``."""
+        found = named(output)
+        for spec in self.outputs:
+            array = found.get(spec.name)
+            if array is None or not np.can_cast(array.dtype, spec.dtype, "safe"):
+                what = "missing" if array is None else f"of the dtype {array.dtype}"
+                raise Internal(
+                    f"output {spec.name!r} of model {self.name!r} is {what} for this input, and "
+                    f"was {spec.datatype} for the model's example: {_ALIKE}"
+                )
+        return {spec.name: found[spec.name] for spec in self.outputs}
 
     def metadata(self) -> dict[str, Any]:
         """As the protocol describes a model."""
@@ -142,23 +165,50 @@ class Served:
 
 def stacked(results: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """The outputs of all rows by name, batch first."""
-    try:
-        return {name: np.stack([row[name] for row in results]) for name in results[0]}
-    except (ValueError, KeyError) as error:
-        raise BadRequest("the rows' outputs differ in shape: send one row in a request") from error
+    found: dict[str, Array] = {}
+    for name in results[0]:
+        try:
+            found[name] = np.stack([row[name] for row in results])
+        except ValueError as error:
+            raise BadRequest(
+                f"output {name!r} differs in shape from row to row: send one row in a request"
+            ) from error
+    return found
 
 
 def named(output: Any) -> dict[str, Array]:
-    """A task's output, a tensor or several, as arrays by name."""
+    """A task's output, a tensor or several, as arrays by name; what is ``None`` is left out.
+
+    Raises ``Internal`` for what the protocol has no tensor for.
+    """
     if isinstance(output, Mapping):
-        return {str(name): _array(value) for name, value in output.items()}
-    if isinstance(output, tuple | list):
-        return {f"output{index}": _array(value) for index, value in enumerate(output)}
-    return {"output": _array(output)}
+        parts = {str(name): value for name, value in output.items()}
+    elif isinstance(output, tuple | list):
+        parts = {f"output{index}": value for index, value in enumerate(output)}
+    else:
+        parts = {"output": output}
+    found = {name: _array(value, name) for name, value in parts.items() if value is not None}
+    if not found:
+        raise Internal(f"output {', '.join(map(repr, parts)) or 'output'} is None: {_TENSORS}")
+    return found
 
 
-def _array(value: Any) -> Array:
+def _array(value: Any, name: str) -> Array:
+    try:
+        array = _numbers(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise Internal(
+            f"output {name!r}, a {type(value).__name__}, is no tensor: {_TENSORS}"
+        ) from error
+    if array.dtype.hasobject:
+        raise Internal(f"output {name!r} holds more than numbers: {_TENSORS}")
+    return array
+
+
+def _numbers(value: Any) -> Array:
     try:
         return np.asarray(value)
     except TypeError:  # a torch tensor in bfloat16, which numpy has not
+        if not hasattr(value, "float"):
+            raise
         return np.asarray(value.float())

@@ -18,7 +18,7 @@ from asyncinfer.options import Timeouts
 from asyncinfer.registry import did_you_mean
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.served import Served
-from asyncinfer.serve.tensors import Array, TensorSpec
+from asyncinfer.serve.tensors import DATATYPES, Array, TensorSpec
 
 __all__ = ("limits_of", "models_of")
 
@@ -53,11 +53,14 @@ class ModelOptions:
         )
         if not good:
             raise ConfigError(f"{where}: 'shape' must be sizes, or -1 for any, not {shape!r}")
-        return cls(
-            table.get("name"),
-            None if shape is None else tuple(shape),
-            table.get("datatype", "FP32"),
-        )
+        datatype = table.get("datatype", "FP32")
+        if datatype not in DATATYPES:
+            raise ConfigError(
+                f"{where}: 'datatype' is {datatype!r}, which cannot be served; known: "
+                f"{', '.join(DATATYPES)}. Take one of these, and convert it in the model: for "
+                "bfloat16, FP32"
+            )
+        return cls(table.get("name"), None if shape is None else tuple(shape), datatype)
 
 
 def limits_of(config: Config) -> Limits:

@@ -13,7 +13,15 @@ import numpy as np
 from asyncinfer.errors import ConfigError
 from asyncinfer.serve.errors import BadRequest, quoted
 
-__all__ = ("Array", "TensorSpec", "datatype_of", "from_bytes", "from_values", "to_text")
+__all__ = (
+    "DATATYPES",
+    "Array",
+    "TensorSpec",
+    "datatype_of",
+    "from_bytes",
+    "from_values",
+    "to_text",
+)
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -31,6 +39,8 @@ _DTYPES = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+#: those that are served, as the protocol calls them
+DATATYPES = tuple(_DTYPES)
 _DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
 #: what a client's numbers may be, by the kind of dtype they become
 _KINDS: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}

@@ -61,7 +61,7 @@ class Bomb:
 def test_weights_that_are_a_pickle_are_not_unpickled(tmp_path):
     mark, file = tmp_path / "mark", tmp_path / "weights.pt"
     torch.save({"weight": Bomb(mark)}, file)
-    with pytest.raises(ConfigError, match="is a pickled object of the class .*mkdir.* not loaded"):
+    with pytest.raises(ConfigError, match=r"is a pickled object of the class .*mkdir.* not loaded"):
         loading.load(file, CPU)
     assert not mark.exists()
 

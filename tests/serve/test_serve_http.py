@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from serve_models import simulated, slow_down, until
 
+from asyncinfer.errors import ConfigError
+
 INFER = "/v2/models/m/infer"
 
 
@@ -121,6 +123,61 @@ async def test_several_outputs_by_name_and_the_subset_asked_for(serve):
         assert described[0]["parameters"] == {"binary_data_size": 4}
         assert described[1]["data"] == [2, 4]
         assert np.frombuffer(answer.content[length:], "<f4").tolist() == [3]
+
+
+async def test_an_output_that_is_none_is_left_out(serve):
+    some = simulated(function=lambda x: {"loss": None, "logits": 2 * x})
+    async with serve(some) as core, client(core) as http:
+        names = [output["name"] for output in (await http.get("/v2/models/m")).json()["outputs"]]
+        assert names == ["logits"]
+        answer = await http.post(INFER, json=body([[1, 2], [3, 4]], (2, 2)))
+        assert answer.json()["outputs"][0]["data"] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        (None, "'output' is None"),
+        ([None], "'output0' is None"),
+        ({}, "output is None"),
+        ({"boxes": [[1, 2], [3]]}, "'boxes', a list, is no tensor"),
+        ({"boxes": {"a": 1}}, "'boxes' holds more than numbers"),
+        (object(), "'output' holds more than numbers"),
+    ],
+)
+async def test_outputs_that_are_no_tensors_are_told_at_the_start(serve, output, name):
+    strange = simulated(function=lambda x: output)
+    with pytest.raises(ConfigError, match=f"model 'm' cannot be served: output {name}.* a module"):
+        async with serve(strange):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        (None, "output 'output' is None"),
+        ([[1.0, 2.0], [3.0]], "'output' of model 'm' is missing for this input, and was FP32"),
+        ({"other": np.float32(1)}, "'output' of model 'm' is missing for this input"),
+        (np.array([1.5]), "'output' of model 'm' is of the dtype float64 for this input, and was"),
+    ],
+)
+async def test_outputs_unlike_those_of_the_example_are_told(serve, output, text):
+    changing = simulated(function=lambda x: output if x.any() else x)
+    async with serve(changing) as core, client(core) as http:
+        for rows in (body(), body([[1, 2], [3, 4]], (2, 2))):
+            answer = await http.post(INFER, json=rows)
+            assert answer.status_code == 500
+            assert text in answer.json()["error"]
+            assert "put a module around the model" in answer.json()["error"]
+
+
+async def test_rows_whose_outputs_differ_in_shape(serve):
+    changing = simulated(function=lambda x: {"a": x, "boxes": np.zeros(int(x[0]), np.float32)})
+    async with serve(changing) as core, client(core) as http:
+        answer = await http.post(INFER, json=body([[1, 2], [3, 4]], (2, 2)))
+        assert answer.status_code == 400
+        assert "output 'boxes' differs in shape" in answer.json()["error"]
+        assert (await http.post(INFER, json=body([[3, 4]]))).status_code == 200
 
 
 @pytest.mark.parametrize(

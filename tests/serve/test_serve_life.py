@@ -140,6 +140,8 @@ def test_what_cannot_be_served_is_told_in_one_line(cli, arguments, text):
         ("[serve.models.digit]\nname='x'", "no device has 'digit'"),
         ("[serve.models.digits]\nname='a/b'", "cannot be served as 'a/b'"),
         ("[serve.models.digits]\nshape=[8,8]", "takes [1, 8, 8], not [8, 8]"),
+        ("[serve.models.digits]\ndatatype='BF16'", "for bfloat16, FP32"),
+        ("[serve.models.digits]\ndatatype=[1]", "'datatype' is [1], which cannot be served"),
     ],
 )
 def test_a_wrong_table_is_told_in_one_line(cli, tmp_path, table, text):
