@@ -158,6 +158,10 @@ class Decoding:
     #: from an input to what the model takes
     then: Callable[[Any], Any] | None = None
 
+    def around(self, step: Callable[[Any], Any]) -> Decoding:
+        """The same before ``step``, which a model brings that was known to a driver only."""
+        return self if self.then is not None else Decoding(self.decode, step)
+
     def __call__(self, item: Any) -> Any:
         """Decode ``item`` if it is a path, then preprocess it."""
         item = self._fetched(item)
@@ -227,18 +231,17 @@ def _file(text: str) -> Callable[[], str]:
     path = Path(text).expanduser()
     if not path.is_file():
         raise ConfigError(f"no such model file: {text}")
-    return lambda: os.fspath(path)
+    return partial(os.fspath, path)
 
 
 def _factory(text: str) -> Callable[[], Any]:
-    factory = import_object(text)
-    if not callable(factory):
+    if not callable(import_object(text)):
         raise ConfigError(f"{text!r} is no function or class that makes a model")
+    return partial(_made, text)  # no function of its own: it may be sent to another process
 
-    def load() -> Any:
-        try:
-            return factory()
-        except Exception as error:
-            raise ConfigError(f"{text!r} failed: {type(error).__name__}: {error}") from error
 
-    return load
+def _made(text: str) -> Any:
+    try:
+        return import_object(text)()
+    except Exception as error:
+        raise ConfigError(f"{text!r} failed: {type(error).__name__}: {error}") from error

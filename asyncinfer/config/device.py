@@ -113,7 +113,9 @@ def _with_model(
     extra = {key: value for key, value in given.items() if value is not None and key in known}
     if how != "module":
         return extra | ({} if how == "device" else {"model": model.name}) | options
-    return extra | options | {"model": model.loaded}
+    # a process of its own loads the model there, and nothing is kept of it here
+    apart = options.get("isolation") == "process"
+    return extra | options | {"model": model.load if apart else model.loaded}
 
 
 def _parameters(factory: DriverFactory) -> set[str] | None:

@@ -110,7 +110,7 @@ def _served(
     name = given.name or _short(text)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"model {text!r} cannot be served as {name!r}: name it in [serve.models]")
-    raw = Model(model.name, lambda: model.loaded, builtin=_only_example(example))
+    raw = Model(model.name, model.load, builtin=_only_example(example))
     drivers = [_plain(device).build(raw) for device in devices]
     platform = "_".join(sorted({device.driver for device in devices}))
     return Served(name, drivers, options, example, given.shape or example.shape, platform)

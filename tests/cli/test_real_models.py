@@ -10,7 +10,9 @@ numpy = pytest.importorskip("numpy")
 from PIL import Image  # noqa: E402
 
 from asyncinfer.cli.inputs import read_picture  # noqa: E402
+from asyncinfer.config import DeviceConfig  # noqa: E402
 from asyncinfer.errors import InputError  # noqa: E402
+from asyncinfer.model import resolve  # noqa: E402
 
 pytestmark = [
     pytest.mark.models,
@@ -97,3 +99,53 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tm
     assert path.stat().st_size < 20_000
     with pytest.raises(InputError, match="more than 50,000,000 pixels"):
         read_picture(path)
+
+
+OWN_STEPS = """
+import torch
+from torch import nn
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((1, 2, 3))[:, None]
+
+class Model:
+    name = "own"
+
+    def preprocess(self, picture):
+        return torch.as_tensor(picture) * 2 + 1
+
+    def postprocess(self, row):
+        return {"value": float(row)}
+
+    def build(self):
+        return Mean().eval()
+"""
+
+APART = """
+[[device]]
+driver = "torch"
+name = "apart"
+options = { isolation = "process", threads = 1 }
+"""
+
+
+@pytest.mark.parametrize("where", ["thread", "process"])
+def test_a_factory_s_own_steps_are_kept(cli, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Image.new("RGB", (8, 8), (51, 51, 51)).save("grey.png")  # 0.2 of white
+    (tmp_path / "own_steps.py").write_text(OWN_STEPS)
+    (tmp_path / "apart.toml").write_text(APART)
+    devices = ["--devices", "cpu"] if where == "thread" else ["--config", "apart.toml"]
+    ran = cli("run", "grey.png", "--model", "own_steps:Model", *devices)
+    assert ran.status == 0
+    assert ran.rows[0]["output"] == {"value": pytest.approx(1.4)}
+
+
+def test_a_process_loads_its_model_itself():
+    config = DeviceConfig("torch", "apart", {"isolation": "process"})
+    model = resolve("digits")
+    driver = config.build(model)
+    assert "loaded" not in vars(model)
+    assert driver._options.model == model.load

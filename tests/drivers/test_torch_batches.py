@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer.model import Decoding
 from asyncinfer_drivers._shared.options import StepOptions
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch.runner import Runner
@@ -245,6 +247,15 @@ def test_own_steps_replace_those_of_the_model_on_their_side():
     assert own.over(STEPS) == (number, label, None, uncollate)
     assert Steps(postprocess=label).over(STEPS) == (number, label, collate, None)
     assert Steps().over(STEPS) == STEPS
+
+
+def test_a_step_that_only_decodes_goes_before_the_model_s_own():
+    decoding = Decoding(Path.read_text)
+    both = Steps(decoding).over(STEPS)
+    assert both == (Decoding(Path.read_text, number), label, None, uncollate)
+    assert Steps(decoding).over(Steps()) == Steps(decoding)
+    whole = Steps(Decoding(Path.read_text, number), collate=collate)
+    assert whole.over(STEPS) == (whole.preprocess, label, collate, uncollate)
 
 
 def test_by_name():

@@ -29,8 +29,16 @@ class Steps(NamedTuple):
         return Steps(*(import_object(step) if isinstance(step, str) else step for step in self))
 
     def over(self, others: Steps) -> Steps:
-        """These, and those of ``others`` before or after the module where there are none here."""
+        """These, and those of ``others`` before or after the module where there are none here.
+
+        A ``preprocess`` that has a method ``around`` only makes inputs of what is given, such as
+        pictures of files: that of ``others`` comes after it.
+        """
+        around = getattr(self.preprocess, "around", None)
         before = self if self.preprocess else others
+        if around is not None and others.preprocess is not None:
+            both = around(others.preprocess)
+            before = self if both is self.preprocess else Steps(both)
         after = self if self.postprocess else others
         return Steps(before.preprocess, after.postprocess, before.collate, after.uncollate)
 

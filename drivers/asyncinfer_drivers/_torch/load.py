@@ -60,12 +60,9 @@ def load(model: Any, device: torch.device) -> Loaded:
 
     Raises ``ConfigError`` if that is impossible; errors of the accelerator pass.
     """
-    if isinstance(model, str) and not is_model_file(model) and not Path(model).exists():
-        model = import_object(model) if ":" in model else _named(model)
+    model = _made(_imported(model))
     if isinstance(model, str | Path):
         return Loaded(_from_file(Path(model).expanduser(), device))
-    if callable(model) and not isinstance(model, nn.Module):
-        model = _call(model, getattr(model, "__qualname__", repr(model)))
     if isinstance(model, nn.Module):
         return Loaded(_shared(model, device))
     if hasattr(model, "build"):
@@ -77,6 +74,20 @@ def load(model: Any, device: torch.device) -> Loaded:
         f"model is a {type(model).__name__}: give an nn.Module, a function that returns one, "
         "a TorchScript or .pt2 file, 'module:function', or a built-in model's name"
     )
+
+
+def _imported(model: Any) -> Any:
+    """What a name or ``module:function`` stands for; all else, files too, as it is."""
+    if isinstance(model, str) and not is_model_file(model) and not Path(model).exists():
+        return import_object(model) if ":" in model else _named(model)
+    return model
+
+
+def _made(model: Any) -> Any:
+    """What a function returns; all else as it is."""
+    if callable(model) and not isinstance(model, nn.Module):
+        return _call(model, getattr(model, "__qualname__", repr(model)))
+    return model
 
 
 def _named(name: str) -> Any:
