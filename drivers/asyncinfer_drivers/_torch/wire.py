@@ -217,7 +217,9 @@ def packed(items: Sequence[Any]) -> Any:
     kind = type(first)
     if kind is not torch.Tensor and kind is not np.ndarray:
         return value
-    if any(type(v) is not kind or (kind is torch.Tensor and not _plain(v)) for v in value):
+    if any(type(v) is not kind for v in value):
+        return value
+    if not all(_plain(v) for v in value if isinstance(v, torch.Tensor)):
         return value
     if any(v.shape != first.shape or v.dtype != first.dtype for v in value):
         return value
