@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-__all__ = ("Driver", "ServiceTime", "SupportsCalibrate", "SupportsProbe")
+__all__ = ("Driver", "ServiceTime", "SupportsCalibrate", "SupportsProbe", "SupportsReset")
 
 InT = TypeVar("InT", contravariant=True)
 OutT = TypeVar("OutT", covariant=True)
@@ -46,7 +46,7 @@ class Driver(Protocol[InT, OutT]):
       open. It never hangs.
     - Nothing here blocks the event loop.
 
-    Three attributes are read if a driver has them. They may be set on any driver before it is given
+    Four attributes are read if a driver has them. They may be set on any driver before it is given
     to a dispatcher:
 
     - ``max_wait``, default 0: seconds a task may wait for others to fill its batch, if more tasks
@@ -55,6 +55,9 @@ class Driver(Protocol[InT, OutT]):
       batch, by the time that calls have taken so far. Calls with one task are made in any case.
     - ``side_effects``, default ``False``: whether running a task does more than give its result.
       If so, no task is copied from or to this device, whatever ``Dispatcher(hedge=...)`` says.
+    - ``stateful``, default ``False``: whether an answer depends on the tasks before it. A stream
+      stays on one such device then, whose ``reset`` (``SupportsReset``) is awaited before the
+      stream's first task.
     """
 
     #: unique among the drivers of one dispatcher; shown in results, statistics and errors
@@ -96,4 +99,16 @@ class SupportsProbe(Protocol):
 
     async def probe(self) -> None:
         """Return if the device answers, raise ``DeviceError`` if it does not."""
+        ...
+
+
+@runtime_checkable
+class SupportsReset(Protocol):
+    """A driver whose device can forget what it was asked: one with ``stateful = True``."""
+
+    async def reset(self) -> None:
+        """Begin a new stream: later answers are as if nothing was asked before.
+
+        Called while open, between calls of ``infer``. Raises ``DeviceError`` if it fails.
+        """
         ...
