@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.options import takes
@@ -16,16 +16,24 @@ from asyncinfer_drivers._torch.threads import usable_cores
 __all__ = ("TorchDriver", "TorchOptions")
 
 
-class TorchDriver(HostDriver[HostSession]):
+class _TorchSession(HostSession, Protocol):
+    """A host whose model can begin a stream afresh."""
+
+    async def reset(self) -> None: ...
+
+
+class TorchDriver(HostDriver[_TorchSession]):
     """Runs a torch model in a thread of its own.
 
     Its arguments are the fields of ``TorchOptions``, which says what each means. ``model`` is one
     of
 
-    - an ``nn.Module``. It is never changed. In evaluation mode and on the right device it is used
-      as it is, so several drivers share one copy (they compute with it at the same time: a module
-      that writes to itself in ``forward`` needs one each). Otherwise, when any part of it is in
-      training mode or elsewhere, the driver takes a copy of its own when it opens;
+    - an ``nn.Module``. It is never changed: each driver opens a copy of its own, with the hooks
+      that are in it. In evaluation mode and on the right device the copy has the module's weights
+      in common with it, so that several drivers take the memory of one; otherwise, when any part
+      of it is in training mode or elsewhere, it has its own. What cannot be copied (a module that
+      holds a lock, for instance) is used as it is, by one driver at a time: others raise
+      ``ConfigError``;
     - the path of a TorchScript file or of a ``.pt2`` file from ``torch.export``. Such files are
       programs: load only those you trust;
     - a function without arguments that returns a module, or ``"module:function"`` to import it;
@@ -73,6 +81,8 @@ class TorchDriver(HostDriver[HostSession]):
         self.concurrency = options.concurrency
         self.max_wait = options.max_wait
         self.latency_target = options.latency_target
+        #: whether a stream has to stay on one device, and begins with ``reset``
+        self.stateful = options.stateful
         #: what was chosen when it last opened, and what it gained
         self.details = {}
         self._close_timeout = options.close_timeout
@@ -82,6 +92,13 @@ class TorchDriver(HostDriver[HostSession]):
         """The torch devices of this host: ``name``, as ``device`` takes it, and ``description``."""
         return describe(*available(), usable_cores())
 
-    def _new_session(self) -> HostSession:
+    async def reset(self) -> None:
+        """Have the model begin a new stream, if it is ``stateful``: as if it was asked nothing yet.
+
+        Raises ``DeviceLost`` if it fails to.
+        """
+        await self._opened().reset()
+
+    def _new_session(self) -> _TorchSession:
         host = ProcessHost if self._options.isolated else ThreadHost
         return host(self._options)

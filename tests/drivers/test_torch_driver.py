@@ -195,7 +195,7 @@ async def test_runs_in_inference_mode_and_the_callers_context(opened):
         await driver.infer([1.0])
 
     await asyncio.gather(*map(call, "abc"))
-    assert seen == [(True, "a"), (True, "b"), (True, "c")]
+    assert [*dict.fromkeys(seen)] == [(True, "a"), (True, "b"), (True, "c")]
     assert not torch.is_inference_mode_enabled()
 
 

@@ -172,6 +172,9 @@ class _Server:
         outputs = self._engine.runner.run(batch)
         return packed([portable(o) if isinstance(o, Exception) else o for o in outputs])
 
+    def _do_reset(self, argument: None) -> None:
+        self._engine.reset()
+
     def _do_probe(self, argument: None) -> None:
         self._engine.runner.probe()
 

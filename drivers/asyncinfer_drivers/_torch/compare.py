@@ -81,10 +81,15 @@ def state(module: nn.Module) -> list[Any]:
     found: list[Any] = []
     for part in module.modules():
         found += [buffer.clone() for buffer in part.buffers(recurse=False)]
-        found += [parameter._version for parameter in part.parameters(recurse=False)]
+        found += [_writes(parameter) for parameter in part.parameters(recurse=False)]
         own = [value for name, value in vars(part).items() if name not in _INTERNAL]
         found += [_copied(value, 4) for value in own]
     return found
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    """How often it was written to; nobody counts that of a tensor made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _copied(value: Any, depth: int) -> Any:

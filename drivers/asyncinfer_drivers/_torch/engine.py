@@ -18,7 +18,9 @@ from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.sizes import LIMIT, LONGEST_CALL, best_size, memory_left
+from asyncinfer_drivers._torch.state import Own
 from asyncinfer_drivers._torch.threads import CoreShare, Share, usable_cores
+from asyncinfer_drivers._torch.variants import Forward
 
 __all__ = ("Engine", "claim")
 
@@ -58,6 +60,7 @@ class Engine:
         self._wanted = wanted
         self._malloc_held = False
         self._heaps: list[int] = []
+        self._own: Own | None = None
         self.runner: Runner | None = None
         #: one raw input, or ``None``
         self.warmup: Any = None
@@ -91,6 +94,9 @@ class Engine:
         """Free the model: milliseconds for a large one."""
         cuda = self.runner is not None and self.runner.device.type == "cuda"
         self.runner = None
+        if self._own is not None:
+            self._own.release()
+            self._own = None
         if self._malloc_held:
             self._malloc_held = False
             malloc.free(self._heaps)
@@ -99,6 +105,11 @@ class Engine:
         if cuda:
             torch.cuda.empty_cache()
 
+    def reset(self) -> None:
+        """Begin a new stream; ``DeviceLost`` if the model fails to."""
+        if self._own is not None and self._options.stateful:
+            self._own.reset()
+
     def _load(self) -> None:
         options = self._options
         device = torch.device(choose(options.device, *available()))
@@ -106,30 +117,48 @@ class Engine:
         if self._malloc_held:
             self._heaps = malloc.keep_heaps()
         loaded = load(options.model, device)
+        own = self._own = Own(options, loaded.module)
         runner = Runner(
             name=options.called,
-            module=loaded.module,
+            module=own.module,
             device=device,
             steps=options.steps.imported().over(loaded.steps),
             share=self._share,
             slowdown=options.slowdown,
             pause=self._pause,
             micro_batch=options.micro_batch,
+            takes=own.takes,
         )
+        runner.forward = own
         self.warmup = options.warmup_input
         if self.warmup is None and loaded.example is not None:
             self.warmup = loaded.example()
         if self.warmup is not None:
             runner.warm_up(self.warmup, options.size or 2)
-            self._optimize(runner)
-            if options.size is None:
+            self._settle(runner, own)
+            if options.size is None and not options.stateful:
                 self._find_size(runner)
         elif options.plans:
             raise ConfigError(f"{options.called}: optimize needs a warmup_input to try things with")
         self._describe(runner)
         self.runner = runner
 
-    def _optimize(self, runner: Runner) -> None:
+    def _settle(self, runner: Runner, own: Own) -> None:
+        """Go on with what the first calls have shown about the module."""
+        runner.module = own.module
+        if own.settled:
+            runner.forward = self._optimized(runner)
+        elif self._options.stateful:
+            self.reset()
+            self.details["optimize"] = "none: stateful"
+        elif self._options.plans:
+            with own.turn():
+                own.use(self._optimized(runner))
+        else:
+            self.details["optimize"] = "none: it changes something outside of itself"
+
+    def _optimized(self, runner: Runner) -> Forward:
+        """The fastest form that is right, at worst the module."""
         options, item = self._options, runner.example(self.warmup)
         batch = options.size or LIMIT
         batch = min(batch, options.micro_batch or batch)
@@ -144,9 +173,10 @@ class Engine:
             self._wanted,
         )
         choice = search.run(options.plans)
-        if choice.plan:
-            runner.forward = Guarded(options.called, runner.module, choice, item)
         self._tell(choice)
+        if choice.plan:
+            return Guarded(options.called, runner.module, choice, item)
+        return runner.module
 
     def _tell(self, choice: Choice) -> None:
         options = self._options

@@ -52,6 +52,13 @@ class ThreadHost:
         """See ``Host``."""
         await self.worker.run(self.runner.probe)
 
+    async def reset(self) -> None:
+        """Begin a new stream; ``DeviceLost`` if the model fails to."""
+        engine = self._engine
+        if engine is None or engine.runner is None:
+            raise DeviceLost(self._name, "not open")
+        await self.worker.run(engine.reset)
+
     async def close(self, timeout: float) -> None:
         """See ``Host``. A call that runs cannot be ended: its thread is left to end with it."""
         if not await self.worker.stop(timeout):

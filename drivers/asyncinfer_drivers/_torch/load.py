@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import logging
@@ -24,6 +23,7 @@ from asyncinfer.registry import (
     model_names,
 )
 from asyncinfer_drivers._shared.steps import Steps
+from asyncinfer_drivers._torch.copies import NoCopy, own_copy
 from asyncinfer_drivers._torch.device import is_device_fault
 from asyncinfer_drivers._torch.files import (
     HUB,
@@ -64,7 +64,7 @@ def load(model: Any, device: torch.device) -> Loaded:
     if isinstance(model, str | Path):
         return Loaded(_from_file(Path(model).expanduser(), device))
     if isinstance(model, nn.Module):
-        return Loaded(_shared(model, device))
+        return Loaded(_ready(model, device))
     if hasattr(model, "build"):
         module = _own(_call(model.build, model.name), device)
         batch_steps = (getattr(model, step, None) for step in ("collate", "uncollate"))
@@ -123,23 +123,18 @@ def _arguments(factory: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in various]
 
 
-def _shared(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module itself where nothing about it has to change, else a copy of its own."""
+def _ready(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module itself where nothing about it has to change, else a copy."""
     tensors = [*module.parameters(), *module.buffers()]
     here = all(_same(tensor.device, device) for tensor in tensors)
     if here and not any(part.training for part in module.modules()):
         return module
-    return _own(_copied(module), device)
-
-
-def _copied(module: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(module)
-    except Exception as error:
+        return _own(own_copy(module, share=False), device)
+    except NoCopy as error:
+        change = "put it in evaluation mode with eval()" if here else f"move it to {device}"
         raise ConfigError(
-            "the module is in training mode or on another device, and no copy can be made of it "
-            f"({type(error).__name__}: {error}): call its eval() and to(device) before, or give a "
-            "function that makes it"
+            f"the model cannot be copied ({error}): {change}, or give a function that makes it"
         ) from error
 
 

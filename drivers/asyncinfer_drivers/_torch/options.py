@@ -68,6 +68,12 @@ class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions):
     model: Any = field(kw_only=False)
     #: the device's name; by default as ``device``
     name: str | None = None
+    #: for a model that remembers what it was asked: each stream stays on one device, where the
+    #: model begins it afresh, by its method ``reset``, ``reset_states`` or ``reset_state``, else
+    #: as a copy of what was given. Tasks are run one by one, and no faster form is used. Without
+    #: it such a model is a ``ConfigError``, when it is opened with a ``warmup_input``, or else in
+    #: place of the first answers
+    stateful: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +85,11 @@ class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions):
             raise ConfigError(f"slowdown must be at least 1, not {self.slowdown!r}")
         one_of("malloc", self.malloc, ("auto", "none"))
         one_of("isolation", self.isolation, ("thread", "process"))
+        if self.stateful and (self.size not in (None, 1) or self.concurrency != 1 or self.plans):
+            raise ConfigError(
+                "stateful=True runs the tasks of a stream one by one through the model as it is: "
+                "leave max_batch, concurrency and optimize at their defaults"
+            )
 
     @property
     def called(self) -> str:

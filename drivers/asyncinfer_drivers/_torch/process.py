@@ -93,6 +93,10 @@ class ProcessHost:
         """As ``Runner.probe``."""
         await self.worker.run(self._ask, "probe", None)
 
+    async def reset(self) -> None:
+        """As ``Engine.reset``."""
+        await self.worker.run(self._ask, "reset", None)
+
     async def close(self, timeout: float) -> None:
         """End the process: when its call has ended, or after ``timeout`` seconds."""
         try:

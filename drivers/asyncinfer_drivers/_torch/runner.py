@@ -48,11 +48,14 @@ class Runner:
     pause: Callable[[float], None]
     #: tasks that the module gets at once at most; ``None``: all there are
     micro_batch: int | None = None
+    #: whether the module takes these inputs if it was asked nothing before
+    takes: Callable[[torch.Tensor], bool] = lambda inputs: False
 
     def __post_init__(self) -> None:
         #: the module, or a faster form of it
         self.forward: Forward = self.module
         self._accepted: dict[Signature, None] = {}
+        self._blamed: dict[Signature, bool] = {}
         self._fallbacks = Fallbacks(self.name, logger)
         self._warned = False
 
@@ -151,7 +154,7 @@ class Runner:
             try:
                 outputs[index] = self._forward(_stack([tensor]))[0]
             except BaseException as error:
-                outputs[index] = self._refusal(signature, self._blame(error))
+                outputs[index] = self._refusal(signature, tensor, self._blame(error))
             else:
                 self._accept(signature)
 
@@ -202,11 +205,11 @@ class Runner:
         if is_device_fault(error):
             first = str(error).strip().partition("\n")[0]
             raise DeviceLost(self.name, first or type(error).__name__) from error
-        if isinstance(error, DeviceLost):  # was told apart further in
+        if isinstance(error, DeviceLost | ConfigError):  # was told apart further in
             raise error
         return as_exception(_light(error))
 
-    def _refusal(self, signature: Signature, error: Exception) -> Exception:
+    def _refusal(self, signature: Signature, tensor: torch.Tensor, error: Exception) -> Exception:
         """The model's own error, or an ``InputError`` if other shapes are known to work."""
         if signature in self._accepted:
             return error
@@ -214,15 +217,31 @@ class Runner:
         hint = hints.for_input(error, signature.shape, good and good.shape)
         if good is None and not hint:
             return error
-        accepted = "" if good is None else f", it has accepted {good}"
-        hint = hint or "convert the input, or give the driver a preprocess"
-        first = str(error).strip().partition("\n")[0]
-        refused = InputError(
-            f"the model refused an input of {signature}{accepted}: {hint} "
-            f"({type(error).__name__}: {first})"
-        )
+        refused: Exception
+        if good is not None and self._takes_alone(signature, tensor):
+            refused = RuntimeError(
+                f"the model failed with an input of {signature}, which it takes if it is asked "
+                f"nothing else before: it keeps something of earlier inputs, such as of {good}"
+            )
+        else:
+            accepted = "" if good is None else f", it has accepted {good}"
+            hint = hint or "convert the input, or give the driver a preprocess"
+            first = str(error).strip().partition("\n")[0]
+            refused = InputError(
+                f"the model refused an input of {signature}{accepted}: {hint} "
+                f"({type(error).__name__}: {first})"
+            )
         refused.__cause__ = error
         return refused
+
+    def _takes_alone(self, signature: Signature, tensor: torch.Tensor) -> bool:
+        """Whether the module is to blame, not the input; asked once for each shape and dtype."""
+        if signature not in self._blamed:
+            if len(self._blamed) >= _MAX_ACCEPTED:
+                self._blamed.clear()
+            with torch.inference_mode():
+                self._blamed[signature] = self.takes(_stack([tensor]).to(self.device))
+        return self._blamed[signature]
 
     def _accept(self, signature: Signature) -> None:
         if len(self._accepted) < _MAX_ACCEPTED:
