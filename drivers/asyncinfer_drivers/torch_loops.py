@@ -23,9 +23,10 @@ from torch import nn
 from asyncinfer.registry import load_model
 from asyncinfer_drivers._shared.steps import Steps
 from asyncinfer_drivers._torch import aot, malloc
-from asyncinfer_drivers._torch.batch import rows, to_tensor
+from asyncinfer_drivers._torch.batch import to_tensor
 from asyncinfer_drivers._torch.load import load
 from asyncinfer_drivers._torch.optimize import Search, plans_of
+from asyncinfer_drivers._torch.outputs import rows
 from asyncinfer_drivers._torch.sizes import LONGEST_CALL
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import Forward

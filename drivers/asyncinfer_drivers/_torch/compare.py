@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
+
+from asyncinfer_drivers._torch.tree import opened, plain, same
 
 __all__ = ("ATOL", "RTOL", "changed", "difference", "probes", "state")
 
@@ -19,40 +21,84 @@ ATOL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfl
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-def difference(wanted: Any, got: Any) -> str:
+def difference(wanted: Any, got: Any, slack: float = 1.0) -> str:
     """How ``got`` differs from the model's output ``wanted``, beyond the tolerance; or ``""``.
 
     Structures, shapes and dtypes must be the same; numbers that are not floating, and all that is
-    no tensor, equal. The largest of each row, which makes the class of a classifier, must be at
-    the same place, unless the model itself does not tell the two apart by the tolerance.
+    no number, equal. The largest of each row, which makes the class of a classifier, must be at
+    the same place, unless the model itself does not tell the two apart by the tolerance. That is
+    ``slack`` times the usual one.
     """
-    old, structure = pytree.tree_flatten(wanted)
-    new, new_structure = pytree.tree_flatten(got)
-    if structure != new_structure:
+    old, new = opened(wanted), opened(got)
+    if old is None or new is None:
+        return "another structure" if old or new else _unlike(wanted, got, slack)
+    if not old.like(new):
         return "another structure"
-    return next((text for pair in zip(old, new, strict=True) if (text := _unlike(*pair))), "")
+    pairs = zip(old.children, new.children, strict=True)
+    return next((text for pair in pairs if (text := difference(*pair, slack))), "")
 
 
-def _unlike(old: Any, new: Any) -> str:
-    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
-        return "" if type(old) is type(new) and old == new else "another value"
-    if old.shape != new.shape or old.dtype != new.dtype:
+def _unlike(old: Any, new: Any, slack: float) -> str:
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        return _unlike_tensors(old, new, slack)
+    if type(old) is not type(new):
+        return "another value"
+    if isinstance(old, np.ndarray | np.generic):
+        return _unlike_arrays(np.asarray(old), np.asarray(new), slack)
+    if isinstance(old, float):  # mostly of a float32 tensor
+        return _unlike_tensors(torch.tensor(old), torch.tensor(new), slack)
+    if plain(old):
+        return "" if same(old, new) else "another value"
+    return _unlike_objects(old, new, slack)
+
+
+def _unlike_objects(old: Any, new: Any, slack: float) -> str:
+    """Objects that are no containers are the same if they say so, or hold the same."""
+    if same(old, new):
+        return ""
+    if not hasattr(old, "__dict__") or callable(old):
+        return f"another {type(old).__name__}"
+    try:
+        return difference(vars(old), vars(new), slack)
+    except RecursionError:  # it leads back to itself
+        return f"another {type(old).__name__}"
+
+
+def _unlike_arrays(old: np.ndarray[Any, Any], new: np.ndarray[Any, Any], slack: float) -> str:
+    if old.dtype != new.dtype or old.shape != new.shape:
         return f"{list(new.shape)} {new.dtype}, not {list(old.shape)} {old.dtype}"
+    if old.dtype.kind in "fc":
+        return _unlike_tensors(torch.from_numpy(old.copy()), torch.from_numpy(new.copy()), slack)
+    return "" if np.array_equal(old, new) else "other values"
+
+
+def _unlike_tensors(old: torch.Tensor, new: torch.Tensor, slack: float) -> str:
+    if old.dtype != new.dtype or old.layout != new.layout or old.is_nested != new.is_nested:
+        return f"{new.dtype} {new.layout}, not {old.dtype} {old.layout}"
+    if old.is_nested:
+        return difference(list(old.unbind()), list(new.unbind()), slack)
+    if old.shape != new.shape:
+        return f"{list(new.shape)} {new.dtype}, not {list(old.shape)} {old.dtype}"
+    if old.layout is not torch.strided:
+        old, new = old.to_dense(), new.to_dense()
+    if old.is_complex():
+        old, new = (torch.view_as_real(each.resolve_conj()) for each in (old, new))
     if old.dtype not in RTOL:
         return "" if torch.equal(old, new) else "other values"
     finite = old[torch.isfinite(old)].abs()
-    atol = ATOL[old.dtype] * (float(finite.max()) if finite.numel() else 0.0)
-    if not torch.allclose(new, old, rtol=RTOL[old.dtype], atol=atol, equal_nan=True):
+    rtol = slack * RTOL[old.dtype]
+    atol = slack * ATOL[old.dtype] * (float(finite.max()) if finite.numel() else 0.0)
+    if not torch.allclose(new, old, rtol=rtol, atol=atol, equal_nan=True):
         return f"off by up to {float((new - old).abs().nan_to_num().max()):.2g}"
-    return _other_class(old, new, atol)
+    return _other_class(old, new, rtol, atol)
 
 
-def _other_class(old: torch.Tensor, new: torch.Tensor, atol: float) -> str:
+def _other_class(old: torch.Tensor, new: torch.Tensor, rtol: float, atol: float) -> str:
     if old.ndim < 2 or 0 in old.shape:
         return ""
     top = old.max(-1)
     rival = old.gather(-1, new.argmax(-1, keepdim=True)).squeeze(-1)
-    tie = atol + RTOL[old.dtype] * top.values.abs()
+    tie = atol + rtol * top.values.abs()
     moved = (new.argmax(-1) != top.indices) & (top.values - rival > tie)
     return "another class" if bool(moved.any()) else ""
 

@@ -128,6 +128,9 @@ class Engine:
             pause=self._pause,
             micro_batch=options.micro_batch,
             takes=own.takes,
+            source=own,
+            wanted=options.size or LIMIT,
+            trusted=options.batching == "trusted",
         )
         runner.forward = own
         self.warmup = options.warmup_input
@@ -140,13 +143,16 @@ class Engine:
                 self._find_size(runner)
         elif options.plans:
             raise ConfigError(f"{options.called}: optimize needs a warmup_input to try things with")
+        self.max_batch = min(self.max_batch, runner.division.most or self.max_batch)
         self._describe(runner)
         self.runner = runner
 
     def _settle(self, runner: Runner, own: Own) -> None:
         """Go on with what the first calls have shown about the module."""
         runner.module = own.module
-        if own.settled:
+        if runner.division.least > 1:
+            self.details["optimize"] = "none: the model takes no single tasks"
+        elif own.settled:
             runner.forward = self._optimized(runner)
         elif self._options.stateful:
             self.reset()
@@ -161,7 +167,7 @@ class Engine:
         """The fastest form that is right, at worst the module."""
         options, item = self._options, runner.example(self.warmup)
         batch = options.size or LIMIT
-        batch = min(batch, options.micro_batch or batch)
+        batch = min(batch, options.micro_batch or batch, runner.division.most or batch)
         threads = self._share.threads if self._share else 1
         search = Search(
             options.called,
@@ -198,6 +204,7 @@ class Engine:
         target = self._options.latency_target
         size, rates = best_size(
             lambda size: _run(runner, [self.warmup] * size),
+            limit=runner.division.most or LIMIT,
             budget=_SIZES_BUDGET,
             longest=LONGEST_CALL if target is None else min(target, LONGEST_CALL),
             timer=timer(runner.device),
@@ -214,6 +221,8 @@ class Engine:
             logger.info("%s: not optimised, for lack of a warmup_input", self._options.called)
         self.details.setdefault("optimize", "none")
         self.details["max_batch"] = self.max_batch
+        if runner.division.reason:
+            self.details["batches"] = runner.division.reason
         if self._options.micro_batch is not None:
             self.details["micro_batch"] = self._options.micro_batch
         if self._share is not None:
@@ -225,3 +234,5 @@ def _run(runner: Runner, batch: list[Any]) -> None:
     for output in runner.run(batch):
         if isinstance(output, BaseException):
             raise output
+    if runner.failed_size == len(batch):
+        raise ValueError(f"the model takes no batch of {len(batch)}")

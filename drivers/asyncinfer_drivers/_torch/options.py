@@ -28,6 +28,10 @@ class BatchOptions:
     #: thread and back, which takes the event loop up to a millisecond, is the cheaper the more
     #: tasks share it
     micro_batch: int | None = None
+    #: ``"checked"``: tasks share a call only if their answers were seen to be those that each gets
+    #: alone. ``"trusted"``: they do so too where answers depend a little on what else is in the
+    #: batch, as with dynamic quantisation; it is not for outputs that cannot be told apart
+    batching: Literal["checked", "trusted"] = "checked"
     #: ``infer`` calls accepted at once. The thread runs them one after another; 2 hides the
     #: hand-over between thread and event loop
     concurrency: int = 1
@@ -84,6 +88,7 @@ class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions):
         if not self.slowdown >= 1:
             raise ConfigError(f"slowdown must be at least 1, not {self.slowdown!r}")
         one_of("malloc", self.malloc, ("auto", "none"))
+        one_of("batching", self.batching, ("checked", "trusted"))
         one_of("isolation", self.isolation, ("thread", "process"))
         if self.stateful and (self.size not in (None, 1) or self.concurrency != 1 or self.plans):
             raise ConfigError(

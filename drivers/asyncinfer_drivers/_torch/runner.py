@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import nn
@@ -16,8 +16,10 @@ from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._shared.steps import Fallbacks, Steps
 from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers._torch import hints
-from asyncinfer_drivers._torch.batch import Signature, rows, to_tensor
+from asyncinfer_drivers._torch.batch import Signature, to_tensor
+from asyncinfer_drivers._torch.compare import probes
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
+from asyncinfer_drivers._torch.division import Bare, Division, OneByOne, Source
 from asyncinfer_drivers._torch.threads import Share, bind
 from asyncinfer_drivers._torch.variants import Forward
 
@@ -50,21 +52,62 @@ class Runner:
     micro_batch: int | None = None
     #: whether the module takes these inputs if it was asked nothing before
     takes: Callable[[torch.Tensor], bool] = lambda inputs: False
+    #: the module as it is now and as it is to be called, where that may change
+    source: Source | None = None
+    #: the largest batch that is asked for
+    wanted: int = 256
+    #: whether answers may depend on what else is in the batch
+    trusted: bool = False
 
     def __post_init__(self) -> None:
         #: the module, or a faster form of it
         self.forward: Forward = self.module
+        #: whose a part of an output is, and what may be run together
+        self.division = Division(
+            self.name,
+            self.source or Bare(self.module),
+            self.device,
+            self.steps.uncollate,
+            wanted=self.wanted,
+            trusted=self.trusted,
+        )
+        #: the last size of a batch that failed though its tasks did not
+        self.failed_size = 0
         self._accepted: dict[Signature, None] = {}
         self._blamed: dict[Signature, bool] = {}
         self._fallbacks = Fallbacks(self.name, logger)
         self._warned = False
 
     def warm_up(self, item: Any, batch: int) -> None:
-        """Run ``item`` in its smallest and a larger batch; ``ConfigError`` if it fails."""
-        for size in sorted({1, min(2, batch)}):
-            error = next((o for o in self.run([item] * size) if isinstance(o, BaseException)), None)
-            if error is not None:
-                raise ConfigError(f"{self.name}: the warm-up input failed: {error}") from error
+        """Learn from ``item`` and others like it, and run it; ``ConfigError`` if it fails."""
+        if self.share is not None:
+            bind(self.share.threads)
+        try:
+            tensor = self.example(item)
+            self._study(tensor, batch)
+        except ConfigError:
+            raise
+        except BaseException as error:
+            self._refuse_warm_up(self._blame(error))
+        whole = self.steps.collate is not None or self.steps.uncollate is not None
+        for size in (1, 2) if whole and batch > 1 else (1,):
+            for output in self.run([item] * size):
+                if isinstance(output, BaseException):
+                    self._refuse_warm_up(output)
+
+    def _study(self, item: torch.Tensor, batch: int) -> None:
+        with torch.inference_mode():
+            other = probes(item)[1] if batch > 1 else item
+            pair = torch.stack([item, other])
+        try:
+            self.division.prepare(pair)
+        except ConfigError:
+            raise
+        except Exception:  # of what is only like the input
+            self.division.prepare(pair[:1])
+
+    def _refuse_warm_up(self, error: BaseException) -> NoReturn:
+        raise ConfigError(f"{self.name}: the warm-up input failed: {error}") from error
 
     def example(self, item: Any) -> torch.Tensor:
         """The tensor that the module gets of ``item``, without the batch dimension."""
@@ -80,9 +123,10 @@ class Runner:
         started = time.perf_counter()
         if self.share is not None:
             bind(self.share.threads)
-        size = self.micro_batch or max(1, len(batch))
-        parts = (batch[at : at + size] for at in range(0, len(batch), size))
-        outputs = [output for part in parts for output in self._run_part(part)]
+        outputs = list[Any]()
+        while len(outputs) < len(batch):
+            at = len(outputs)
+            outputs += self._run_part(batch[at : at + self._size(len(batch) - at)])
         synchronize(self.device)
         if self.slowdown > 1:
             self.pause((self.slowdown - 1) * (time.perf_counter() - started))
@@ -97,6 +141,10 @@ class Runner:
             raise DeviceLost(self.name, f"failed its probe: {error}") from error
         if total != 2:
             raise DeviceLost(self.name, f"failed its probe: 1 + 1 is {total}")
+
+    def _size(self, left: int) -> int:
+        """Tasks to run at once, out of those that are left."""
+        return min(left, self.micro_batch or left, self.division.most or left)
 
     def _run_part(self, batch: Sequence[Any]) -> list[Any]:
         outputs = self._run_collated(batch)
@@ -148,8 +196,10 @@ class Runner:
         return _by_signature(placed)
 
     def _run_group(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> None:
-        if len(group) > 1 and self._run_together(signature, group, outputs):
+        several = len(group) > 1 and not self.division.alone
+        if several and self._run_together(signature, group, outputs):
             return
+        good = 0
         for index, tensor in group:
             try:
                 outputs[index] = self._forward(_stack([tensor]))[0]
@@ -157,11 +207,16 @@ class Runner:
                 outputs[index] = self._refusal(signature, tensor, self._blame(error))
             else:
                 self._accept(signature)
+                good += 1
+        if several and good == len(group):
+            self.failed_size = good
 
     def _run_together(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> bool:
         """Run the group as one batch; ``False`` if the model raises, whosever fault it is."""
         try:
             results = self._forward(_stack([tensor for _, tensor in group]))
+        except OneByOne:
+            return False
         except BaseException as error:
             self._note_failed_batch(len(group), self._blame(error))
             return False
@@ -171,14 +226,24 @@ class Runner:
         return True
 
     def _forward(self, inputs: torch.Tensor) -> list[Any]:
-        """One output per row of ``inputs``, a copy that the model may change."""
-        count = len(inputs)
+        """One output per row of ``inputs``, a copy that the model may change.
+
+        Raises ``OneByOne`` if these tasks cannot be run together.
+        """
+        count, division = len(inputs), self.division
+        division.prepare(inputs)
+        if count > (division.most or count):
+            raise OneByOne
+        before = inputs.clone() if division.due(count) else None
         with torch.inference_mode():
-            output = self.forward(inputs.to(self.device))
-            outputs = self._uncollated(output, count)
+            given = division.padded(inputs.to(self.device))
+            output = self.forward(given)
+            outputs = self._uncollated(output, len(given))
         if outputs is None:  # not in inference mode, which limits what its tensors may be used for
-            outputs = [self._finish(row) for row in rows(output, count)]
-        return outputs
+            outputs = [self._finish(part) for part in division.tasks(output, given)[:count]]
+        if before is not None:
+            division.check(before, output)
+        return outputs[:count]
 
     def _uncollated(self, output: Any, count: int) -> list[Any] | None:
         if self.steps.uncollate is None:

@@ -25,23 +25,30 @@ def best_size(
     *,
     budget: float,
     longest: float,
+    limit: int = LIMIT,
     timer: Callable[[], float] = time.perf_counter,
     wanted: Callable[[], bool] = lambda: True,
     memory: Callable[[], int | None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[int, dict[int, float]]:
-    """The smallest of 1, 2, 4, ... ``LIMIT`` with about the best rate; and each size's tasks/s.
+    """The smallest of 1, 2, 4, ... ``limit`` with about the best rate; and each size's tasks/s.
 
-    ``run`` runs a batch of that size. Each is run four times, the first two are not counted. None
-    is begun that is likely to take longer than ``longest`` seconds a call or to end after
-    ``budget`` seconds, or for which ``memory`` (bytes left) would become short. ``timer`` tells
+    ``run`` runs a batch of that size; the first but 1 for which it raises ends the search. Each is
+    run four times, the first two are not counted. None is begun that is likely to take longer than
+    ``longest`` seconds a call or to end after ``budget`` seconds, or for which ``memory`` (bytes
+    left) would become short. ``timer`` tells
     how long a call takes, ``clock`` what is left of the budget.
     """
     rates: dict[int, float] = {}
     started, size, since_best = clock(), 1, 0
-    while size <= LIMIT and wanted():
+    while size <= limit and wanted():
         before, begun = memory(), clock()
-        seconds = _time(run, size, timer)
+        try:
+            seconds = _time(run, size, timer)
+        except Exception:
+            if not rates:
+                raise
+            break
         rates[size] = size / seconds
         since_best = 0 if rates[size] >= max(rates.values()) else since_best + 1
         left = memory()
@@ -53,7 +60,7 @@ def best_size(
             break
         if since_best >= _FRUITLESS_DOUBLINGS:
             break
-        size *= 2
+        size = 2 * size if size == limit else min(2 * size, limit)
     if not rates:
         return 1, rates
     enough = _AS_GOOD * max(rates.values())

@@ -126,6 +126,22 @@ class Own:
             return False
         return True
 
+    def meet(self, inputs: torch.Tensor) -> None:
+        """Have the first call made and watched, before copies are called that share its weights.
+
+        What it raises, the call of a task will raise too; only ``ConfigError`` passes.
+        """
+        if self._checked or self._stateful or self._refused is not None:
+            return
+        try:
+            with torch.inference_mode():
+                self(inputs.clone())
+        except ConfigError:
+            raise
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+
     def __call__(self, inputs: torch.Tensor) -> Any:
         """The output for a batch."""
         if self._refused is not None:
