@@ -279,6 +279,9 @@ async def test_a_call_with_more_than_the_model_takes_at_once():
     await driver.infer(items[:4])  # is told apart by further calls: it changes a list of ours
     sizes.clear()
     assert await driver.infer(items) == [2 * n for n in range(10)]
+    sizes.clear()  # it has also learnt from the first calls
+    driver._session.runner.division._next_check = 2048
+    assert await driver.infer(items) == [2 * n for n in range(10)]
     assert sizes == [4, 4, 2]
     assert driver.details["micro_batch"] == 4
     await driver.close()

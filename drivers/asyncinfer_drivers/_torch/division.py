@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._torch.compare import changed, difference, state
+from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault
 from asyncinfer_drivers._torch.outputs import (
     Misfit,
@@ -29,6 +29,7 @@ from asyncinfer_drivers._torch.outputs import (
     merged,
     undivided,
 )
+from asyncinfer_drivers._torch.tree import leaves
 from asyncinfer_drivers._torch.variants import Forward
 
 __all__ = ("Bare", "Division", "OneByOne", "Source")
@@ -178,6 +179,9 @@ class Division:
         """Outputs for different numbers of tasks, if the model takes such."""
         first = self._first(twin, items)
         size, last = len(first.order), len(items) - 1
+        if size > 1 and last == 0:  # of copies of one task nothing can be told apart
+            items, last = torch.stack(probes(items[0])[:2]), 1
+            first = _asked(twin, items, [at % 2 for at in range(size)], self._device)
         if size == 1:
             if self.most == 1:
                 return [first]
@@ -420,7 +424,8 @@ def _asked(module: Forward, items: torch.Tensor, order: list[int], device: torch
     with torch.inference_mode():
         output = module(items[order].to(device))
     try:
-        return Sample(order, copy.deepcopy(output))
+        tensors = {id(x): x.detach().clone() for x in leaves(output) if isinstance(x, torch.Tensor)}
+        return Sample(order, copy.deepcopy(output, dict[int, Any](tensors)))
     except Exception as error:
         if is_device_fault(error):
             raise

@@ -129,8 +129,10 @@ def _long(sample: Sample) -> bool:
 
 
 def _parts(one: Sample, other: Sample, before: Node, after: Node, place: str) -> Part:
-    pairs = zip(before.children, after.children, after.places, strict=True)
-    children = [_learnt(one.of(old), other.of(new), place + at) for old, new, at in pairs]
+    children = [
+        _learnt(one.of(old), other.of(new), place + after.place(name))
+        for old, new, name in zip(before.children, after.children, after.names, strict=True)
+    ]
     parts = Parts(after._replace(children=[]), tuple(children))
     if undivided(parts) is None:
         try:

@@ -84,7 +84,7 @@ class Runner:
             bind(self.share.threads)
         try:
             tensor = self.example(item)
-            self._study(tensor, batch)
+            self._study(tensor)
         except ConfigError:
             raise
         except BaseException as error:
@@ -95,10 +95,9 @@ class Runner:
                 if isinstance(output, BaseException):
                     self._refuse_warm_up(output)
 
-    def _study(self, item: torch.Tensor, batch: int) -> None:
+    def _study(self, item: torch.Tensor) -> None:
         with torch.inference_mode():
-            other = probes(item)[1] if batch > 1 else item
-            pair = torch.stack([item, other])
+            pair = torch.stack(probes(item)[:2])
         try:
             self.division.prepare(pair)
         except ConfigError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-__all__ = ("Node", "mapped", "opened", "plain", "same")
+__all__ = ("Node", "leaves", "mapped", "opened", "plain", "same")
 
 #: what may be said of every task
 _PLAIN = (str, bytes, bool, int, float, complex, np.generic)
@@ -28,8 +28,8 @@ class Node(NamedTuple):
     kind: type
     #: what it holds besides its children
     context: Any
-    #: where each child is, as in ``output`` + ``['name']``
-    places: list[str]
+    #: of the children: keys, numbers or attributes
+    names: Sequence[Any]
     children: list[Any]
     #: from other children to a container like it, with no memory in common
     make: Callable[[Sequence[Any]], Any]
@@ -39,9 +39,14 @@ class Node(NamedTuple):
         return (
             other is not None
             and self.kind is other.kind
-            and self.places == other.places
-            and same(self.context, other.context)
+            and self.names == other.names
+            and (self.context is other.context or same(self.context, other.context))
         )
+
+    def place(self, name: Any) -> str:
+        """Where a child is, as Python would write it behind the container."""
+        attributes = getattr(self.kind, "_fields", ()) or dataclasses.is_dataclass(self.kind)
+        return f".{name}" if attributes and isinstance(name, str) else f"[{name!r}]"
 
 
 def opened(value: Any) -> Node | None:
@@ -53,34 +58,34 @@ def opened(value: Any) -> Node | None:
     kind = type(value)
     if isinstance(value, _LEAVES):
         return None
+    if kind is tuple or kind is list:
+        return Node(kind, None, range(len(value)), list(value), kind)
     if isinstance(value, Mapping) and (kind in _DICTS or kind not in pytree.SUPPORTED_NODES):
         keys = list(value)
-        places = [f"[{key!r}]" for key in keys]
-        return Node(kind, keys, places, list(value.values()), _dict_of(keys))
+        return Node(
+            kind,
+            None,
+            keys,
+            list(value.values()),
+            lambda found: dict(zip(keys, found, strict=True)),
+        )
     if isinstance(value, list | tuple):
-        places = [f".{name}" for name in getattr(value, "_fields", ())]
-        places = places or [f"[{index}]" for index in range(len(value))]
-        return Node(kind, None, places, list(value), getattr(value, "_make", kind))
+        names = getattr(value, "_fields", None) or range(len(value))
+        return Node(kind, None, names, list(value), getattr(value, "_make", kind))
     if kind in pytree.SUPPORTED_NODES:
         return _registered(value)
     return _record(value) if dataclasses.is_dataclass(value) else None
 
 
-def _dict_of(keys: list[Any]) -> Callable[[Sequence[Any]], Any]:
-    return lambda children: dict(zip(keys, children, strict=True))
-
-
 def _registered(value: Any) -> Node:
     definition = pytree.SUPPORTED_NODES[type(value)]
     children, context = definition.flatten_fn(value)
-    places = [f"[{index}]" for index in range(len(children))]
-    if isinstance(value, Mapping):
-        places = [f"[{key!r}]" for key in value]
+    names = list(value) if isinstance(value, Mapping) else range(len(children))
 
     def make(parts: Sequence[Any]) -> Any:
         return definition.unflatten_fn(list(parts), context)
 
-    return Node(type(value), context, places, list(children), make)
+    return Node(type(value), context, names, list(children), make)
 
 
 def _record(value: Any) -> Node:
@@ -95,8 +100,17 @@ def _record(value: Any) -> Node:
             object.__setattr__(made, name, child)  # a frozen one refuses anything else
         return made
 
-    places = [f".{name}" for name in names]
-    return Node(kind, None, places, [getattr(value, name) for name in names], make)
+    return Node(kind, None, names, [getattr(value, name) for name in names], make)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All in it that is no container."""
+    node = opened(value)
+    if node is None:
+        yield value
+    else:
+        for child in node.children:
+            yield from leaves(child)
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
