@@ -45,8 +45,9 @@ class TorchDriver(HostDriver[_TorchSession]):
     An input becomes one tensor: ``preprocess(input)``, or the input itself, may be a tensor, a
     numpy array, a number or nested lists of numbers. Those of a batch that agree in shape and
     dtype are stacked to ``[n, *shape]``, moved to the device and run together; others run apart.
-    The output is ``postprocess(row)``, or the row: a CPU tensor of its own without the batch
-    dimension, or the tuple, list or dict of those if the model returns one.
+    The output is ``postprocess(row)``, or the row: the task's part of what the model returns, whose
+    tensors are on the CPU, have memory of their own and no batch dimension. Which part that is is
+    learnt from the model; see docs/torch.md.
 
     Faults of one task come back in its place, at every batch size: the exception that
     ``preprocess``, the model or ``postprocess`` raised, or an ``InputError`` for what is no tensor
@@ -56,8 +57,8 @@ class TorchDriver(HostDriver[_TorchSession]):
     as ``DeviceLost``.
 
     ``details`` tells what was chosen: ``optimize``, ``gain`` (images/s by those of the model as it
-    is), ``max_batch``, ``micro_batch`` if given, ``threads``, ``isolation``, ``malloc``. Empty
-    until it was opened once.
+    is), ``max_batch``, ``batches`` if not all sizes are used, ``micro_batch`` if given,
+    ``threads``, ``isolation``, ``malloc``. Empty until it was opened once.
 
     ``open`` raises ``ConfigError`` if the device is not available or the model cannot be loaded or
     run, ``DeviceLost`` for the device's own faults. Cancelling ``infer`` cannot interrupt a call

@@ -25,6 +25,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(LeafSpec|quantiz|nested).*"),
 ]
 
+#: what outputs are made of does not depend on the event loop
+ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
+
 SIZE = 4
 
 
@@ -106,7 +109,9 @@ class Registered:
 
 
 pytree.register_pytree_node(
-    Registered, lambda r: ([r.value], r.kind), lambda values, kind: Registered(*values, kind)
+    Registered,
+    lambda r: ([r.value], r.kind),
+    lambda values, kind: Registered(next(iter(values)), kind),
 )
 
 
@@ -146,6 +151,11 @@ KINDS = {
     "conjugate": (lambda x, y: torch.fft.fft(y).conj(), lambda o: o[0].resolve_conj()),
     "quantised": (lambda x, y: torch.quantize_per_tensor(y, 0.1, 0, torch.qint8), first),
     "sparse": (lambda x, y: torch.relu(y).to_sparse(), first),
+    "nested": (lambda x, y: torch.nested.nested_tensor([r[r > 0] for r in y]), lambda o: o[0]),
+    "jagged": (
+        lambda x, y: torch.nested.nested_tensor([r[r > 0] for r in y], layout=torch.jagged),
+        lambda o: o[0],
+    ),
     "second axis": (lambda x, y: y.t(), lambda o: o[:, 0]),
     "square": (lambda x, y: torch.stack([y, y + 1], 1).transpose(0, 1), lambda o: o[:, 0]),
     "array": (lambda x, y: y.numpy(), first),
@@ -187,6 +197,7 @@ KINDS = {
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("kind", KINDS)
+@ONE_LOOP
 async def test_a_batchs_output_is_divided(kind, warm, caplog):
     function, own = KINDS[kind]
     model, batch = Function(function), items()
@@ -201,6 +212,7 @@ async def test_a_batchs_output_is_divided(kind, warm, caplog):
 
 
 @pytest.mark.parametrize("kind", ["dataclass", "array", "ragged", "second axis", "answer"])
+@ONE_LOOP
 async def test_faster_forms_are_sought_for_all_of_them(kind):
     function, own = KINDS[kind]
     model, batch = Function(function), items()
@@ -228,6 +240,7 @@ class Everything(nn.Module):
 """
 
 
+@ONE_LOOP
 async def test_in_a_process_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "every_output.py").write_text(PROGRAM)
     monkeypatch.syspath_prepend(tmp_path)
@@ -244,6 +257,7 @@ async def test_in_a_process_of_its_own(tmp_path, monkeypatch):
     assert_same(outputs, alone(module.Everything(), batch, own))
 
 
+@ONE_LOOP
 async def test_outputs_own_their_memory_and_know_no_inference_mode():
     kept = torch.zeros(8, SIZE)
 
@@ -269,6 +283,7 @@ async def test_outputs_own_their_memory_and_know_no_inference_mode():
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@ONE_LOOP
 async def test_recurrent_nets(kind, warm):
     torch.manual_seed(1)
     model, batch = kind(SIZE, 5, num_layers=3, batch_first=True).eval(), items(7, 6, SIZE)
@@ -287,6 +302,7 @@ async def test_recurrent_nets(kind, warm):
     assert_same(outputs, alone(model, batch, own))
 
 
+@ONE_LOOP
 async def test_a_net_that_takes_the_tasks_for_steps_in_time(caplog):
     model, batch = nn.GRU(SIZE, 5).eval(), items(7, 6, SIZE)
     outputs, details = await served(model, batch, warmup_input=batch[0])
@@ -334,6 +350,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("kind", WHOLE)
+@ONE_LOOP
 async def test_what_cannot_be_told_apart_is_computed_one_by_one(kind, warm, caplog):
     function, own = WHOLE[kind]
     model, batch = Function(function), items()
@@ -354,6 +371,7 @@ async def test_what_cannot_be_told_apart_is_computed_one_by_one(kind, warm, capl
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@ONE_LOOP
 async def test_a_cache_that_is_an_object(warm, caplog):
     model, batch = FakeGPT2(), list(torch.arange(42).view(7, 6) * 5 % 11)
     options = {"warmup_input": batch[3]} if warm else {}
@@ -364,6 +382,7 @@ async def test_a_cache_that_is_an_object(warm, caplog):
     assert "the output['past_key_values'] is a Cache" in caplog.text
 
 
+@ONE_LOOP
 async def test_uncollate_can_tell_apart_what_the_driver_cannot(caplog):
     model, batch = FakeGPT2(), list(torch.arange(42).view(7, 6) * 5 % 11)
 
@@ -384,6 +403,7 @@ async def test_uncollate_can_tell_apart_what_the_driver_cannot(caplog):
     assert not caplog.records
 
 
+@ONE_LOOP
 async def test_a_number_that_only_later_changes(caplog):
     def found(x, y):
         return {"y": y, "found": int((x > 5).sum())}
@@ -395,6 +415,7 @@ async def test_a_number_that_only_later_changes(caplog):
     assert_same(outputs, alone(model, batch, lambda o: {"y": o["y"][0], "found": o["found"]}))
 
 
+@ONE_LOOP
 async def test_outputs_that_are_made_in_more_than_one_way():
     model = Function(lambda x, y: (y, y + 1) if x.dim() == 2 else {"y": y.flatten(1).sum(1)})
     batch = [*items(4), *items(3, 2, SIZE)]
@@ -439,6 +460,7 @@ MIXED = {
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("kind", MIXED)
+@ONE_LOOP
 async def test_answers_that_depend_on_the_others_are_not_given(kind, warm, caplog):
     model, batch = MIXED[kind](), items()
     options = {"warmup_input": batch[3]} if warm else {}
@@ -450,15 +472,37 @@ async def test_answers_that_depend_on_the_others_are_not_given(kind, warm, caplo
     assert "max_batch=1" in record.message
 
 
+@ONE_LOOP
+async def test_one_by_one_the_batch_is_where_it_was_learnt_to_be():
+    model = Function(lambda x, y: (torch.softmax(y, 0), y.transpose(0, 1)))
+    batch = [*items(4), *items(3, 2, SIZE)]
+    outputs, _ = await served(model, batch, sizes=(2, 2, 3))
+    assert_same(outputs, alone(model, batch, lambda o: (o[0][0], o[1][:, 0])))
+
+
+@ONE_LOOP
+async def test_answers_that_depend_on_earlier_calls_are_not_taken_for_random():
+    kept = [0.0]
+
+    def drifts(x, y):
+        kept[0] += 1.0
+        return y + kept[0]
+
+    _, details = await served(Function(drifts), items(), warmup_input=items()[0])
+    assert details["largest"] == 1
+
+
+@ONE_LOOP
 async def test_a_user_may_insist():
     model, batch = quantised(), items()
     outputs, details = await served(model, batch, warmup_input=batch[0], batching="trusted")
     assert details["largest"] == 4
     torch.testing.assert_close(torch.stack(outputs[:3]), model(torch.stack(batch[:3])))
     with pytest.raises(ConfigError, match="batching must be 'checked' or 'trusted'"):
-        TorchDriver(model, batching="yes")
+        TorchDriver(model, batching="yes")  # pyright: ignore[reportArgumentType]
 
 
+@ONE_LOOP
 async def test_random_answers_are_still_computed_together(caplog):
     model = Function(lambda x, y: y + torch.rand_like(y))
     outputs, details = await served(model, items(), warmup_input=items()[0])
@@ -468,6 +512,7 @@ async def test_random_answers_are_still_computed_together(caplog):
         assert bool(((output - wanted[0]) >= 0).all())
 
 
+@ONE_LOOP
 async def test_learning_leaves_no_trace_in_a_model_that_keeps_something():
     class Counting(nn.Module):
         def __init__(self):
@@ -507,6 +552,7 @@ def only(count, function=lambda y: y):
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("max_batch", [1, 8, "auto"])
 @pytest.mark.parametrize("count", [1, 3])
+@ONE_LOOP
 async def test_a_file_for_one_size(count, max_batch, warm, tmp_path, caplog):
     file, net = exported(count, tmp_path)
     batch = items()
@@ -520,6 +566,7 @@ async def test_a_file_for_one_size(count, max_batch, warm, tmp_path, caplog):
         assert "batches" in details
 
 
+@ONE_LOOP
 async def test_a_file_for_some_sizes(tmp_path):
     shapes = {"dynamic_shapes": ({0: torch.export.Dim("b", min=2, max=5)},)}
     file, net = exported(2, tmp_path, **shapes)
@@ -531,6 +578,7 @@ async def test_a_file_for_some_sizes(tmp_path):
 
 @pytest.mark.parametrize("max_batch", [1, 8, "auto"])
 @pytest.mark.parametrize("count", [2, 4])
+@ONE_LOOP
 async def test_a_module_for_one_size(count, max_batch):
     batch = items()
     free = alone(Function(lambda x, y: (y, y.t())), batch, lambda o: (o[0][0], o[1][:, 0]))
@@ -542,6 +590,7 @@ async def test_a_module_for_one_size(count, max_batch):
     assert_same(outputs, free)
 
 
+@ONE_LOOP
 async def test_a_script_for_one_size():
     net = Function(lambda x, y: y.view(1, SIZE))
     script = torch.jit.trace(net, torch.zeros(1, SIZE), check_trace=False)
@@ -552,6 +601,7 @@ async def test_a_script_for_one_size():
         assert details["largest"] == 1
 
 
+@ONE_LOOP
 async def test_what_cannot_be_filled_up_is_refused():
     model = only(4, lambda y: y - y.mean(0))
     driver = TorchDriver(model, name="dev", max_batch=8, warmup_input=items()[0])
@@ -563,6 +613,25 @@ async def test_what_cannot_be_filled_up_is_refused():
         for output in await driver.infer(items()[:4]):
             assert isinstance(output, ConfigError)
     await driver.close()
+
+
+@pytest.mark.parametrize("max_batch", [64, "auto"])
+@ONE_LOOP
+async def test_a_module_for_small_batches(max_batch):
+    def forward(x, y):
+        if len(x) > 5:
+            raise ValueError("5 at most")
+        sizes.append(len(x))
+        return y
+
+    sizes, batch = [], items(60)
+    model = Function(forward)
+    outputs, details = await served(
+        model, batch, sizes=[20, 20, 20], max_batch=max_batch, warmup_input=batch[0]
+    )
+    assert max(sizes[-10:]) == (5 if max_batch == 64 else details["largest"])
+    assert details["largest"] in (64, 1, 2, 4)
+    assert_same(outputs, alone(model, batch, first))
 
 
 def test_a_size_that_fails_ends_the_search_for_the_best():

@@ -8,8 +8,10 @@ import threading
 import grpc
 import httpx
 import pytest
+import torch
 from serve_child import child
 from serve_models import simulated, slow_down, until
+from torch import nn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from asyncinfer.errors import ConfigError, DeviceLost
@@ -150,6 +152,22 @@ def test_a_wrong_table_is_told_in_one_line(cli, tmp_path, table, text):
     ran = cli("serve", "--config", config, "--model", "digits", "--devices", "sim:1")
     assert ran.status == 2
     assert text in ran.error
+
+
+def test_a_file_for_batches_of_one_size_is_served(tmp_path):
+    net = nn.Linear(3, 2).eval()
+    for count in (1, 2):
+        file = tmp_path / f"of{count}.pt2"
+        torch.export.save(torch.export.export(net, (torch.zeros(count, 3),)), file)
+        config = f'[serve.models."{file}"]\nname = "net"\nshape = [3]'
+        rows = torch.arange(15.0).reshape(5, 3)
+        tensor = {"name": "input", "datatype": "FP32", "shape": [5, 3], "data": rows.tolist()}
+        with child("--model", file, "--devices", "cpu", config=config) as server:
+            url = f"http://{server.http}/v2/models/net/infer"
+            answer = httpx.post(url, json={"inputs": [tensor]}, trust_env=False, timeout=20)
+        (output,) = answer.json()["outputs"]
+        got = torch.tensor(output["data"]).reshape(output["shape"])
+        torch.testing.assert_close(got, net(rows).detach())
 
 
 def test_sigterm_drains_a_process(pictures):

@@ -116,7 +116,7 @@ def probes(item: torch.Tensor) -> list[torch.Tensor]:
     noise = torch.randn(item.shape, generator=generator, dtype=torch.float32)
     spread = float(item.float().std()) if item.numel() > 1 else 0.0
     middle = float(item.float().mean()) if item.numel() else 0.0
-    return [item, (middle + (spread or 1.0) * noise).to(item.dtype), -turned]
+    return [item, (middle + (spread or 1.0) * noise).to(item), -turned]
 
 
 def state(module: nn.Module) -> list[Any]:

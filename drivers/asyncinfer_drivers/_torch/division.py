@@ -116,6 +116,8 @@ class Division:
         self._parts: dict[_Key, list[Part]] = {}
         #: tasks the model takes at least and at most, as far as known
         self.least, self.most = _exported(source.module)
+        #: whether it cannot even be asked for two
+        self._single = self.most == 1
         self._sought = self.most is not None
         self._pure = True
         self._fault: ConfigError | None = None
@@ -139,19 +141,21 @@ class Division:
             self._source.meet(inputs[:1].to(self._device))
             self.study(inputs)
 
-    def due(self, count: int) -> bool:
+    def due(self) -> bool:
         """Whether this batch is one to check: the first, the second, the fourth ..."""
-        if count < 2 or not self._pure or self._trusted or self._next_check > _LAST_CHECKED:
+        if self._next_check > _LAST_CHECKED or not self._pure or self._trusted:
             return False
         self._batches += 1
         return self._batches >= self._next_check
 
     def padded(self, inputs: torch.Tensor) -> torch.Tensor:
-        """At least as many tasks as the model takes: the last again and again."""
+        """As many tasks as the model takes at least: the last again and again."""
         missing = self.least - len(inputs)
-        if missing <= 0:
-            return inputs
         return torch.cat([inputs, inputs[-1:].expand(missing, *inputs.shape[1:])])
+
+    def limit(self, most: int) -> None:
+        """Larger batches have failed though their tasks did not."""
+        self.most = max(most, self.least)
 
     # ---- learning
 
@@ -183,10 +187,11 @@ class Division:
             items, last = torch.stack(probes(items[0])[:2]), 1
             first = _asked(twin, items, [at % 2 for at in range(size)], self._device)
         if size == 1:
-            if self.most == 1:
+            if self._single:
                 return [first]
             other = self._tried(twin, items, [0, last]) or self._tried(twin, items, [0, 0])
             if other is None:
+                self._single = True
                 self._takes(1, 1)
                 return [first]
             if last == 0 or self._wanted == 1:
@@ -212,13 +217,13 @@ class Division:
             if is_device_fault(error) or self._sought or self._parts:
                 raise
             self._sought = True
-            for size in sorted(_SIZES, key=lambda size: size != self._wanted):
+            for size in sorted({*_SIZES, max(2, self._wanted)}):
                 order = [(at % 2) * last for at in range(size)]
                 if (sample := self._tried(twin, items, order)) is not None:
                     return sample
             raise
 
-    def _tried(self, twin: nn.Module, items: torch.Tensor, order: list[int]) -> Sample | None:
+    def _tried(self, twin: Forward, items: torch.Tensor, order: list[int]) -> Sample | None:
         try:
             return _asked(twin, items, order, self._device)
         except Exception as error:
@@ -262,9 +267,7 @@ class Division:
         for sample in samples:
             try:
                 answers = self._answers(sample.output, len(sample.order), part)
-            except Exception as error:
-                if is_device_fault(error):
-                    raise
+            except Misfit as error:
                 return str(error)
             if answers is None:
                 return ""
@@ -280,16 +283,30 @@ class Division:
             return divided(part, output, count)
         if self._uncollate is None:
             return None
-        with torch.inference_mode():
-            results = list(self._uncollate(output))
-        if len(results) != count:
-            raise ValueError(f"uncollate made {len(results)} outputs for {count} tasks")
-        return results
+        try:
+            with torch.inference_mode():
+                results = list(self._uncollate(output))
+        except Exception as error:  # of something that is only like an input, perhaps
+            if is_device_fault(error):
+                raise
+            return None
+        return results if len(results) == count else None
 
-    def _random(self, twin: nn.Module, items: torch.Tensor, sample: Sample, part: Part) -> bool:
-        """Whether the model gives other answers each time, without keeping anything in between."""
-        again = self._tried(twin, items, list(sample.order))
-        if not self._pure or again is None or not self._mixed([sample, again], part):
+    def _random(self, module: Forward, items: torch.Tensor, sample: Sample, part: Part) -> bool:
+        """Whether the model draws random numbers: it repeats its answers with the same ones only.
+
+        Then nothing can be compared, now or later.
+        """
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            again = []
+            for seed in (1, 1, 2):
+                torch.manual_seed(seed)
+                again.append(self._tried(module, items, list(sample.order)))
+        one, same, other = again
+        if one is None or same is None or other is None or self._mixed([one, same], part):
+            return False
+        if not self._mixed([one, other], part):
             return False
         self._next_check = math.inf
         return True
@@ -325,20 +342,17 @@ class Division:
     def tasks(self, output: Any, inputs: torch.Tensor) -> list[Any]:
         """One output for each task. ``OneByOne`` if that cannot be told for more than one."""
         known, count = self._parts[_key(inputs)], len(inputs)
-        for part in known:
-            try:
-                return divided(part, output, count)
-            except Misfit as error:
-                misfit = error
-        if len(known) < _MOST_PARTS:
-            self.study(inputs)
-        for part in known:
-            try:
-                return divided(part, output, count)
-            except Misfit as error:
-                misfit = error
+        misfit: Misfit | None = None
+        for attempt in ("as known", "as studied again"):
+            for part in known:
+                try:
+                    return divided(part, output, count)
+                except Misfit as error:
+                    misfit = error
+            if attempt == "as known" and len(known) < _MOST_PARTS:
+                self.study(inputs)
         if count == 1:
-            raise ValueError(f"the model's output is never made alike: {misfit}") from misfit
+            raise ValueError(f"the model's output is not made as any before: {misfit}") from misfit
         self._separate(
             f"the model returned {misfit}", "give the driver uncollate, or set max_batch=1"
         )
@@ -363,9 +377,7 @@ class Division:
         for part in self._parts[_key(inputs)]:
             try:
                 answers = self._answers(output, max(self.least, len(inputs)), part)
-            except Exception as error:  # not made like this, or the user's step refuses it
-                if is_device_fault(error):
-                    raise
+            except Misfit:
                 continue
             if answers is not None:
                 self._check(inputs, answers, part, most)
@@ -389,18 +401,10 @@ class Division:
 
     def _unlike(self, item: torch.Tensor, answer: Any, part: Part) -> str:
         """How the answer differs from that to the task alone."""
-        first = self._alone(item, part)
-        text = difference(first, answer, self._slack)
-        if text and difference(first, self._alone(item, part), self._slack):
-            self._next_check = math.inf  # other answers each time: nothing can be compared
-            return ""
-        return text
-
-    def _alone(self, item: torch.Tensor, part: Part) -> Any:
-        """The answer to one task; as often as need be, where the model takes no single one."""
-        sample = _asked(self._source, item, [0] * self.least, self._device)
-        answers = self._answers(sample.output, self.least, part)
-        return None if answers is None else answers[0]
+        alone = _asked(self._source, item, [0] * self.least, self._device)
+        answers = self._answers(alone.output, self.least, part)
+        text = "" if answers is None else difference(answers[0], answer, self._slack)
+        return "" if text and self._random(self._source, item, alone, part) else text
 
 
 def _key(inputs: torch.Tensor) -> _Key:

@@ -150,9 +150,7 @@ class Engine:
     def _settle(self, runner: Runner, own: Own) -> None:
         """Go on with what the first calls have shown about the module."""
         runner.module = own.module
-        if runner.division.least > 1:
-            self.details["optimize"] = "none: the model takes no single tasks"
-        elif own.settled:
+        if own.settled:
             runner.forward = self._optimized(runner)
         elif self._options.stateful:
             self.reset()
@@ -166,6 +164,11 @@ class Engine:
     def _optimized(self, runner: Runner) -> Forward:
         """The fastest form that is right, at worst the module."""
         options, item = self._options, runner.example(self.warmup)
+        if runner.division.least > 1:
+            refused = dict.fromkeys(options.plans or (), "the model takes no single tasks")
+            choice = Choice(runner.module, refused=refused)
+            self._tell(choice)
+            return choice.forward
         batch = options.size or LIMIT
         batch = min(batch, options.micro_batch or batch, runner.division.most or batch)
         threads = self._share.threads if self._share else 1

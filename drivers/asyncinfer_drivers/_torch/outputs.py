@@ -124,7 +124,7 @@ def _long(sample: Sample) -> bool:
     """Whether it has something for each task, as far as its length tells."""
     output, count = sample.output, len(sample.order)
     if isinstance(output, torch.Tensor | np.ndarray):
-        return count in output.shape
+        return count in _shape(output)
     return isinstance(output, list | tuple) and len(output) == count
 
 
@@ -148,13 +148,21 @@ def _axis(one: Sample, other: Sample, place: str) -> Part:
     if old.ndim != new.ndim:
         return Whole(f"{place} has {old.ndim} dimensions in one call and {new.ndim} in another")
     counts = len(one.order), len(other.order)
-    axes = [at for at in range(new.ndim) if (old.shape[at], new.shape[at]) == counts]
+    sizes = list(zip(_shape(old), _shape(new), strict=True))
+    axes = [at for at, both in enumerate(sizes) if both == counts]
     if counts[0] == counts[1]:
         axes = [at for at in axes if _moves(one, other, at)]
     if len(axes) == 1:
         return Axis(axes[0], new.ndim)
     found = "more than one dimension" if axes else "no dimension"
-    return Whole(f"{place}, of shape {list(new.shape)}, has {found} that is the batch")
+    return Whole(f"{place}, of shape {list(_shape(new))}, has {found} that is the batch")
+
+
+def _shape(output: Any) -> tuple[Any, ...]:
+    """Of a nested tensor, whose rows differ in shape, the first dimension alone is known."""
+    if isinstance(output, torch.Tensor) and output.is_nested:
+        return (output.size(0), *[None] * (output.ndim - 1))
+    return tuple(output.shape)
 
 
 def _moves(one: Sample, other: Sample, axis: int) -> bool:
@@ -207,14 +215,15 @@ def divided(part: Part, output: Any, count: int) -> list[Any]:
 def _sliced(part: Axis, output: Any, count: int) -> list[Any]:
     if not isinstance(output, torch.Tensor | np.ndarray) or output.ndim != part.ndim:
         raise Misfit(f"a {_shown(output)} where {part.ndim} dimensions were before")
-    if output.shape[part.axis] != count:
+    if _shape(output)[part.axis] != count:
         raise Misfit(f"a {_shown(output)} for {count} tasks")
     return _copies(output, part.axis)
 
 
 def _shown(output: Any) -> str:
-    shape = getattr(output, "shape", None)
-    return type(output).__name__ + (f" of shape {list(shape)}" if shape is not None else "")
+    if not isinstance(output, torch.Tensor | np.ndarray):
+        return type(output).__name__
+    return f"{type(output).__name__} of shape {list(_shape(output))}"
 
 
 def _copies(output: Any, axis: int) -> list[Any]:
@@ -247,7 +256,10 @@ def _transposed(parts: Parts, output: Any, count: int) -> list[Any]:
 
 def owned(output: Any) -> Any:
     """The same with memory of its own: tensors on the CPU and without inference mode's limits."""
-    return mapped(_owned, output)
+    try:
+        return mapped(_owned, output)
+    except Exception:  # of a class that cannot be made anew from its own parts
+        return output
 
 
 def _owned(leaf: Any) -> Any:
@@ -286,7 +298,7 @@ def by_first(output: Any, count: int) -> Part:
     It is what can be said of a model that takes one task a call, and no more.
     """
     if isinstance(output, torch.Tensor | np.ndarray):
-        if output.shape[:1] == (count,):
+        if _shape(output)[:1] == (count,):
             return Axis(0, output.ndim)
         return Whole(f"a {_shown(output)} for {count} tasks")
     node = opened(output)

@@ -77,6 +77,8 @@ class Runner:
         self._blamed: dict[Signature, bool] = {}
         self._fallbacks = Fallbacks(self.name, logger)
         self._warned = False
+        #: the size of the batch that has just failed
+        self._suspect = 0
 
     def warm_up(self, item: Any, batch: int) -> None:
         """Learn from ``item`` and others like it, and run it; ``ConfigError`` if it fails."""
@@ -123,9 +125,9 @@ class Runner:
         if self.share is not None:
             bind(self.share.threads)
         outputs = list[Any]()
-        while len(outputs) < len(batch):
-            at = len(outputs)
-            outputs += self._run_part(batch[at : at + self._size(len(batch) - at)])
+        while (left := len(batch) - len(outputs)) > 0:
+            size = min(left, self.micro_batch or left, self.division.most or left)
+            outputs += self._run_part(batch if size == len(batch) else batch[-left:][:size])
         synchronize(self.device)
         if self.slowdown > 1:
             self.pause((self.slowdown - 1) * (time.perf_counter() - started))
@@ -140,10 +142,6 @@ class Runner:
             raise DeviceLost(self.name, f"failed its probe: {error}") from error
         if total != 2:
             raise DeviceLost(self.name, f"failed its probe: 1 + 1 is {total}")
-
-    def _size(self, left: int) -> int:
-        """Tasks to run at once, out of those that are left."""
-        return min(left, self.micro_batch or left, self.division.most or left)
 
     def _run_part(self, batch: Sequence[Any]) -> list[Any]:
         outputs = self._run_collated(batch)
@@ -195,6 +193,7 @@ class Runner:
         return _by_signature(placed)
 
     def _run_group(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> None:
+        self._suspect = 0
         several = len(group) > 1 and not self.division.alone
         if several and self._run_together(signature, group, outputs):
             return
@@ -207,8 +206,9 @@ class Runner:
             else:
                 self._accept(signature)
                 good += 1
-        if several and good == len(group):
+        if self._suspect == good == len(group):
             self.failed_size = good
+            self.division.limit(good // 2)
 
     def _run_together(self, signature: Signature, group: list[_Placed], outputs: list[Any]) -> bool:
         """Run the group as one batch; ``False`` if the model raises, whosever fault it is."""
@@ -231,11 +231,13 @@ class Runner:
         """
         count, division = len(inputs), self.division
         division.prepare(inputs)
-        if count > (division.most or count):
+        if division.most is not None and count > division.most:
             raise OneByOne
-        before = inputs.clone() if division.due(count) else None
+        before = inputs.clone() if count > 1 and division.due() else None
         with torch.inference_mode():
-            given = division.padded(inputs.to(self.device))
+            given = inputs.to(self.device)
+            if count < division.least:
+                given = division.padded(given)
             output = self.forward(given)
             outputs = self._uncollated(output, len(given))
         if outputs is None:  # not in inference mode, which limits what its tensors may be used for
@@ -312,6 +314,7 @@ class Runner:
             self._accepted[signature] = None
 
     def _note_failed_batch(self, size: int, error: Exception) -> None:
+        self._suspect = size
         if not self._warned:
             self._warned = True
             logger.warning(
