@@ -27,6 +27,7 @@ from asyncinfer_drivers._torch.outputs import (
     divided,
     learnt,
     merged,
+    settled,
     undivided,
 )
 from asyncinfer_drivers._torch.tree import leaves
@@ -134,12 +135,18 @@ class Division:
         return self.most == 1
 
     def prepare(self, inputs: torch.Tensor) -> None:
-        """See that outputs for such inputs have been studied; see ``study``."""
+        """See that outputs for such inputs have been studied, if there may be batches of them."""
         if self._fault is not None:
             raise self._fault
-        if _key(inputs) not in self._parts:
-            self._source.meet(inputs[:1].to(self._device))
+        if _key(inputs) not in self._parts and (self._wanted > 1 or self.least > 1):
             self.study(inputs)
+
+    def other_sizes(self, inputs: torch.Tensor) -> bool:
+        """After the model has refused one task: whether it takes some larger number."""
+        if self._wanted > 1 or self._sought or self._parts:
+            return False
+        self.study(inputs)
+        return self.least > 1
 
     def due(self) -> bool:
         """Whether this batch is one to check: the first, the second, the fourth ..."""
@@ -165,6 +172,7 @@ class Division:
         Raises what the model raises for a single one; ``ConfigError`` if it can only have batches,
         and they cannot be divided. The calls are made with a copy, which shares the weights.
         """
+        self._source.meet(inputs[:1].to(self._device))
         items = inputs[[0, -1]] if len(inputs) > 1 else inputs
         twin = _twin(self._source.module)
         before = state(twin)
@@ -341,7 +349,13 @@ class Division:
 
     def tasks(self, output: Any, inputs: torch.Tensor) -> list[Any]:
         """One output for each task. ``OneByOne`` if that cannot be told for more than one."""
-        known, count = self._parts[_key(inputs)], len(inputs)
+        known, count = self._parts.get(_key(inputs)), len(inputs)
+        if known is None:  # one task, where no batches are wanted
+            if settled(output):
+                self._parts[_key(inputs)] = [by_first(output, count)]
+            else:
+                self.study(inputs)
+            known = self._parts[_key(inputs)]
         misfit: Misfit | None = None
         for attempt in ("as known", "as studied again"):
             for part in known:

@@ -6,8 +6,8 @@ from two, for different numbers of tasks: what grows with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = (
     "merged",
     "owned",
     "rows",
+    "settled",
     "undivided",
 )
 
@@ -70,6 +71,8 @@ class Whole:
     """What cannot be told apart: it is one task's only if that task was alone."""
 
     why: str
+    #: whether its first dimension is of length 1 for one task; it is left out then
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,12 @@ def _axis(one: Sample, other: Sample, place: str) -> Part:
     if len(axes) == 1:
         return Axis(axes[0], new.ndim)
     found = "more than one dimension" if axes else "no dimension"
-    return Whole(f"{place}, of shape {list(_shape(new))}, has {found} that is the batch")
+    why = f"{place}, of shape {list(_shape(new))}, has {found} that is the batch"
+    return Whole(why, counts[0] == _first(old) == 1 and _first(new) in (1, counts[1]))
+
+
+def _first(output: Any) -> Any:
+    return next(iter(_shape(output)), None)
 
 
 def _shape(output: Any) -> tuple[Any, ...]:
@@ -209,6 +217,8 @@ def divided(part: Part, output: Any, count: int) -> list[Any]:
         return [output] * count
     if count != 1:
         raise Misfit(part.why)
+    if part.first and _first(output) == 1:
+        return _copies(output, 0)
     return [owned(output)]
 
 
@@ -282,9 +292,25 @@ def merged(one: Part, other: Part) -> Part | None:
         both = zip(one.children, other.children, strict=True)
         children = [found for pair in both if (found := merged(*pair)) is not None]
         return Parts(one.node, tuple(children)) if len(children) == len(one.children) else None
-    if isinstance(one, Whole) and isinstance(other, Same | Whole):
+    if isinstance(one, Whole) and isinstance(other, Same):
         return one
+    if isinstance(one, Whole) and isinstance(other, Whole):
+        return Whole(one.why, one.first and other.first)
     return one if one == other else None
+
+
+def settled(output: Any) -> bool:
+    """Whether an output for one task shows by itself what is the batch: first dimensions alone."""
+    if isinstance(output, torch.Tensor | np.ndarray):
+        return 1 not in _shape(output)[1:]
+    node = opened(output)
+    if node is None:
+        return True
+    if isinstance(output, list | tuple):
+        known = len(output) != 1 or hasattr(output, "_fields")
+    else:
+        known = isinstance(output, Mapping) or is_dataclass(output)
+    return known and all(map(settled, node.children))
 
 
 def rows(output: Any, count: int) -> list[Any]:
@@ -298,7 +324,7 @@ def by_first(output: Any, count: int) -> Part:
     It is what can be said of a model that takes one task a call, and no more.
     """
     if isinstance(output, torch.Tensor | np.ndarray):
-        if _shape(output)[:1] == (count,):
+        if _first(output) == count:
             return Axis(0, output.ndim)
         return Whole(f"a {_shown(output)} for {count} tasks")
     node = opened(output)

@@ -86,7 +86,8 @@ class Runner:
             bind(self.share.threads)
         try:
             tensor = self.example(item)
-            self._study(tensor)
+            if batch > 1:
+                self._study(tensor)
         except ConfigError:
             raise
         except BaseException as error:
@@ -238,7 +239,13 @@ class Runner:
             given = inputs.to(self.device)
             if count < division.least:
                 given = division.padded(given)
-            output = self.forward(given)
+            try:
+                output = self.forward(given)
+            except Exception as error:
+                if is_device_fault(error) or not division.other_sizes(given):
+                    raise
+                given = division.padded(given)
+                output = self.forward(given)
             outputs = self._uncollated(output, len(given))
         if outputs is None:  # not in inference mode, which limits what its tensors may be used for
             outputs = [self._finish(part) for part in division.tasks(output, given)[:count]]
