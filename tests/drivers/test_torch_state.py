@@ -788,6 +788,8 @@ async def test_a_reset_that_fails_is_a_lost_device():
     driver = await opened(Broken(), stateful=True, name="dev")
     with pytest.raises(DeviceLost, match="could not be reset: OSError: no"):
         await driver.reset()
+    with pytest.raises(ConfigError, match="could not be reset: OSError: no"):
+        await driver.infer([picture(4)])
     await driver.close()
 
 

@@ -256,10 +256,13 @@ class Own:
         before, answers = self._randomness(inputs.device), list[Any]()
         for _ in range(2):
             _ask_others(module, inputs)
-            if reset := _reset_of(module):
-                reset()
-            else:
-                module = self.fresh()
+            try:
+                if reset := _reset_of(module):
+                    reset()
+                else:
+                    module = self.fresh()
+            except Exception as error:
+                return f"the model could not be reset: {type(error).__name__}: {error}"
             answers.append(_answer(module, inputs))
         drawn = before != self._randomness(inputs.device)
         return "" if drawn or not difference(*answers) else _STAYS
