@@ -77,6 +77,8 @@ def own_copy(module: nn.Module, *, share: bool = True) -> nn.Module:
         raise NoCopy("its __deepcopy__ returns the module itself")
     if share:
         _share_scripted(module, duplicate)
+    if (ranges := getattr(module, "range_constraints", None)) is not None:
+        duplicate.range_constraints = ranges  # a graph module leaves out what was set on it
     return duplicate
 
 
