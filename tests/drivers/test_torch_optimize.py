@@ -186,7 +186,8 @@ def test_a_graph_of_what_is_no_graph_is_refused(function):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_an_answer_that_differs_is_refused(monkeypatch):
     """Control flow that the tracer cannot see."""
-    monkeypatch.setattr("asyncinfer_drivers._torch.variants.TracerWarning", UserWarning)
+    monkeypatch.setattr("asyncinfer_drivers._torch.graph.TracerWarning", UserWarning)
+    monkeypatch.setattr("asyncinfer_drivers._torch.graph._TO_NUMBERS", frozenset())
     choice = found(Calls(REFUSED["sums"]), PICTURE + 1, "freeze")
     assert "off by" in choice.refused["freeze",]
 

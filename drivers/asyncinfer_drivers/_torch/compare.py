@@ -11,7 +11,7 @@ from torch import nn
 
 from asyncinfer_drivers._torch.tree import opened, plain, same
 
-__all__ = ("ATOL", "RTOL", "changed", "difference", "probes", "state")
+__all__ = ("ATOL", "RTOL", "changed", "difference", "probes", "state", "unlike")
 
 #: a number may differ by ``RTOL`` of itself and ``ATOL`` of the largest in its tensor, by dtype
 RTOL = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
@@ -117,6 +117,27 @@ def probes(item: torch.Tensor) -> list[torch.Tensor]:
     spread = float(item.float().std()) if item.numel() > 1 else 0.0
     middle = float(item.float().mean()) if item.numel() else 0.0
     return [item, (middle + (spread or 1.0) * noise).to(item), -turned]
+
+
+def unlike(item: torch.Tensor) -> list[torch.Tensor]:
+    """More inputs of its shape and dtype, so unlike that they may take other ways through a model.
+
+    Floating ones: much larger, much smaller, of one sign, all the same, one that stands out.
+    Others: out of the item's own values, which are known to be allowed.
+    """
+    if not item.numel():
+        return []
+    flat = item.flatten()
+    first = torch.zeros_like(flat, dtype=torch.bool)
+    first[len(flat) // 2] = True
+    first = first.view(item.shape)
+    if item.dtype.is_floating_point or item.dtype.is_complex:
+        zeros, ones = torch.zeros_like(item), torch.ones_like(item)
+        signed = [item.abs(), -item.abs()] if item.dtype.is_floating_point else [-item]
+        return [item * 100, item * 0.01, *signed, zeros, ones, torch.where(first, ones, zeros)]
+    low, high = flat.min(), flat.max()
+    same = [torch.full_like(item, int(value)) for value in (low, high)]
+    return [*same, torch.where(first, high, low), flat.sort().values.view(item.shape)]
 
 
 def state(module: nn.Module) -> list[Any]:

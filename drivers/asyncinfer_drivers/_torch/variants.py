@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.jit._trace import TracerWarning
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils import _pytree as pytree
 
 from asyncinfer_drivers._torch import aot
+from asyncinfer_drivers._torch.graph import Refused, frozen
 
-__all__ = ("STEPS", "Forward", "Plan", "Refused", "make")
+__all__ = ("BY_ONE_WAY", "STEPS", "Forward", "Plan", "Refused", "make")
 
 #: what is done to a module, in this order: some of ``STEPS``
 Plan: TypeAlias = tuple[str, ...]
@@ -27,6 +23,9 @@ Forward: TypeAlias = Callable[[torch.Tensor], Any]
 
 #: the steps there are, in the order they are done
 STEPS = ("fuse", "channels_last", "freeze", "onednn", "aot")
+#: those that are right only if every input goes the same way through the module's code. Folding is:
+#: what stands behind a convolution may be left out for some inputs
+BY_ONE_WAY = frozenset(("fuse", "freeze", "onednn", "aot"))
 
 #: what folds into what
 _PAIRS: tuple[tuple[Any, Any], ...] = (
@@ -34,13 +33,6 @@ _PAIRS: tuple[tuple[Any, Any], ...] = (
     (nn.Conv2d, nn.BatchNorm2d),
     (nn.Conv3d, nn.BatchNorm3d),
 )
-
-#: torch's tracer keeps its state in global variables
-_ONE_AT_A_TIME = threading.Lock()
-
-
-class Refused(Exception):
-    """This form cannot be made of this model, or is not the same as the model; says why."""
 
 
 def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache | None) -> Forward:
@@ -66,7 +58,7 @@ def make(plan: Plan, module: nn.Module, example: torch.Tensor, cache: aot.Cache 
             raise Refused("there is no C++ compiler")
         return _in_layout(aot.compiled(form, example, cache), layout)
     if "freeze" in plan or "onednn" in plan:
-        return _in_layout(_frozen(form, example, onednn="onednn" in plan), layout)
+        return _in_layout(frozen(form, example, onednn="onednn" in plan), layout)
     return _in_layout(form, layout)
 
 
@@ -105,71 +97,3 @@ def _foldable(first: nn.Module, second: nn.Module) -> bool:
         if type(first) is conv and type(second) is norm:
             return bool(second.track_running_stats and first.out_channels == second.num_features)
     return False
-
-
-class _Flat(nn.Module):
-    """A module whose output is a flat tuple: the tracer knows neither dicts nor named tuples."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.train(False)
-
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(pytree.tree_leaves(self.module(inputs)))
-
-    def train(self, mode: bool = True) -> _Flat:
-        self.training = mode  # not its parts': a module from torch.export has no modes, and raises
-        return self
-
-
-def _frozen(module: nn.Module, example: torch.Tensor, *, onednn: bool) -> Forward:
-    """The graph that one traced call leaves, weights folded in: one release of the lock a call."""
-    with torch.inference_mode():
-        leaves, structure = pytree.tree_flatten(module(example))
-    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        raise Refused("its output holds more than tensors")
-    with _ONE_AT_A_TIME, torch.no_grad(), _strictly():
-        jit: Any = torch.jit  # untyped
-        graph = jit.trace(_Flat(module), example, check_trace=False)
-        graph = jit.freeze(graph)
-        if onednn:
-            graph = jit.optimize_for_inference(graph)
-    if isinstance(structure, pytree.LeafSpec) or structure.is_leaf():
-        return lambda inputs: graph(inputs)[0]
-    return lambda inputs: pytree.tree_unflatten(graph(inputs), structure)
-
-
-@contextmanager
-def _strictly() -> Iterator[None]:
-    """Raise ``Refused`` if the tracer warns: of Python code that looks at values or sizes.
-
-    ``warnings.catch_warnings`` would restore, in the end, what another thread has changed since.
-    """
-    seen, shown, here = list[str](), warnings.showwarning, threading.get_ident()
-
-    def show(message: Any, category: Any, *args: Any, **options: Any) -> None:
-        if category is TracerWarning and threading.get_ident() == here:
-            seen.append(str(message))
-        else:
-            shown(message, category, *args, **options)
-
-    filters = warnings.filters
-    old = list(filters)
-    warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
-    warnings.filterwarnings("always", category=TracerWarning)
-    own = [item for item in filters if item not in old]
-    warnings.showwarning = show
-    try:
-        yield
-        if warnings.showwarning is not show or any(item not in warnings.filters for item in own):
-            raise Refused("warnings were changed while it was traced")
-    finally:
-        here = 0  # should anything still hold `show`, it only passes warnings on
-        if warnings.showwarning is show:
-            warnings.showwarning = shown
-        for item in own:
-            if item in filters:
-                filters.remove(item)  # type: ignore[attr-defined]
-    if seen:
-        raise Refused(f"control flow: {seen[0].partition('. ')[0]}")
