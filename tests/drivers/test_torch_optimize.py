@@ -13,6 +13,7 @@ from torch import nn
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch import aot, engine, optimize
+from asyncinfer_drivers._torch.branches import Watched
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.optimize import Choice, Search, plans_of
@@ -188,6 +189,7 @@ def test_an_answer_that_differs_is_refused(monkeypatch):
     """Control flow that the tracer cannot see."""
     monkeypatch.setattr("asyncinfer_drivers._torch.graph.TracerWarning", UserWarning)
     monkeypatch.setattr("asyncinfer_drivers._torch.graph._TO_NUMBERS", frozenset())
+    monkeypatch.setattr("asyncinfer_drivers._torch.judge.watched", lambda *_: Watched())
     choice = found(Calls(REFUSED["sums"]), PICTURE + 1, "freeze")
     assert "off by" in choice.refused["freeze",]
 

@@ -7,15 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch import aot
-from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize, timer
+from asyncinfer_drivers._torch.judge import Judge
 from asyncinfer_drivers._torch.variants import STEPS, Forward, Plan, Refused, make
 
 __all__ = ("Choice", "Search", "plans_of")
@@ -125,30 +124,49 @@ class Search:
 
     def _try_all(self, plans: tuple[Plan, ...] | None, choice: Choice, started: float) -> None:
         one = min(_timed(self.module, self.item.unsqueeze(0)) for _ in range(_LEAST_CALLS))
-        examples = self._examples()
-        if plans is None and one * _CALLS_OF_A_FORM > self.budget:
-            answers: list[Any] | str = f"one call takes {one:.2g} s, too long to try anything"
-        else:
-            answers = self._answers(examples)
-        if isinstance(answers, str):
-            choice.refused = dict.fromkeys(plans or (("auto",),), answers)
-            return
         fitting = int(_CALL_PART * self.budget / one)
         sample = _tiled(self.item, max(1, min(self.batch, fitting, _LARGEST_SAMPLE)))
+        judge = Judge(self.module, self.item, self.batch, sample)
+        if plans is None and one * _CALLS_OF_A_FORM > self.budget:
+            unfit = f"one call takes {one:.2g} s, too long to try anything"
+        else:
+            unfit = judge.unfit()
+        if unfit:
+            choice.refused = dict.fromkeys(plans or (("auto",),), unfit)
+            return
         longest = 0.0
         for plan in self._auto(sample) if plans is None else plans:
             begun = time.perf_counter()
             if plans is None and begun - started + longest > self.budget:
                 choice.refused[plan] = "no time was left"
             elif self.wanted():
-                forward = self._tried(plan, sample, examples, answers, choice)
-                times = self._times(forward, choice.forward, sample) if forward else 0.0
-                if forward and (plans is not None or times > _WORTH_IT):
-                    choice.forward, choice.plan = forward, plan
-                    choice.gain *= times
-                elif forward:
-                    choice.refused[plan] = f"{choice.gain * times:.2f} times as fast"
+                self._try(plan, sample, judge, choice, least=0.0 if plans else _WORTH_IT)
                 longest = max(longest, time.perf_counter() - begun)
+
+    def _try(
+        self, plan: Plan, sample: torch.Tensor, judge: Judge, choice: Choice, least: float
+    ) -> None:
+        """Take this form if it is right, and ``least`` times as fast as the best before it."""
+        reason = ""
+        try:
+            judge.allow(plan)
+            with torch.inference_mode(False), torch.no_grad():
+                forward = make(plan, self.module, sample.clone(), self.cache)
+            judge.check(forward)
+            times = self._times(forward, choice.forward, sample)
+            if times > least:
+                judge.check_further(forward)
+                choice.forward, choice.plan = forward, plan
+                choice.gain *= times
+            else:
+                reason = f"{choice.gain * times:.2f} times as fast"
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            text = str(error).strip().partition("\n")[0]
+            reason = text if isinstance(error, Refused) else _named(error, text)
+        if reason:
+            choice.refused[plan] = reason
 
     def _auto(self, sample: torch.Tensor) -> list[Plan]:
         if self.item.device.type != "cpu":
@@ -161,61 +179,6 @@ class Search:
         elif aot.cached(self.module, sample, self.cache):
             plans.insert(0, ("aot",))
         return plans
-
-    def _examples(self) -> list[torch.Tensor]:
-        """Batches of 1, 2 and 3 tasks, all different, as far as batches are wanted."""
-        items = probes(self.item)
-        several = [torch.stack(items[:2]), torch.stack([*items[1:], items[0]])]
-        return [*(item.unsqueeze(0) for item in items), *(several if self.batch > 1 else ())]
-
-    def _answers(self, examples: list[torch.Tensor]) -> list[Any] | str:
-        """The model's own output for each example, ``None`` where it raises; or why it cannot be.
-
-        Those for the warm-up input must be there, and be the same when asked again.
-        """
-        before = state(self.module)
-        answers = [self._answer(example) for example in examples]
-        again = [self._answer(example) for example in examples]
-        if changed(before, state(self.module)):
-            return "the model keeps state"
-        if answers[0] is None:
-            return "the model raises"
-        if any(difference(*pair) for pair in zip(answers, again, strict=True)):
-            return "the model does not repeat its answers"
-        return answers
-
-    def _answer(self, example: torch.Tensor) -> Any:
-        try:
-            return self.module(example.clone())
-        except Exception as error:
-            if is_device_fault(error):
-                raise
-            return None
-
-    def _tried(
-        self,
-        plan: Plan,
-        sample: torch.Tensor,
-        examples: list[torch.Tensor],
-        answers: list[Any],
-        choice: Choice,
-    ) -> Forward | None:
-        """The form, if it can be made and is right."""
-        try:
-            with torch.inference_mode(False):
-                forward = make(plan, self.module, sample.clone(), self.cache)
-            for example, answer in zip(examples, answers, strict=True):
-                # where the model raises the form may too, or not: the model will be asked
-                wrong = "" if answer is None else difference(answer, forward(example.clone()))
-                if wrong:
-                    raise Refused(wrong)
-        except Exception as error:
-            if is_device_fault(error):
-                raise
-            text = str(error).strip().partition("\n")[0]
-            choice.refused[plan] = text if isinstance(error, Refused) else _named(error, text)
-            return None
-        return forward
 
     def _times(self, forward: Forward, other: Forward, sample: torch.Tensor) -> float:
         """How many times as fast as ``other`` it is: the median over calls in turns.
