@@ -287,13 +287,47 @@ def test_of_a_large_batch_three_rows_are_compared(wrong_row):
 
     run = guarded(model, fast, torch.zeros(2))
     items = torch.arange(64.0).reshape(32, 2)
-    for size in (32, 32, 5):
+    for size in (32, 5):
         assert torch.equal(run(items[:size])["y"], items[:size] * 2)
     assert sizes == [3, 3]
     assert run.fast
     assert torch.equal(run(items[:16])["y"], items[:16] * 2)
     assert sizes == [3, 3, 3, 16]
     assert not run.fast
+
+
+def test_real_inputs_are_compared_first_and_ever_more_rarely_then():
+    calls = {"model": 0, "due": []}
+
+    def model(x):
+        calls["model"] += 1
+        return x * 2
+
+    item = torch.zeros(2)
+    run = guarded(model, lambda x: x * 2, item)
+    for _ in range(10):
+        run(item[None])  # as when the driver times its calls
+    assert calls["model"] == 1
+    for call in range(11, 1000):
+        before = calls["model"]
+        run(torch.full((1, 2), float(call)))
+        if calls["model"] > before:
+            calls["due"].append(call)
+    assert calls["due"] == [11, 12, 13, 14, 28, 56, 112, 224, 448, 896]
+
+
+def test_in_the_long_run_a_form_that_is_wrong_in_one_row_is_dropped(caplog):
+    def fast(x):
+        y = x * 2
+        y[5] += 1
+        return y
+
+    run = guarded(lambda x: x * 2, fast, torch.zeros(2))
+    with caplog.at_level(logging.WARNING):
+        for call in range(100):
+            run(torch.full((9, 2), float(call + 1)))
+    assert not run.fast
+    assert caplog.text.count("dropped") == 1
 
 
 def test_a_model_that_looks_at_the_whole_batch_is_compared_as_a_whole():

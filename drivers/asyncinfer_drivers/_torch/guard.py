@@ -20,12 +20,15 @@ logger = logging.getLogger("asyncinfer.torch")
 
 #: rows of a larger batch that are compared first
 _ROWS = 3
+#: batches of real inputs that are compared first; then one each time their number has doubled
+_FIRST = 4
 
 
 class Guarded:
     """A module and its fast form as one function.
 
-    The fast form gets inputs of the warm-up's shape and dtype. Of the first batch of each size,
+    The fast form gets inputs of the warm-up's shape and dtype. Of the first batch of each size, of
+    the first few batches that are not the warm-up input, and ever more rarely of those that follow,
     some rows go through both, and all of them if those differ: then the model's answer counts, and
     a difference is the end of the fast form. Whatever has another shape or dtype goes to the
     model, and so does everything once the fast form raises.
@@ -35,8 +38,13 @@ class Guarded:
         self._name = name
         self._module = module
         self._fast: Forward | None = choice.forward if choice.plan else None
+        self._item = item
         self._shape, self._dtype = item.shape, item.dtype
-        self._checked = set[int]()
+        #: sizes of batches that were compared, and of those with real inputs
+        self._checked, self._checked_really = set[int](), set[int]()
+        self._calls = 0
+        #: comparisons of real inputs, and the call from which on the next one is due
+        self._comparisons, self._due = 0, 0
 
     @property
     def fast(self) -> bool:
@@ -48,16 +56,24 @@ class Guarded:
         fast = self._fast
         if fast is None or inputs.shape[1:] != self._shape or inputs.dtype != self._dtype:
             return self._module(inputs)
-        if len(inputs) not in self._checked:
-            return self._check(inputs, fast)
+        self._calls += 1
+        count = len(inputs)
+        if count not in self._checked_really or self._calls >= self._due:
+            real = self._is_real(inputs)
+            if real or count not in self._checked:
+                return self._check(inputs, fast, real)
         try:
             return fast(inputs)
         except Exception as error:
             self._drop(error)
             return self._module(inputs)
 
-    def _check(self, inputs: torch.Tensor, fast: Forward) -> Any:
-        """The answer to the first batch of this size, and whether the fast form gives it."""
+    def _is_real(self, inputs: torch.Tensor) -> bool:
+        """Whether it is no batch of warm-up inputs, which come again and again to be timed."""
+        return not (torch.equal(inputs[0], self._item) and torch.equal(inputs[-1], self._item))
+
+    def _check(self, inputs: torch.Tensor, fast: Forward, real: bool) -> Any:
+        """The answer to this batch, and whether the fast form gives it."""
         same = inputs.clone()  # a model may write to its input
         got: Any = None
         reason: str | Exception = ""
@@ -72,6 +88,10 @@ class Guarded:
                 self._drop(reason)
             got = wanted
         self._checked.add(len(inputs))
+        if real:
+            self._checked_really.add(len(inputs))
+            self._comparisons += 1
+            self._due = self._calls * 2 if self._comparisons >= _FIRST else 0
         return got
 
     def _rows_agree(self, inputs: torch.Tensor, got: Any) -> bool:
@@ -83,6 +103,8 @@ class Guarded:
         if count <= _ROWS:
             return False
         at = torch.tensor([0, count // 2, count - 1], device=inputs.device)
+        if count in self._checked_really:  # other rows each time
+            at = (at + self._comparisons) % count
         try:
             wanted = self._module(inputs[at])
         except Exception:
