@@ -551,8 +551,13 @@ def test_where_compiled_models_are_kept(tmp_path):
         aot._file(one, example[..., 1:], cache),
         aot._file(one, example, aot.Cache.of_user(4, 2)),
         aot._file(Calls(lambda self, x, y: y), example, cache),
+        aot._file(Calls(lambda self, x, y: y + 1), example, cache),
     }
-    assert len(names) == 6
+    assert len(names) == 7
+    other = Calls(lambda self, x, y: y)
+    name = aot._file(other, example, cache)
+    other.limit = 6.0
+    assert aot._file(other, example, cache) != name
     assert not aot.cached(one, example, cache)
 
 

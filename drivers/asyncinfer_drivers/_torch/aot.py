@@ -124,7 +124,7 @@ def _file(module: nn.Module, example: torch.Tensor, cache: Cache) -> Path:
     digest = hashlib.sha256()
     facts = [torch.__version__, torch.backends.cpu.get_cpu_capability(), example.dtype]
     facts += [*example.shape[1:], *example.stride()[1:], cache.max_batch, cache.threads]
-    for part in (*map(str, facts), repr(module), *_sources(module)):
+    for part in (*map(str, facts), repr(module), *_sources(module), *_settings(module)):
         digest.update(part.encode() + b"\0")
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
@@ -137,7 +137,21 @@ def _sources(module: nn.Module) -> Iterator[str]:
     kinds = {type(part) for part in module.modules()}
     for kind in sorted(kinds, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"):
         if not kind.__module__.startswith("torch.nn."):
-            try:
-                yield inspect.getsource(kind)
-            except (OSError, TypeError):
-                yield f"{kind.__module__}.{kind.__qualname__}"
+            yield _source(kind)
+
+
+def _source(thing: Any) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _settings(module: nn.Module) -> Iterator[str]:
+    """The plain values and the functions among its attributes, which its code may go by."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, bool | int | float | str | tuple):
+                yield f"{path}.{name}={value!r}"
+            elif inspect.isroutine(value):
+                yield f"{path}.{name}={_source(value)}"
