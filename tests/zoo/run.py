@@ -1,0 +1,277 @@
+"""Models of others through ``TorchDriver`` and a ``Dispatcher``, each beside its plain call.
+
+    make zoo                                    all, in an environment of its own
+    python tests/zoo/run.py --quick             fewer settings
+    python tests/zoo/run.py --models bert gpt2  those whose name begins so
+    python tests/zoo/run.py --list              their names
+
+With 1 and 3 drivers, ``max_batch`` 1, 8 and "auto", in a thread and in a process, with a warm-up
+input and without, and all other options as they are by default, every answer has to be the one of
+``module(input)`` for this task alone, or the model is refused with a typed error before the first
+answer. The last line says how many of each there were; the exit status is 1 if one was different.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+#: how often each task is given, among the others; once to a model that keeps state
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is run."""
+
+    drivers: int
+    max_batch: int | str
+    isolation: str
+    #: whether the driver has an input to try things with
+    warm: bool
+
+    def __str__(self) -> str:
+        warm = "warm" if self.warm else "cold"
+        return f"{self.drivers} x batch {self.max_batch}, {self.isolation}, {warm}"
+
+
+ALL = [
+    *(Setting(*one, True) for one in product((1, 3), (1, 8, "auto"), ("thread", "process"))),
+    *(Setting(*one, "thread", False) for one in product((1, 3), (1, 8))),
+]
+QUICK = [
+    Setting(1, 8, "thread", True),
+    Setting(3, 1, "thread", True),
+    Setting(3, 8, "thread", False),
+    Setting(1, "auto", "process", True),
+]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one setting of one model came to."""
+
+    model: str
+    setting: str
+    outcome: str
+    #: how it differs, or why it was refused
+    reason: str = ""
+    seconds: float = 0.0
+    #: what the first driver tells
+    details: str = ""
+
+
+# ---- one model, in a process of its own
+
+
+def main_of_one(name: str, settings: list[Setting]) -> None:
+    """Print a line of JSON for each setting."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("asyncinfer").setLevel(logging.ERROR)
+    from models import CASES
+
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        subject = Subject(case, Path(folder))
+        for setting in settings:
+            began = time.monotonic()
+            line = subject.tried(setting)
+            line = {**asdict(line), "seconds": round(time.monotonic() - began, 1)}
+            print("\x1e" + json.dumps(line), flush=True)
+
+
+class Subject:
+    """A model with its tasks and what it says to them by itself."""
+
+    def __init__(self, case: Any, folder: Path) -> None:
+        self.case, self.folder = case, folder
+        self.tasks = case.tasks()
+        self.module = case.make()
+        self.wanted = [] if case.random else [self._plain(task) for task in self.tasks]
+        if self.wanted and all(not self._unlike(0, wanted) for wanted in self.wanted):
+            raise SystemExit("it says the same to all: its inputs or weights show nothing")
+
+    def tried(self, setting: Setting) -> Line:
+        """Run it so, and judge each answer."""
+        drivers: list[Any] = []
+        try:
+            order = self._order()
+            results = asyncio.run(self._results(setting, order, drivers))
+            outcome, reason = self._judged(order, results)
+        except Exception as error:
+            outcome, reason = _of_error(error)
+        details = dict(drivers[0].details) if drivers else {}
+        told = {key: details[key] for key in ("optimize", "gain", "max_batch") if key in details}
+        return Line(self.case.name, str(setting), outcome, reason, details=json.dumps(told))
+
+    def _plain(self, task: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self.module(torch.as_tensor(task).clone().unsqueeze(0))
+
+    def _order(self) -> list[int]:
+        order = list(range(len(self.tasks)))
+        if not self.case.stateful:
+            order *= ROUNDS
+            random.Random(42).shuffle(order)
+        return order
+
+    async def _results(self, setting: Setting, order: list[int], drivers: list[Any]) -> list[Any]:
+        from asyncinfer import Dispatcher
+        from asyncinfer_drivers.torch_host import TorchDriver
+
+        given = self.case.given(self.case.make(), self.folder)
+        options = {**self.case.options, "max_batch": setting.max_batch}
+        options["isolation"] = setting.isolation
+        if setting.warm:
+            options["warmup_input"] = self.tasks[0]
+        drivers += [
+            TorchDriver(given, name=f"cpu-{number}", **options) for number in range(setting.drivers)
+        ]
+        async with Dispatcher(drivers) as dispatcher:
+            tasks = (self.tasks[index].clone() for index in order)
+            async with dispatcher.results(tasks) as results:
+                return [result async for result in results]
+
+    def _judged(self, order: list[int], results: list[Any]) -> tuple[str, str]:
+        failed = [result for result in results if result.error is not None]
+        if len(failed) == len(order):
+            return _of_error(failed[0].error)
+        if failed:
+            _, reason = _of_error(failed[0].error)
+            return "different", f"{len(failed)} of {len(order)} failed: {reason}"
+        if len(results) != len(order):
+            return "different", f"{len(results)} results for {len(order)} tasks"
+        if self.case.random:
+            return self._judged_random(order, results)
+        wrong = [
+            text
+            for index, result in zip(order, results, strict=True)
+            if (text := self._unlike(index, result.value))
+        ]
+        if wrong:
+            return "different", f"{len(wrong)} of {len(order)}: {wrong[0]}"
+        return "equal", ""
+
+    def _judged_random(self, order: list[int], results: list[Any]) -> tuple[str, str]:
+        for index, task in enumerate(self.tasks):
+            pairs = zip(order, results, strict=True)
+            answers = [result.value for place, result in pairs if place == index]
+            if text := self.case.random(self.module, task, answers):
+                return "different", text
+        return "equal", ""
+
+    def _unlike(self, index: int, value: Any) -> str:
+        from judge import unlike
+
+        return unlike(self.wanted[index], value, self.case.tolerance)
+
+
+def _of_error(error: BaseException) -> tuple[str, str]:
+    """Refused, if the error is of our tree and says why; its cause too, for a task's error."""
+    from asyncinfer.errors import AsyncInferError, TaskError
+
+    cause = error.__cause__ if isinstance(error, TaskError) else None
+    told = next((e for e in (cause, error) if e is not None), error)
+    text = f"{type(told).__name__}: {str(told).strip().partition(chr(10))[0]}"[:300]
+    if isinstance(error, AsyncInferError):
+        return "refused", text
+    frames = traceback.extract_tb(error.__traceback__)
+    return "different", f"untyped {text} at {frames[-1].filename}:{frames[-1].lineno}"
+
+
+# ---- all of them
+
+
+def main() -> int:
+    """Run what is asked for; the exit status."""
+    given = parsed()
+    if given.one:
+        main_of_one(given.one, [Setting(**one) for one in json.loads(given.settings)])
+        return 0
+    from models import CASES
+
+    if given.list:
+        print("\n".join(f"{case.name}  ({case.package})" for case in CASES.values()))
+        return 0
+    names = [name for name in CASES if _asked(name, given.models)]
+    if not names:
+        print("no model's name begins so; see --list", file=sys.stderr)
+        return 2
+    places = [given.isolation] if given.isolation else ["thread", "process"]
+    settings = [one for one in (QUICK if given.quick else ALL) if one.isolation in places]
+    lines = [line for name in names for line in lines_of(name, settings)]
+    counts = Counter(line.outcome for line in lines)
+    equal, refused, different = (counts[o] for o in ("equal", "refused", "different"))
+    print(
+        f"models {len(names)} settings {len(lines)} equal {equal} refused {refused} "
+        f"different {different}"
+    )
+    return 1 if different else 0
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--models", nargs="*", default=[], help="those whose name begins so")
+    parser.add_argument("--quick", action="store_true", help="fewer settings")
+    parser.add_argument("--isolation", choices=("thread", "process"), help="only so")
+    parser.add_argument("--list", action="store_true", help="only tell their names")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _asked(name: str, beginnings: list[str]) -> bool:
+    return not beginnings or name.startswith(tuple(beginnings))
+
+
+def lines_of(name: str, settings: list[Setting]) -> list[Line]:
+    """Each model in a process of its own: what one leaves behind, or crashes, is no other's."""
+    command = [sys.executable, __file__, "--one", name, "--settings"]
+    command.append(json.dumps([asdict(setting) for setting in settings]))
+    lines, rest = list[Line](), list[str]()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        assert child.stdout is not None
+        for text in child.stdout:
+            if text.startswith("\x1e"):
+                lines.append(Line(**json.loads(text[1:])))
+                show(lines[-1])
+            else:
+                rest.append(text)
+    if child.returncode or len(lines) < len(settings):
+        last = rest[-1].strip() if rest else f"exit status {child.returncode}"
+        lines.append(Line(name, "all", "different", f"its process ended: {last}"))
+        show(lines[-1])
+        sys.stderr.writelines(rest[-20:])
+    return lines
+
+
+def show(line: Line) -> None:
+    print(
+        f"{line.outcome:9} {line.model:28} {line.setting:36} {line.seconds:5.1f} s  "
+        f"{line.reason or line.details}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
