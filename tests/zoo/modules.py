@@ -187,7 +187,8 @@ class AsWords(Net):
     """Returns a list of words, one for each task."""
 
     def forward(self, x):
-        return [f"class {int(row.argmax())}" for row in super().forward(x)]
+        order = super().forward(x).argsort(descending=True).tolist()
+        return [f"first {row[0]}, then {row[1:]}" for row in order]
 
 
 class AsLists(Net):

@@ -15,21 +15,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
+import multiprocessing
 import random
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+from judge import unlike
+from models import CASES
+
+from asyncinfer import Dispatcher
+from asyncinfer.errors import AsyncInferError, TaskError
+from asyncinfer_drivers.torch_host import TorchDriver
+
+#: starts a process a model, from one that has imported what all of them need
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["asyncinfer_drivers.torch_host", "models", "judge"])
 #: how often each task is given, among the others; once to a model that keeps state
 ROUNDS = 3
 
@@ -78,22 +91,14 @@ class Line:
 # ---- one model, in a process of its own
 
 
-def main_of_one(name: str, settings: list[Setting]) -> None:
-    """Print a line of JSON for each setting."""
-    import torch
-
+def main_of_one(name: str, settings: list[Setting], lines: Connection) -> None:
+    """Send a line for each setting."""
     warnings.simplefilter("ignore")
-    logging.getLogger("asyncinfer").setLevel(logging.ERROR)
-    from models import CASES
-
-    case = CASES[name]
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
-        subject = Subject(case, Path(folder))
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = Subject(CASES[name], Path(folder))
         for setting in settings:
-            began = time.monotonic()
-            line = subject.tried(setting)
-            line = {**asdict(line), "seconds": round(time.monotonic() - began, 1)}
-            print("\x1e" + json.dumps(line), flush=True)
+            lines.send(subject.tried(setting))
 
 
 class Subject:
@@ -110,6 +115,7 @@ class Subject:
     def tried(self, setting: Setting) -> Line:
         """Run it so, and judge each answer."""
         drivers: list[Any] = []
+        began = time.monotonic()
         try:
             order = self._order()
             results = asyncio.run(self._results(setting, order, drivers))
@@ -118,11 +124,10 @@ class Subject:
             outcome, reason = _of_error(error)
         details = dict(drivers[0].details) if drivers else {}
         told = {key: details[key] for key in ("optimize", "gain", "max_batch") if key in details}
-        return Line(self.case.name, str(setting), outcome, reason, details=json.dumps(told))
+        seconds = time.monotonic() - began
+        return Line(self.case.name, str(setting), outcome, reason, seconds, json.dumps(told))
 
     def _plain(self, task: Any) -> Any:
-        import torch
-
         with torch.inference_mode():
             return self.module(torch.as_tensor(task).clone().unsqueeze(0))
 
@@ -134,9 +139,6 @@ class Subject:
         return order
 
     async def _results(self, setting: Setting, order: list[int], drivers: list[Any]) -> list[Any]:
-        from asyncinfer import Dispatcher
-        from asyncinfer_drivers.torch_host import TorchDriver
-
         given = self.case.given(self.case.make(), self.folder)
         options = {**self.case.options, "max_batch": setting.max_batch}
         options["isolation"] = setting.isolation
@@ -151,24 +153,22 @@ class Subject:
                 return [result async for result in results]
 
     def _judged(self, order: list[int], results: list[Any]) -> tuple[str, str]:
+        if len(results) != len(order):
+            return "different", f"{len(results)} results for {len(order)} tasks"
         failed = [result for result in results if result.error is not None]
         if len(failed) == len(order):
             return _of_error(failed[0].error)
-        if failed:
-            _, reason = _of_error(failed[0].error)
-            return "different", f"{len(failed)} of {len(order)} failed: {reason}"
-        if len(results) != len(order):
-            return "different", f"{len(results)} results for {len(order)} tasks"
-        if self.case.random:
+        if self.case.random and not failed:
             return self._judged_random(order, results)
         wrong = [
             text
             for index, result in zip(order, results, strict=True)
-            if (text := self._unlike(index, result.value))
+            if result.error is None and (text := self._unlike(index, result.value))
         ]
-        if wrong:
-            return "different", f"{len(wrong)} of {len(order)}: {wrong[0]}"
-        return "equal", ""
+        said = [f"{len(wrong)} of {len(order)}: {wrong[0]}"] if wrong else []
+        if failed:
+            said.append(f"{len(failed)} of {len(order)} failed: {_of_error(failed[0].error)[1]}")
+        return ("different", "; ".join(said)) if said else ("equal", "")
 
     def _judged_random(self, order: list[int], results: list[Any]) -> tuple[str, str]:
         for index, task in enumerate(self.tasks):
@@ -179,15 +179,11 @@ class Subject:
         return "equal", ""
 
     def _unlike(self, index: int, value: Any) -> str:
-        from judge import unlike
-
         return unlike(self.wanted[index], value, self.case.tolerance)
 
 
 def _of_error(error: BaseException) -> tuple[str, str]:
     """Refused, if the error is of our tree and says why; its cause too, for a task's error."""
-    from asyncinfer.errors import AsyncInferError, TaskError
-
     cause = error.__cause__ if isinstance(error, TaskError) else None
     told = next((e for e in (cause, error) if e is not None), error)
     text = f"{type(told).__name__}: {str(told).strip().partition(chr(10))[0]}"[:300]
@@ -203,15 +199,10 @@ def _of_error(error: BaseException) -> tuple[str, str]:
 def main() -> int:
     """Run what is asked for; the exit status."""
     given = parsed()
-    if given.one:
-        main_of_one(given.one, [Setting(**one) for one in json.loads(given.settings)])
-        return 0
-    from models import CASES
-
     if given.list:
         print("\n".join(f"{case.name}  ({case.package})" for case in CASES.values()))
         return 0
-    names = [name for name in CASES if _asked(name, given.models)]
+    names = _names(given.models)
     if not names:
         print("no model's name begins so; see --list", file=sys.stderr)
         return 2
@@ -233,35 +224,31 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer settings")
     parser.add_argument("--isolation", choices=("thread", "process"), help="only so")
     parser.add_argument("--list", action="store_true", help="only tell their names")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--settings", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _asked(name: str, beginnings: list[str]) -> bool:
-    return not beginnings or name.startswith(tuple(beginnings))
+def _names(beginnings: list[str]) -> list[str]:
+    """Those that are asked for, in that order."""
+    named = [name for start in beginnings for name in CASES if name.startswith(start)]
+    return list(dict.fromkeys(named)) if beginnings else [*CASES]
 
 
 def lines_of(name: str, settings: list[Setting]) -> list[Line]:
     """Each model in a process of its own: what one leaves behind, or crashes, is no other's."""
-    command = [sys.executable, __file__, "--one", name, "--settings"]
-    command.append(json.dumps([asdict(setting) for setting in settings]))
-    lines, rest = list[Line](), list[str]()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as child:
-        assert child.stdout is not None
-        for text in child.stdout:
-            if text.startswith("\x1e"):
-                lines.append(Line(**json.loads(text[1:])))
-                show(lines[-1])
-            else:
-                rest.append(text)
-    if child.returncode or len(lines) < len(settings):
-        last = rest[-1].strip() if rest else f"exit status {child.returncode}"
-        lines.append(Line(name, "all", "different", f"its process ended: {last}"))
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    child = PROCESSES.Process(target=main_of_one, args=(name, settings, theirs))
+    child.start()
+    theirs.close()
+    lines = list[Line]()
+    with contextlib.suppress(EOFError):
+        while True:
+            lines.append(ours.recv())
+            show(lines[-1])
+    child.join()
+    if child.exitcode or len(lines) < len(settings):
+        reason = f"its process ended with exit status {child.exitcode}"
+        lines.append(Line(name, "all", "different", reason))
         show(lines[-1])
-        sys.stderr.writelines(rest[-20:])
     return lines
 
 
