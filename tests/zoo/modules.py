@@ -87,8 +87,6 @@ class Lengths(nn.Module):
         return self.model(frames, lengths)
 
 
-
-
 class Tagger(nn.Module):
     """Returns what torch's LSTM returns: the states have the batch second."""
 

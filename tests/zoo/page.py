@@ -17,7 +17,9 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-own-model.md"
 #: a block for this environment, with its heading
-BLOCK = re.compile(r"^## ([^\n]*)$(?:(?!^## ).)*?^```python\n(# not run: here.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"^## ([^\n]*)$(?:(?!^## ).)*?^```python\n(# not run: here.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def main() -> int:
