@@ -163,7 +163,7 @@ case("torchvision shufflenet", "torchvision", partial(pictures, (64, 64), (96, 6
     partial(vision, "shufflenet_v2_x0_5", 4, 3, 64, 64)
 )
 case("torchvision googlenet", "torchvision", partial(pictures, (96, 96)))(
-    partial(vision, "googlenet", 4, 3, 96, 96, init_weights=True)
+    partial(vision, "googlenet", 4, 3, 96, 96, init_weights=False)
 )
 case("torchvision lraspp", "torchvision", partial(pictures, (64, 64), (64, 96)))(
     partial(vision, ".segmentation.lraspp_mobilenet_v3_large", 4, 3, 64, 64, weights_backbone=None)
@@ -207,7 +207,13 @@ def _() -> nn.Module:
 
 @case("torchvision quantised", "torchvision", partial(pictures, (64, 64), (96, 64)))
 def _() -> nn.Module:
-    return vision(".quantization.mobilenet_v2", quantize=True)
+    quantized = torch.ao.quantization
+    net = vision(".quantization.resnet18", 4, 3, 64, 64, quantize=False)
+    net.fuse_model()
+    net.qconfig = quantized.get_default_qconfig("x86")
+    prepared = quantized.prepare(net)
+    prepared(torch.stack(pictures((64, 64))))
+    return quantized.convert(prepared)
 
 
 @case("static quantisation", "torch", partial(pictures, (32, 32)))
@@ -241,7 +247,7 @@ def yolo(name: str) -> nn.Module:
     return settled(kind(name, verbose=False), noise(4, 3, 64, 64))
 
 
-SHAPES = partial(pictures, (96, 64), (64, 96), (64, 64), count=9)
+SHAPES = partial(pictures, (96, 64), (64, 96), (64, 64), count=12)
 case("yolov8n", "ultralytics", SHAPES)(partial(yolo, "yolov8n.yaml"))
 case("yolo11n", "ultralytics", SHAPES)(partial(yolo, "yolo11n.yaml"))
 case("yolov8n-seg", "ultralytics", SHAPES)(partial(yolo, "yolov8n-seg.yaml"))
@@ -440,7 +446,8 @@ def _() -> nn.Module:
 
 @case("encodec", "encodec", partial(sound, 4800, 6400, count=4, channels=1))
 def _() -> nn.Module:
-    return importlib.import_module("encodec").EncodecModel.encodec_model_24khz(pretrained=False)
+    net = importlib.import_module("encodec").EncodecModel.encodec_model_24khz(pretrained=False)
+    return nn.Sequential(net.encoder, net.decoder)  # untrained, its code book says the same to all
 
 
 @case("snac", "snac", partial(sound, 1024, 2048, channels=1))
