@@ -111,11 +111,26 @@ def sound(*lengths: int, count: int = 8, channels: int = 0) -> list[torch.Tensor
 
 def settled(module: nn.Module, *inputs: Any) -> nn.Module:
     """Let batch normalisation have seen something: untrained nets say the same to all otherwise."""
+    norms = [part for part in module.modules() if hasattr(part, "running_mean")]
+    momentum = [part.momentum for part in norms]
+    for part in norms:
+        part.momentum = None  # the plain average of what it sees
     module.train()
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
             module(*inputs)
+    for part, old in zip(norms, momentum, strict=True):
+        part.momentum = old
     return module.eval()
+
+
+def louder(module: nn.Module, gain: float) -> nn.Module:
+    """Weights without training are often so small that nothing of the input is left."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(gain)
+    return module
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -184,12 +199,9 @@ case("torchvision video", "torchvision", partial(floats, (3, 4, 32, 32), (3, 6, 
 
 def detector(name: str, **options: Any) -> nn.Module:
     """Untrained, it finds things everywhere; some of them are kept."""
-    net = vision(f".detection.{name}", weights_backbone=None, num_classes=5, **options)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(1.5)
-    return net
+    return louder(
+        vision(f".detection.{name}", weights_backbone=None, num_classes=5, **options), 1.5
+    )
 
 
 case("torchvision faster r-cnn", "torchvision", partial(pictures, (96, 128), (128, 96), count=6))(
@@ -447,7 +459,7 @@ def _() -> nn.Module:
 @case("encodec", "encodec", partial(sound, 4800, 6400, count=4, channels=1))
 def _() -> nn.Module:
     net = importlib.import_module("encodec").EncodecModel.encodec_model_24khz(pretrained=False)
-    return nn.Sequential(net.encoder, net.decoder)  # untrained, its code book says the same to all
+    return louder(nn.Sequential(net.encoder, net.decoder), 2)  # its code book is not trained
 
 
 @case("snac", "snac", partial(sound, 1024, 2048, channels=1))
