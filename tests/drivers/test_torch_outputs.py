@@ -472,6 +472,37 @@ async def test_answers_that_depend_on_the_others_are_not_given(kind, warm, caplo
     assert "max_batch=1" in record.message
 
 
+DECIDES = {
+    "equal": lambda x: torch.equal(x, x.clamp(-10, 10)),
+    "allclose": lambda x: torch.allclose(x, x.clamp(-10, 10)),
+    "bool": lambda x: bool((x.abs() <= 10).all()),
+}
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize("kind", DECIDES)
+@ONE_LOOP
+async def test_no_task_decides_for_another(kind, warm, caplog):
+    """Only one task in many is large: no sample of a batch has to have it."""
+    model = Function(lambda x, y: y if DECIDES[kind](x) else y + 1)
+    batch = items(40)
+    batch[29] = batch[29] + 1000
+    with caplog.at_level(logging.WARNING):
+        options = {"warmup_input": batch[3]} if warm else {}
+        outputs, _ = await served(model, batch, sizes=(4,) * 10, **options)
+    assert_same(outputs, alone(model, batch, first))
+    assert "decides by values of the whole batch" in caplog.text
+
+
+@ONE_LOOP
+async def test_a_constant_decides_nothing(caplog):
+    limit = torch.tensor(3.0)
+    model = Function(lambda x, y: y if bool(limit > 2) else y + 1)
+    _, details = await served(model, items(), warmup_input=items()[0])
+    assert details["largest"] == 4
+    assert not caplog.records
+
+
 @ONE_LOOP
 async def test_one_by_one_the_batch_is_where_it_was_learnt_to_be():
     model = Function(lambda x, y: (torch.softmax(y, 0), y.transpose(0, 1)))

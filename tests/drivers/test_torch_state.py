@@ -574,6 +574,12 @@ def sum_so_far(x):
 BY_NAME = {"sum": sum_so_far}
 
 
+def spikes(self, x):
+    """Says nothing for many calls, and then what they add up to."""
+    self.membrane = self.membrane + x.abs().mean(0)
+    return (self.membrane > 30).float().expand_as(x)
+
+
 class Answer:
     """An output that only Python knows."""
 
@@ -608,6 +614,7 @@ REMEMBERING = {
     "global": lambda: model(sums_globally),
     "global, by a name of a name": lambda: model(calls_by_name),
     "closure": lambda: model(calls, function=remembering()),
+    "spiking": lambda: model(spikes, membrane=torch.zeros(4)),
     "recurrent": Recurrent,
     "scripted": lambda: scripted(ScriptedSum().eval()),
     "part": lambda: nn.Sequential(nn.Linear(4, 4), Recurrent()).eval(),

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ("Watched", "watched")
 
@@ -62,6 +64,36 @@ class Watched(NamedTuple):
     values: str = ""
     #: what looks at memory, which another layout puts in another order
     memory: str = ""
+    #: what Python decides by that is computed of the input, which may be a whole batch
+    decides: str = ""
+
+
+#: parts of the names of operations and functions that answer yes or no; what hands over numbers may
+#: do so for the output
+_DECIDE = ("aten.equal", "is_nonzero", "allclose", "__bool__")
+
+
+class _Seen(list[str]):
+    """What was seen, and which tensors were computed from the input."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.decides = ""
+        self._computed = WeakIdKeyDictionary()
+        self._computed[given] = True
+
+    def follow(self, func: Any, args: Any, result: Any = None) -> None:
+        """Note what is computed from the input, and if ``func`` decides by it."""
+        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        if not any(tensor in self._computed for tensor in tensors):
+            return
+        name = resolve_name(func) or str(func)
+        if not self.decides and any(part in name for part in _DECIDE):
+            self.decides = name
+        written = tensors if getattr(getattr(func, "_schema", None), "is_mutable", False) else ()
+        for leaf in (*pytree.tree_leaves(result), *written):
+            if isinstance(leaf, torch.Tensor):
+                self._computed[leaf] = True
 
 
 def watched(module: Callable[[torch.Tensor], Any], example: torch.Tensor) -> Watched:
@@ -70,11 +102,12 @@ def watched(module: Callable[[torch.Tensor], Any], example: torch.Tensor) -> Wat
     One call, in this thread. What code outside of torch reads from memory that it got before is
     not seen; a difference of the answers may show it.
     """
-    seen: list[str] = []
+    given = example.clone()
+    seen = _Seen(given)
     drawn = _drawn()
     try:
         with _modes(seen), _profiled(seen.append):
-            module(example.clone())
+            module(given)
     except Exception as error:
         seen.append(f"it cannot be watched ({type(error).__name__})")
     if _drawn() != drawn:
@@ -83,11 +116,12 @@ def watched(module: Callable[[torch.Tensor], Any], example: torch.Tensor) -> Wat
     return Watched(
         f"control flow: it looks at values ({seen[0]})" if seen else "",
         f"it looks at memory ({memory[0]})" if memory else "",
+        seen.decides,
     )
 
 
 @contextmanager
-def _modes(seen: list[str]) -> Iterator[None]:
+def _modes(seen: _Seen) -> Iterator[None]:
     # in inference mode, compound operations would pass as one and hide what is in them
     with torch.inference_mode(False), torch.no_grad(), _Functions(seen), _Operations(seen):
         yield
@@ -106,7 +140,7 @@ class _Operations(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch imports its compiler for this, which takes a second
 
-    def __init__(self, seen: list[str]) -> None:
+    def __init__(self, seen: _Seen) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen = seen
 
@@ -116,13 +150,15 @@ class _Operations(TorchDispatchMode):
         if _tells(func, args):
             self._seen.append(str(func))
         with _noted(self._seen, func):
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+        self._seen.follow(func, (args, kwargs), result)
+        return result
 
 
 class _Functions(TorchFunctionMode):
     """Notes functions that hand values to Python; it sees those that are no operations too."""
 
-    def __init__(self, seen: list[str]) -> None:
+    def __init__(self, seen: _Seen) -> None:
         super().__init__()
         self._seen = seen
 
@@ -134,6 +170,7 @@ class _Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _CALLS_BACK or not (_of_shape(name, result) or _is_mute(result)):
             self._seen.append(resolve_name(func) or name or str(func))
+            self._seen.follow(func, (args, kwargs))
         return result
 
 

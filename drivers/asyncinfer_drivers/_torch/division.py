@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._torch.branches import watched
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault
 from asyncinfer_drivers._torch.outputs import (
@@ -186,6 +187,8 @@ class Division:
         known = self._parts.setdefault(_key(inputs), [])
         self._remember(known, part)
         self._judge(known, mixed)
+        if self._wanted > 1 and self.least == 1 and not (self.alone or self._trusted):
+            self._look(twin, items)
 
     def _samples(self, twin: nn.Module, items: torch.Tensor) -> list[Sample]:
         """Outputs for different numbers of tasks, if the model takes such."""
@@ -330,6 +333,17 @@ class Division:
             self._separate(
                 f"its answers depend on what else is in the batch ({mixed})",
                 "set max_batch=1, or batching='trusted' if that does not matter",
+            )
+
+    def _look(self, twin: nn.Module, items: torch.Tensor) -> None:
+        """Python code that looks at values of a whole batch may decide by one task for another."""
+        with torch.inference_mode(False):
+            example = items[:1].to(self._device, copy=True)
+        seen = watched(twin, example).decides
+        if seen:
+            self._separate(
+                f"its Python code decides by values of the whole batch ({seen})",
+                "set max_batch=1, or batching='trusted' if one task cannot decide for another",
             )
 
     def _separate(self, why: str, remedy: str) -> None:

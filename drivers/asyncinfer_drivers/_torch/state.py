@@ -240,7 +240,7 @@ class Own:
         before = self._randomness(inputs.device)
         other = self.fresh()
         _ask_others(other, inputs)
-        if not difference(answer, _answer(other, inputs)):
+        if not difference(answer, _answer(other, inputs)) and not self._grows(other, inputs):
             return ""
         if before == self._randomness(inputs.device):
             return _REMEMBERS
@@ -249,6 +249,15 @@ class Own:
         if not difference(answer, first):
             return _REMEMBERS
         return "" if difference(first, _answer(other, inputs)) else _DRAWS
+
+    def _grows(self, other: nn.Module, inputs: torch.Tensor) -> bool:
+        """Whether what a used copy keeps shows later: after more calls, or for larger inputs."""
+        for large in (1.0, 1.0, 10.0, 1.0, 100.0, 1.0):
+            given = inputs * large if inputs.is_floating_point() else inputs
+            _ask_others(other, given)
+            if difference(_answer(self.fresh(), given), _answer(other, given)):
+                return True
+        return False
 
     def _reset(self, inputs: torch.Tensor, answer: Any) -> str:
         """Why it is not brought back to its start, or ``""``; it is left just there."""
