@@ -145,7 +145,7 @@ TIMM = {
     "efficientnet_b0": 64,
     "convnext_atto": 64,
     "vit_tiny_patch16_224": 224,
-    "mixer_s32_224": 224,
+    "regnetx_002": 64,
     "swin_tiny_patch4_window7_224": 224,
     "ghostnet_100": 64,
     "res2net50_14w_8s": 64,
