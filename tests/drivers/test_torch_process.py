@@ -1,6 +1,7 @@
 """A driver with a process of its own: the same outputs, and nothing left however it ends."""
 
 import asyncio
+import importlib
 import os
 import signal
 import subprocess
@@ -46,6 +47,16 @@ class Odd(nn.Module):
 class Picky(ValueError):
     def __init__(self, text, number):
         super().__init__(text)
+
+MADE = set()
+
+class Noted(nn.Module):  # in the process that makes it, as some of transformers' models are
+    def __init__(self):
+        super().__init__()
+        MADE.add("extra")
+
+    def forward(self, x):
+        return {"out": x, "extra": x + 1} if MADE else {"out": x}
 
 def build():
     return Odd().eval()
@@ -150,6 +161,20 @@ def test_outputs_faults_crashes_and_reopening(module, caplog):
         assert not running(pid)
         with pytest.raises((DeviceTimeout, DeviceLost)):
             await call
+
+    asyncio.run(run())
+
+
+def test_what_is_lost_when_a_module_is_pickled_is_noticed(module):
+    async def run():
+        noted = importlib.import_module("odd_model").Noted().eval()
+        with pytest.raises(ConfigError, match=r"answers otherwise in its process.*a function"):
+            await driver(noted, warmup_input=torch.ones(3)).open()
+        made = driver("odd_model:Noted", warmup_input=torch.ones(3))
+        await made.open()
+        (answer,) = await made.infer([torch.ones(3)])
+        assert sorted(answer) == ["extra", "out"]
+        await made.close()
 
     asyncio.run(run())
 

@@ -10,13 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
+
+from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers._torch.channel import Channel, Unloadable
 from asyncinfer_drivers._torch.child import Order
-from asyncinfer_drivers._torch.engine import claim
+from asyncinfer_drivers._torch.compare import difference
+from asyncinfer_drivers._torch.engine import Engine, claim
 from asyncinfer_drivers._torch.mainprogram import described, importing
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.threads import CoreShare
@@ -36,6 +40,8 @@ main(*map(int, files))
 """
 #: seconds that a process which was told to end gets before it is killed
 _EXIT_SECONDS = 1.0
+#: an answer here may differ from one there by this many times what a faster form may
+_SLACK = 4.0
 #: options that are sent to the process, and what is to be given instead of what cannot be
 _SENT = {
     "preprocess": "name it as 'module:function'",
@@ -124,7 +130,37 @@ class ProcessHost:
                 f"input in its process: {error}"
             ) from error
         child.channel.forget_sent()
+        self._check_sent(loaded[0])
         return loaded
+
+    def _check_sent(self, warmup: Any) -> None:
+        """Raise ``ConfigError`` if a module answers otherwise in its process than it does here.
+
+        Some note in the process that makes them what they can do, and pickling leaves that out.
+        """
+        options = self._options
+        module = isinstance(options.model, nn.Module)
+        if warmup is None or options.stateful or self._share is None or not module:
+            return  # on an accelerator it would take as much memory again
+        here = Engine(
+            replace(options, optimize="none", malloc="none", max_batch=1, slowdown=1.0),
+            self._share,
+            pause=self.worker.pause,
+            wanted=self.worker.wanted,
+        )
+        try:
+            here.load()
+            assert here.runner is not None  # noqa: S101  # it was loaded
+            ours, again = here.runner.run([warmup]), here.runner.run([warmup])
+        finally:
+            here.release()
+        text = difference(ours, self._run([warmup]), _SLACK)
+        if text and not difference(ours, again):
+            raise ConfigError(
+                f"{self._name}: the model answers otherwise in its process than here ({text}), as "
+                "something is lost when it is pickled: give a function that makes it, or "
+                "'module:function'"
+            )
 
     def _request(self) -> Pickled:
         """The request to load; ``ConfigError`` names the option that cannot be sent."""
