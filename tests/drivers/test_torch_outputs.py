@@ -495,6 +495,14 @@ async def test_no_task_decides_for_another(kind, warm, caplog):
 
 
 @ONE_LOOP
+async def test_what_decides_alike_for_all_is_run_in_batches(caplog):
+    model = Function(lambda x, y: y if torch.equal(x, x.clamp(-10, 10)) else y + 1)
+    _, details = await served(model, items(), warmup_input=items()[0])
+    assert details["largest"] == 4
+    assert not caplog.records
+
+
+@ONE_LOOP
 async def test_a_constant_decides_nothing(caplog):
     limit = torch.tensor(3.0)
     model = Function(lambda x, y: y if bool(limit > 2) else y + 1)

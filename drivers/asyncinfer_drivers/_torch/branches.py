@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ("Watched", "watched")
+__all__ = ("Decisions", "Watched", "watched")
 
 #: operations that raise for some values and not for others, so that ``except`` is a branch
 _MAY_RAISE = frozenset(
@@ -71,6 +71,7 @@ class Watched(NamedTuple):
 #: parts of the names of operations and functions that answer yes or no; what hands over numbers may
 #: do so for the output
 _DECIDE = ("aten.equal", "is_nonzero", "allclose", "__bool__")
+_YES_OR_NO = frozenset(("__bool__", "allclose", "equal", "is_nonzero"))
 
 
 class _Seen(list[str]):
@@ -131,6 +132,22 @@ def _drawn() -> tuple[Any, ...]:
     """How far Python's and numpy's own generators are."""
     numpy_state: Any = np.random.get_state(legacy=True)
     return random.getstate(), numpy_state[1][0], *numpy_state[2:]
+
+
+class Decisions(TorchFunctionMode):
+    """Notes each yes and no that Python code gets of a model's values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[bool] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, bool) and getattr(func, "__name__", "") in _YES_OR_NO:
+            self.taken.append(result)
+        return result
 
 
 class _Operations(TorchDispatchMode):

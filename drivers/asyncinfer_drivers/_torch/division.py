@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._torch.branches import watched
+from asyncinfer_drivers._torch.branches import Decisions, watched
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault
 from asyncinfer_drivers._torch.outputs import (
@@ -54,6 +54,7 @@ _FIRST_CHECKED, _LATER_CHECKED = 8, 3
 _LAST_CHECKED = 1024
 #: ways an output may be made that are remembered for each kind of input
 _MOST_PARTS = 8
+_ONE_FOR_ANOTHER = "set max_batch=1, or batching='trusted' if one task cannot decide for another"
 
 
 class OneByOne(Exception):
@@ -123,6 +124,9 @@ class Division:
         self._sought = self.most is not None
         self._pure = True
         self._fault: ConfigError | None = None
+        #: how Python code decided for a single task, where it decides by values
+        self._usual: dict[_Key, list[bool]] = {}
+        self._told = False
         self._batches = 0
         self._next_check: float = 1
         #: why tasks are run one by one, or in batches of one size; empty if they are not
@@ -340,11 +344,34 @@ class Division:
         with torch.inference_mode(False):
             example = items[:1].to(self._device, copy=True)
         seen = watched(twin, example).decides
-        if seen:
-            self._separate(
-                f"its Python code decides by values of the whole batch ({seen})",
-                "set max_batch=1, or batching='trusted' if one task cannot decide for another",
-            )
+        if not seen:
+            return
+        with torch.inference_mode(), Decisions() as usual:
+            twin(example)
+        if usual.taken:
+            self._usual[_key(items)] = usual.taken
+        else:
+            self._separate(f"it decides by values of the whole batch ({seen})", _ONE_FOR_ANOTHER)
+
+    def run(self, forward: Forward, inputs: torch.Tensor) -> Any:
+        """The output for a batch; ``OneByOne`` if one of its tasks may have decided for another.
+
+        That is where Python code has decided otherwise than it did for a single task.
+        """
+        usual = self._usual.get(_key(inputs))
+        if usual is None or len(inputs) == 1:
+            return forward(inputs)
+        with Decisions() as now:
+            output = forward(inputs)
+        if now.taken == usual:
+            return output
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "%s: some batches are run one by one: the model's Python code decides by values of "
+                "the whole batch; %s", self._name, _ONE_FOR_ANOTHER,
+            )  # fmt: skip
+        raise OneByOne
 
     def _separate(self, why: str, remedy: str) -> None:
         """Give each task a call of its own from now on."""

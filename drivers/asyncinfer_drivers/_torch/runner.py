@@ -240,7 +240,7 @@ class Runner:
             if count < division.least:
                 given = division.padded(given)
             try:
-                output = self.forward(given)
+                output = division.run(self.forward, given)
             except Exception as error:
                 if is_device_fault(error) or not division.other_sizes(given):
                     raise
