@@ -82,13 +82,14 @@ class Dispatcher(Generic[InT, OutT]):
         self._hedge = Hedge.of(hedge)
         self._on_event = on_event
         self._engine: Engine | None = None
+        self._opening = False
         policy_named(policy)
         _check_drivers(self._drivers)
 
     # ---- opening and closing
 
     async def __aenter__(self) -> Dispatcher[InT, OutT]:
-        if self._engine is not None and self._engine.running:
+        if self._opening or (self._engine is not None and self._engine.running):
             raise ClosedError("the dispatcher is open already: enter it once at a time")
         _check_drivers(self._drivers)
         engine = Engine(
@@ -102,7 +103,11 @@ class Dispatcher(Generic[InT, OutT]):
         )
         async with AsyncExitStack() as undo:
             undo.push_async_callback(engine.close)
-            await engine.open(self._drivers)
+            self._opening = True
+            try:
+                await engine.open(self._drivers)
+            finally:
+                self._opening = False
             undo.pop_all()
         self._engine = engine
         return self

@@ -137,7 +137,9 @@ class PoisonTask(TaskError):
 
 
 class StateLost(TaskError):
-    """The stateful device that ran the task's stream was lost, and what it remembered with it.
+    """What the task's stream has on its stateful device is lost, or lacks an earlier task.
+
+    The device was lost or removed, or an earlier task of the stream ran out of time.
 
     Only drivers with ``stateful = True`` have it. A new stream begins anew.
     """

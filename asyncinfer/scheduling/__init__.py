@@ -47,6 +47,8 @@ _POLICIES: dict[str, type[Policy]] = {
 def policy_named(policy: str | Policy) -> Policy:
     """A new policy of that name, or the given object itself. Raises ``ConfigError``."""
     if not isinstance(policy, str):
+        if not (callable(getattr(policy, "pull", None)) and hasattr(policy, "reserves")):
+            raise ConfigError(f"{policy!r} is no policy: it needs pull(device, pool) and reserves")
         return policy
     if policy not in _POLICIES:
         known = ", ".join(_POLICIES)

@@ -9,7 +9,14 @@ from itertools import accumulate, takewhile
 import pytest
 
 from asyncinfer import Dispatcher, Hedge, Timeouts
-from asyncinfer.errors import ConfigError, DeviceLost, InputError, StateLost, TaskError
+from asyncinfer.errors import (
+    ConfigError,
+    DeviceLost,
+    DeviceTimeout,
+    InputError,
+    StateLost,
+    TaskError,
+)
 from asyncinfer.testing import SimulatedDriver
 
 
@@ -209,5 +216,68 @@ def test_whatever_is_lost_no_answer_is_made_without_what_came_before(virtual, se
             assert sums(answered) == list(accumulate(xs))[: len(answered)]
             assert all(isinstance(y, TaskError) for y in ys[len(answered) :])
             assert len(ys) == len(xs)
+
+    virtual(run())
+
+
+def test_a_reset_that_hangs_is_a_lost_device(virtual):
+    class Hanging(Summing):
+        async def reset(self):
+            await asyncio.sleep(1e6)
+
+    async def run():
+        async with Dispatcher([Hanging("a", 0.1)], timeout=Timeouts(run=1.0)) as d:
+            results = [r async for r in d.results([1, 2])]
+            assert isinstance(results[0].error.causes[0], DeviceTimeout)
+            assert isinstance(results[1].error, StateLost)
+            assert asyncio.get_running_loop().time() < 10
+
+    virtual(run())
+
+
+@pytest.mark.parametrize(
+    "timeout", [Timeouts(queue=2.5), Timeouts(total=2.5)], ids=["queue", "total"]
+)
+def test_nothing_is_answered_behind_a_task_that_ran_out_of_time(virtual, timeout):
+    """The device has not seen it, or has been stopped in the middle of it."""
+
+    class Slow(Summing):
+        async def infer(self, batch):
+            if batch == [2]:
+                await asyncio.sleep(5.0)
+            return await super().infer(batch)
+
+    async def source():
+        for x in range(8):
+            yield x
+            await asyncio.sleep(1.0)
+
+    async def run():
+        async with Dispatcher([Slow("a", 0.01)], timeout=timeout) as d:
+            got = await collect(d.stream(source(), return_exceptions=True))
+            answered = list(takewhile(lambda y: not isinstance(y, TaskError), got))
+            assert sums(answered) == list(accumulate(range(8)))[: len(answered)]
+            assert len(answered) >= 2
+            assert all(isinstance(y, TaskError) for y in got[len(answered) :])
+            assert "ran out of time" in str(got[-1])
+            assert sums(await collect(d.stream([1, 1]))) == [1, 2]
+
+    virtual(run())
+
+
+def test_a_stream_does_not_begin_in_its_middle(virtual):
+    async def run():
+        async with Dispatcher([Summing("a", 1.0)], timeout=Timeouts(queue=2.5)) as d:
+            first = asyncio.create_task(collect(d.stream(range(5), return_exceptions=True)))
+            await asyncio.sleep(0.1)
+
+            async def source():
+                for x in range(9):
+                    yield x
+                    await asyncio.sleep(1.0)
+
+            got = await collect(d.stream(source(), return_exceptions=True))
+            await first
+        assert all(isinstance(y, TaskError) for y in got)
 
     virtual(run())

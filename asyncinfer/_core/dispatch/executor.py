@@ -78,6 +78,8 @@ class Executor:
         infer, clock, add = burst.device.driver.infer, self._clock, burst.outputs.extend
         limited = self._run_timeout is not None
         if burst.resets:
+            if limited:
+                self._limit(burst)
             await _reset(burst.device)
         started = burst.began = burst.call_began = clock()
         for batch in burst.batches():

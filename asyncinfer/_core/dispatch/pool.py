@@ -133,9 +133,8 @@ class Pool:
 
     def _follow_streams(self) -> bool:
         """Give each stream's next task to the stateful device that it has to itself; none rests."""
-        for lane, device, fresh in self._bindings.ready(self._lanes):
-            burst = self._hand_out(device, lane.waiting.take(1), 1)
-            burst.resets = fresh
+        for device, spans, begins in self._bindings.next_tasks(self._lanes):
+            self._hand_out(device, spans, 1).resets = begins
         return False
 
     def _pull_all(self) -> bool:
@@ -211,9 +210,9 @@ class Pool:
         """What the policy grants ``device``. A policy that fails is replaced by plain pull."""
         try:
             grant = self._policy.pull(device, self)
-            if grant is None or isinstance(grant, Grant):
+            if grant is None or _is_sound(grant):
                 return grant
-            raise TypeError(f"pull returned {grant!r}: it must be a Grant or None")
+            raise TypeError(f"pull returned {grant!r}: it must be a Grant of whole numbers or None")
         except Exception:  # the user's own policy: without any, every stream would wait for ever
             logger.exception("the policy %r failed: going on with plain pull", self._policy)
             self._policy = Greedy()
@@ -246,6 +245,14 @@ class Pool:
             self._hedging.look_soon(device, self.now)
         self._bursts.append(burst)
         return burst
+
+
+def _is_sound(grant: object) -> bool:
+    """Whether a policy's answer is a grant that can be followed."""
+    if not isinstance(grant, Grant):
+        return False
+    skip, take = grant
+    return isinstance(skip, int) and isinstance(take, int) and skip >= 0 and take >= 0
 
 
 def _reservation(device: Device, batch: int, share: float) -> int:

@@ -88,6 +88,8 @@ class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions):
         if not self.slowdown >= 1:
             raise ConfigError(f"slowdown must be at least 1, not {self.slowdown!r}")
         one_of("malloc", self.malloc, ("auto", "none"))
+        if not isinstance(self.stateful, bool):
+            raise ConfigError(f"stateful must be true or false, not {self.stateful!r}")
         one_of("batching", self.batching, ("checked", "trusted"))
         one_of("isolation", self.isolation, ("thread", "process"))
         if self.stateful and (self.size not in (None, 1) or self.concurrency != 1 or self.plans):
