@@ -51,6 +51,7 @@ def test_a_dispatcher_is_entered_once_at_a_time(virtual):
         async def open(self):
             self.opened += 1
             await asyncio.sleep(5.0)
+            await super().open()
 
     async def run():
         driver = Slow("a", 0.1)
