@@ -44,7 +44,10 @@ PARAMETERS = {
         "max_batch": 1,
         "fail": None,
         "function": None,
+        "host": None,
+        "cores": 1.0,
     },
+    "testing.SimulatedHost.__init__": {"cores": 2.0, "contention": 0.0, "name": "host"},
 }
 
 

@@ -6,6 +6,7 @@ from asyncinfer.testing.clock import run_virtual as run_virtual
 from asyncinfer.testing.conformance import ConformanceError as ConformanceError
 from asyncinfer.testing.conformance import Report as Report
 from asyncinfer.testing.conformance import check_driver as check_driver
+from asyncinfer.testing.host import SimulatedHost as SimulatedHost
 from asyncinfer.testing.simulated import SimulatedDriver as SimulatedDriver
 
 __all__ = (
@@ -13,6 +14,7 @@ __all__ = (
     "DeadlockError",
     "Report",
     "SimulatedDriver",
+    "SimulatedHost",
     "VirtualLoop",
     "check_driver",
     "run_virtual",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from asyncinfer.driver import Driver, ServiceTime
 from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer.testing.host import SimulatedHost, amount
 
 __all__ = ("SimulatedDriver",)
 
@@ -34,6 +34,10 @@ class SimulatedDriver(Driver[Any, Any]):
     :param max_wait: seconds a task may wait for a fuller batch.
     :param latency_target: seconds one call should take at most; bounds the batch.
     :param estimate: seconds per task that it claims when calibrated; by default ``service_time``.
+    :param host: where its calls run, and slow those of other devices there. The times above are
+        those of a call that is alone there and has the cores it wants.
+    :param cores: so many of the host's a call wants.
+    :param shares: see :class:`Driver`; by default the host's name, or nothing.
     """
 
     def __init__(
@@ -51,10 +55,15 @@ class SimulatedDriver(Driver[Any, Any]):
         max_wait: float = 0.0,
         latency_target: float | None = None,
         estimate: float | None = None,
+        host: SimulatedHost | None = None,
+        cores: float = 1.0,
+        shares: str | Iterable[str] | None = None,
     ) -> None:
-        for what, seconds in (("service_time", service_time), ("batch_cost", batch_cost)):
-            if not (math.isfinite(seconds) and seconds >= 0):
-                raise ConfigError(f"device {name!r}: {what} must be 0 or more, not {seconds}")
+        amounts = {"service_time": service_time, "batch_cost": batch_cost, "cores": cores}
+        for what, value in amounts.items():
+            amount(f"device {name!r}: {what}", value)
+        if not (host is None or isinstance(host, SimulatedHost)):
+            raise ConfigError(f"device {name!r}: host must be a SimulatedHost, not {host!r}")
         self.name = name
         self.service_time = service_time
         self.noise = noise
@@ -63,6 +72,11 @@ class SimulatedDriver(Driver[Any, Any]):
         self.concurrency = concurrency
         self.max_wait = max_wait
         self.latency_target = latency_target
+        self.host = host
+        self.cores = cores
+        if shares is None:
+            shares = () if host is None else (host.name,)
+        self.shares = shares
         self.is_open = False
         self._estimate = estimate
         self._fail = fail
@@ -94,7 +108,9 @@ class SimulatedDriver(Driver[Any, Any]):
         seconds = self.batch_cost + self.service_time * len(batch)
         if self.noise:
             seconds *= self._random.lognormvariate(-self.noise * self.noise / 2, self.noise)
-        if seconds:
+        if self.host is not None:
+            await self.host.run(seconds, self.cores)
+        elif seconds:
             await asyncio.sleep(seconds)
         if self._fail is None and self._function is None:
             return batch
