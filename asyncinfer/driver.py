@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-__all__ = ("Driver", "ServiceTime", "SupportsCalibrate", "SupportsProbe", "SupportsReset")
+from asyncinfer.errors import ConfigError
+
+__all__ = (
+    "THIS_HOST",
+    "Driver",
+    "ServiceTime",
+    "SupportsCalibrate",
+    "SupportsProbe",
+    "SupportsReset",
+    "shared_names",
+)
+
+#: in ``Driver.shares``: the processors of this host
+THIS_HOST = "host:localhost"
 
 InT = TypeVar("InT", contravariant=True)
 OutT = TypeVar("OutT", covariant=True)
@@ -46,7 +59,7 @@ class Driver(Protocol[InT, OutT]):
       open. It never hangs.
     - Nothing here blocks the event loop.
 
-    Four attributes are read if a driver has them. They may be set on any driver before it is given
+    Five attributes are read if a driver has them. They may be set on any driver before it is given
     to a dispatcher:
 
     - ``max_wait``, default 0: seconds a task may wait for others to fill its batch, if more tasks
@@ -58,6 +71,10 @@ class Driver(Protocol[InT, OutT]):
     - ``stateful``, default ``False``: whether an answer depends on the tasks before it. A stream
       stays on one such device then, whose ``reset`` (``SupportsReset``) is awaited before the
       stream's first task.
+    - ``shares``, default empty: names of what the device shares with others, so that it may slow
+      them: one text, or a collection of them. It is read again after each ``open``. The name of
+      this host's processors is ``THIS_HOST``; devices that name nothing in common are taken as
+      independent. See docs/devices.md for what the drivers here say.
     """
 
     #: unique among the drivers of one dispatcher; shown in results, statistics and errors
@@ -66,6 +83,8 @@ class Driver(Protocol[InT, OutT]):
     max_batch: int = 1
     #: ``infer`` calls that may be in flight at once
     concurrency: int = 1
+    if not TYPE_CHECKING:  # for type checkers, an object of this shape needs no ``shares``
+        shares = frozenset()
 
     async def open(self) -> None:
         """Make the device ready; raise ``DeviceError`` or ``ConfigError`` if that fails."""
@@ -112,3 +131,21 @@ class SupportsReset(Protocol):
         Called while open, between calls of ``infer``. Raises ``DeviceError`` if it fails.
         """
         ...
+
+
+def shared_names(shares: Any, where: str) -> frozenset[str]:
+    """The names in a value of ``Driver.shares``: one text is one name.
+
+    ``ConfigError``, which begins with ``where``, for what is neither a text nor a collection of
+    texts, and for an empty name.
+    """
+    names: Any = (shares,) if isinstance(shares, str) else shares
+    listed = isinstance(names, Collection) and not isinstance(names, Mapping)
+    if not listed or not all(map(_named, names)):
+        text = f"shares must be a list of names, such as [{THIS_HOST!r}], or [] for nothing"
+        raise ConfigError(f"{where}: {text}, not {shares!r}")
+    return frozenset(name.strip() for name in names)
+
+
+def _named(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip())

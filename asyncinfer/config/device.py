@@ -35,6 +35,8 @@ class DeviceConfig:
     note: str = ""
     #: ``max_wait`` and ``latency_target``, where they are given: see :class:`Driver`
     batching: Mapping[str, float] = field(default_factory=dict)
+    #: names of what it shares with others, where they are given: see :class:`Driver`
+    shares: frozenset[str] | None = None
     #: whether its options may name code to run: not if they are a file's, unless that was allowed
     allow_code: bool = True
 
@@ -75,13 +77,22 @@ class DeviceConfig:
             raise ConfigError(f"{self.source}: driver {self.driver!r}: {error}{hint}") from error
         try:
             driver = factory(name=self.name, **options)
-            for attribute, seconds in self.batching.items():
-                setattr(driver, attribute, seconds)
+            self._tell(driver)
             return driver
         except AsyncInferError:
             raise
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.source}: driver {self.driver!r}: {error}") from error
+
+    def _tell(self, driver: Driver[Any, Any]) -> None:
+        """Set what is given beside its options, and is an attribute of every driver."""
+        given = {**self.batching} | ({} if self.shares is None else {"shares": self.shares})
+        for attribute, value in given.items():
+            try:
+                setattr(driver, attribute, value)
+            except AttributeError as error:
+                text = f"driver {self.driver!r} does not let {attribute!r} be set: {error}"
+                raise ConfigError(f"{self.source}: {text}") from error
 
 
 def _with_model(

@@ -11,6 +11,7 @@ from typing import Any
 from asyncinfer.config.device import DeviceConfig
 from asyncinfer.config.permission import refuse_code
 from asyncinfer.config.tables import check_keys, dispatcher, typed
+from asyncinfer.driver import shared_names
 from asyncinfer.errors import ConfigError
 from asyncinfer.registry import did_you_mean, driver_names
 
@@ -90,7 +91,7 @@ def _devices(table: Mapping[str, Any], source: str, *, allow_code: bool) -> list
 
 
 def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
-    check_keys(table, {"driver", "name", "count", "options", *_BATCHING}, source)
+    check_keys(table, {"driver", "name", "count", "options", "shares", *_BATCHING}, source)
     driver = typed(table, "driver", source, str, "a text")
     if driver is None:
         raise ConfigError(f"{source}: 'driver' is missing; known: {', '.join(driver_names())}")
@@ -107,7 +108,8 @@ def _device(table: Mapping[str, Any], source: str) -> DeviceConfig:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ConfigError(f"{source}: {key!r} must be seconds, 0 or more, not {value!r}")
     where = f"{source} {name or driver!r}"
-    return DeviceConfig(driver, name or driver, options, where, batching=batching)
+    shares = shared_names(table["shares"], where) if "shares" in table else None
+    return DeviceConfig(driver, name or driver, options, where, batching=batching, shares=shares)
 
 
 def _check_unique(devices: Sequence[DeviceConfig], source: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from asyncinfer.driver import shared_names
+from asyncinfer.errors import ConfigError
 from asyncinfer.testing._case import DEVICE_FAULTS, Broken, Case, shown
 from asyncinfer.testing._lifecycle import (
     again,
@@ -40,7 +42,7 @@ class Check:
 
 
 async def facts(case: Case) -> None:
-    """Look at the driver's name, its ``max_batch`` and its ``concurrency``."""
+    """Look at the driver's name, its ``max_batch``, ``concurrency`` and ``shares``."""
     driver = case.factory()
     name = getattr(driver, "name", None)
     if not isinstance(name, str) or not name:
@@ -49,6 +51,10 @@ async def facts(case: Case) -> None:
         value = getattr(driver, fact, 1)
         if not isinstance(value, int) or value < 1:
             raise Broken(f"{fact} is {value!r}")
+    try:
+        shared_names(getattr(driver, "shares", ()), "its attribute")
+    except ConfigError as error:
+        raise Broken(str(error)) from error
 
 
 async def alone(case: Case) -> None:

@@ -167,7 +167,6 @@ class SimulatedHost:
 
 def amount(what: str, value: float) -> float:
     """The value, if it is a finite number of 0 or more; else ``ConfigError``."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
-        raise ConfigError(f"{what} must be 0 or more, not {value!r}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{what} must be 0 or more, not {value}")
     return value

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.driver import Driver, ServiceTime, shared_names
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer.testing.host import SimulatedHost, amount
 
@@ -57,7 +57,7 @@ class SimulatedDriver(Driver[Any, Any]):
         estimate: float | None = None,
         host: SimulatedHost | None = None,
         cores: float = 1.0,
-        shares: str | Iterable[str] | None = None,
+        shares: str | Collection[str] | None = None,
     ) -> None:
         amounts = {"service_time": service_time, "batch_cost": batch_cost, "cores": cores}
         for what, value in amounts.items():
@@ -76,7 +76,7 @@ class SimulatedDriver(Driver[Any, Any]):
         self.cores = cores
         if shares is None:
             shares = () if host is None else (host.name,)
-        self.shares = shares
+        self.shares: str | Collection[str] = shared_names(shares, f"device {name!r}")
         self.is_open = False
         self._estimate = estimate
         self._fail = fail

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.options import takes
 from asyncinfer_drivers._shared.session import HostDriver, HostSession
-from asyncinfer_drivers._torch.device import available, describe
+from asyncinfer_drivers._torch.device import available, describe, shared_by
 from asyncinfer_drivers._torch.hosts import ThreadHost
 from asyncinfer_drivers._torch.options import TorchOptions as TorchOptions
 from asyncinfer_drivers._torch.process import ProcessHost
@@ -58,7 +58,8 @@ class TorchDriver(HostDriver[_TorchSession]):
 
     ``details`` tells what was chosen: ``optimize``, ``gain`` (images/s by those of the model as it
     is), ``max_batch``, ``batches`` if not all sizes are used, ``micro_batch`` if given,
-    ``threads``, ``isolation``, ``malloc``. Empty until it was opened once.
+    ``threads``, ``isolation``, ``malloc``, and ``device`` if another name was given. Empty until it
+    was opened once.
 
     ``open`` raises ``ConfigError`` if the device is not available or the model cannot be loaded or
     run, ``DeviceLost`` for the device's own faults. Cancelling ``infer`` cannot interrupt a call
@@ -84,6 +85,7 @@ class TorchDriver(HostDriver[_TorchSession]):
         self.latency_target = options.latency_target
         #: whether a stream has to stay on one device, and begins with ``reset``
         self.stateful = options.stateful
+        self.shares = options.shares
         #: what was chosen when it last opened, and what it gained
         self.details = {}
         self._close_timeout = options.close_timeout
@@ -99,6 +101,9 @@ class TorchDriver(HostDriver[_TorchSession]):
         Raises ``DeviceLost`` if it fails to.
         """
         await self._opened().reset()
+
+    def _usually_shared(self) -> frozenset[str]:
+        return shared_by(str(self.details.get("device", self._options.device)))
 
     def _new_session(self) -> _TorchSession:
         host = ProcessHost if self._options.isolated else ThreadHost

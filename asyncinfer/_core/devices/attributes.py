@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from asyncinfer.driver import Driver
+from asyncinfer.driver import Driver, shared_names
 from asyncinfer.errors import ConfigError
 
 __all__ = ("Attributes", "attributes_of", "mixed")
@@ -23,6 +23,8 @@ class Attributes(NamedTuple):
     latency_target: float | None
     #: whether its answers depend on what came before, so that a stream has to stay on it
     stateful: bool
+    #: names of what it shares with other devices
+    shares: frozenset[str]
 
 
 def attributes_of(driver: Driver[Any, Any]) -> Attributes:
@@ -34,6 +36,7 @@ def attributes_of(driver: Driver[Any, Any]) -> Attributes:
         _optional_seconds(driver, "max_wait") or 0.0,
         _optional_seconds(driver, "latency_target"),
         _stateful(driver),
+        _shares(driver),
     )
 
 
@@ -72,6 +75,12 @@ def _stateful(driver: Driver[Any, Any]) -> bool:
         text = "is stateful: it needs a coroutine method reset(), which begins a stream"
         raise ConfigError(f"device {driver.name!r} {text}")
     return True
+
+
+def _shares(driver: Driver[Any, Any]) -> frozenset[str]:
+    """Read the names of what it shares; none if the driver lacks them."""
+    shares = getattr(driver, "shares", None)
+    return frozenset() if shares is None else shared_names(shares, f"device {driver.name!r}")
 
 
 def _optional_seconds(driver: Driver[Any, Any], attribute: str) -> float | None:

@@ -85,7 +85,7 @@ class Connecting:
             if not _opened_again(device, generation):
                 await self._undo(device, opening)
             return
-        device.reread_max_batch()
+        device.reread_attributes()
         await _make_ready(device)
 
     async def _undo(self, device: Device, opening: asyncio.Task[None]) -> None:

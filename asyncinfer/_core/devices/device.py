@@ -60,6 +60,8 @@ class Device:
         self.max_wait = attributes.max_wait
         #: whether its answers depend on what came before
         self.stateful = attributes.stateful
+        #: names of what it shares with other devices
+        self.shares = attributes.shares
         self._size = BatchSize(attributes.max_batch, attributes.latency_target)
         #: most tasks one call should have
         self.batch_limit = self._size.limit
@@ -157,9 +159,10 @@ class Device:
         """How often it was lost or could not be opened, as far as that is not forgiven yet."""
         return self.breaker.failures(self.answered_at)
 
-    def reread_max_batch(self) -> None:
-        """Ask the driver again for its largest batch: it may have found that out by opening."""
+    def reread_attributes(self) -> None:
+        """Ask the driver again for what it may have found out by opening."""
         attributes = attributes_of(self.driver)
+        self.shares = attributes.shares
         before, self.max_batch = self.max_batch, attributes.max_batch
         if self.max_batch != before:
             self._size = BatchSize(attributes.max_batch, attributes.latency_target)

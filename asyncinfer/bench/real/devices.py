@@ -58,6 +58,11 @@ class Opened(Driver[Any, Any]):
         """The driver's."""
         return self.driver.concurrency
 
+    @property
+    def shares(self) -> Any:
+        """The driver's."""
+        return self.driver.shares  # type: ignore[attr-defined]
+
     async def infer(self, batch: Sequence[Any]) -> Sequence[Any]:
         """The driver's."""
         return await self.driver.infer(batch)

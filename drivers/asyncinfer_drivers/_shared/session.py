@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import DeviceLost
+from asyncinfer_drivers._shared.sharing import SharingDriver
 from asyncinfer_drivers._shared.timing import measured
 
 __all__ = ("Host", "HostDriver", "HostSession", "Session", "SessionDriver")
@@ -57,7 +58,7 @@ S = TypeVar("S", bound=Session)
 H = TypeVar("H", bound=HostSession)
 
 
-class SessionDriver(Driver[Any, Any], Generic[S]):
+class SessionDriver(SharingDriver, Generic[S]):
     """A driver that makes a new session each time it is opened."""
 
     _session: S | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from asyncinfer.driver import THIS_HOST
 from asyncinfer.errors import ConfigError
 
 __all__ = (
@@ -17,6 +18,7 @@ __all__ = (
     "choose",
     "describe",
     "is_device_fault",
+    "shared_by",
     "synchronize",
     "timer",
 )
@@ -51,6 +53,15 @@ def choose(wanted: str, cuda: int, mps: bool) -> str:
     if name not in have:
         raise ConfigError(f"torch device {wanted!r} is not available; here: {', '.join(have)}")
     return name
+
+
+def shared_by(device: str) -> frozenset[str]:
+    """What a torch device shares: its host, which feeds it, and itself if it is no CPU.
+
+    Which device ``"auto"`` is turns out when it is opened.
+    """
+    itself = "cuda:0" if device == "cuda" else device
+    return frozenset((THIS_HOST,) if itself in ("cpu", "auto") else (THIS_HOST, itself))
 
 
 def available() -> tuple[int, bool]:

@@ -113,6 +113,8 @@ class Engine:
     def _load(self) -> None:
         options = self._options
         device = torch.device(choose(options.device, *available()))
+        if str(device) != options.device:
+            self.details["device"] = str(device)
         self._malloc_held = options.malloc == "auto" and device.type == "cpu" and malloc.hold()
         if self._malloc_held:
             self._heaps = malloc.keep_heaps()

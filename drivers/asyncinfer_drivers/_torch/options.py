@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.options import StepOptions, TuningOptions, at_least_one, one_of
+from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers._torch.device import check_name
 from asyncinfer_drivers._torch.optimize import plans_of
 from asyncinfer_drivers._torch.variants import Plan
@@ -65,7 +66,7 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions):
+class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions, SharingOptions):
     """What ``TorchDriver`` takes."""
 
     #: what to run; see ``TorchDriver``

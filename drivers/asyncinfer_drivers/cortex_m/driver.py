@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost, ProtocolError
 from asyncinfer_drivers._shared.options import takes
+from asyncinfer_drivers._shared.sharing import SharingDriver
 from asyncinfer_drivers._shared.timing import BUDGET, line
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import ErrorCode
 from asyncinfer_drivers.cortex_m.link import Link, LinkStats
 from asyncinfer_drivers.cortex_m.options import CortexM4Options as CortexM4Options
-from asyncinfer_drivers.cortex_m.ports import connector, is_serial
+from asyncinfer_drivers.cortex_m.ports import connector, is_serial, shared_by
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.steps import Steps
 from asyncinfer_drivers.cortex_m.timing import Timing
@@ -39,7 +40,7 @@ class DriverStats:
     samples: int
 
 
-class CortexM4Driver(Driver[Any, Any]):
+class CortexM4Driver(SharingDriver):
     """Runs inferences on a board at the end of a serial line.
 
     Its arguments are the fields of ``CortexM4Options``, which says what each means.
@@ -66,6 +67,8 @@ class CortexM4Driver(Driver[Any, Any]):
         self.name = name
         self.max_batch = options.max_batch or 16
         self.concurrency = options.concurrency or 2
+        self.shares = options.shares
+        self._port = port
         serial = isinstance(port, str) and is_serial(port)
         self._connect = connector(name, port, options) if isinstance(port, str) else port
         self._byte_seconds = BITS_PER_BYTE / options.baudrate if serial else 0.0
@@ -90,6 +93,9 @@ class CortexM4Driver(Driver[Any, Any]):
         from asyncinfer_drivers.cortex_m.discovery import leads
 
         return leads(cls, configured)
+
+    def _usually_shared(self) -> frozenset[str]:
+        return shared_by(self._port) if isinstance(self._port, str) else frozenset()
 
     @property
     def board(self) -> BoardSpec | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from asyncinfer.driver import THIS_HOST
 from asyncinfer.errors import ConfigError
 from asyncinfer.registry import model_names
 from asyncinfer_drivers._shared.options import takes, values
@@ -99,6 +100,9 @@ class EmulatedCortexM4Driver(CortexM4Driver):
         self.emulated: EmulatedCortexM4 | None = None
         #: samples compared with the reference, and those that differed
         self.compared = self.different = 0
+
+    def _usually_shared(self) -> frozenset[str]:
+        return frozenset((THIS_HOST,))
 
     # ---- its life
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.options import at_least_one
+from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers.cortex_m.timing import Timing
 from asyncinfer_drivers.cortex_m.transport import Connect, SerialOptions
 
@@ -15,7 +16,7 @@ __all__ = ("BoardOptions", "CortexM4Options")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoardOptions:
+class BoardOptions(SharingOptions):
     """What a board is called, and how tasks become what it computes with."""
 
     #: the device's name

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from urllib.parse import urlsplit
 
+from asyncinfer.driver import THIS_HOST
 from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer_drivers._shared.sharing import host_at
 from asyncinfer_drivers.cortex_m.transport import (
     ByteTransport,
     Connect,
@@ -15,7 +18,7 @@ from asyncinfer_drivers.cortex_m.transport import (
     Stream,
 )
 
-__all__ = ("SERIALX", "connector", "is_serial")
+__all__ = ("SERIALX", "connector", "is_serial", "shared_by")
 
 #: before a serial port's name: open it by serialx
 SERIALX = "serialx://"
@@ -24,6 +27,15 @@ SERIALX = "serialx://"
 def is_serial(port: str) -> bool:
     """Whether ``port`` is a serial port's (or pty's) name, not an address in a network."""
     return "://" not in port or port.startswith(SERIALX)
+
+
+def shared_by(port: str) -> frozenset[str]:
+    """What the board at a port shares: this host, if it is a program that runs here."""
+    if port.startswith("tcp://"):
+        here = host_at(urlsplit(port).hostname or "") == THIS_HOST
+    else:
+        here = os.path.realpath(port.removeprefix(SERIALX)).startswith("/dev/pts/")
+    return frozenset((THIS_HOST,) if here else ())
 
 
 def connector(name: str, port: str, options: SerialOptions) -> Connect:

@@ -34,6 +34,11 @@ class Address:
     #: what comes before ``/v2``, over HTTP
     path: str = ""
 
+    @property
+    def host(self) -> str:
+        """The target without its port."""
+        return self.target.rpartition(":")[0]
+
     @classmethod
     def parse(cls, url: str, protocol: str | None, tls: bool) -> Address:
         """Of ``host:port`` or a URL; ``protocol`` and ``tls`` as far as the URL leaves them open.

@@ -12,6 +12,7 @@ from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import ConfigError, DeviceError, InputError, ProtocolError
 from asyncinfer_drivers._shared.options import takes
 from asyncinfer_drivers._shared.session import SessionDriver
+from asyncinfer_drivers._shared.sharing import host_at
 from asyncinfer_drivers._shared.timing import measured
 from asyncinfer_drivers.open_inference.access import Address
 from asyncinfer_drivers.open_inference.codec import Codec, Job
@@ -62,6 +63,7 @@ class OpenInferenceDriver(SessionDriver[Session]):
         self.name = options.name or f"{options.model}@{self._address.target}"
         self.max_batch = options.max_batch
         self.concurrency = options.concurrency
+        self.shares = options.shares
         #: what the server said of the model when it was last opened
         self.spec: ModelSpec | None = None
         self._model = options.model, options.version
@@ -80,6 +82,9 @@ class OpenInferenceDriver(SessionDriver[Session]):
         from asyncinfer_drivers.open_inference.discovery import leads
 
         return leads(cls, configured)
+
+    def _usually_shared(self) -> frozenset[str]:
+        return frozenset((host_at(self._address.host),))
 
     # ---- its life
 

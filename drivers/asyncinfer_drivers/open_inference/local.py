@@ -18,6 +18,7 @@ from asyncinfer.errors import ConfigError, DeviceError, DeviceLost, DeviceTimeou
 from asyncinfer.registry import load_model, model_names
 from asyncinfer_drivers._shared.options import StepOptions, takes, values
 from asyncinfer_drivers._shared.process import dies_with_us
+from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers.open_inference.access import Address
 from asyncinfer_drivers.open_inference.driver import OpenInferenceDriver
 from asyncinfer_drivers.open_inference.faults import one_line
@@ -35,7 +36,7 @@ _MISUSED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalServerOptions(Limits, StepOptions):
+class LocalServerOptions(Limits, StepOptions, SharingOptions):
     """What ``LocalServerDriver`` takes."""
 
     #: a built-in model, a ``.pt2`` file or ``module:factory``. Only the model runs there: the steps
@@ -83,6 +84,7 @@ class LocalServerDriver(OpenInferenceDriver):
             max_batch=options.max_batch,
             concurrency=options.concurrency,
             **values(options, StepOptions),
+            **values(options, SharingOptions),
             **values(options, Limits),
         )
         if not options.slowdown >= 1:

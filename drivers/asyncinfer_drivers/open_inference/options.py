@@ -8,6 +8,7 @@ from typing import Any
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.options import StepOptions, at_least_one
+from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers.open_inference.access import Access
 from asyncinfer_drivers.open_inference.session import Limits
 
@@ -15,7 +16,7 @@ __all__ = ("OpenInferenceOptions",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenInferenceOptions(Access, Limits, StepOptions):
+class OpenInferenceOptions(Access, Limits, StepOptions, SharingOptions):
     """What ``OpenInferenceDriver`` takes."""
 
     #: ``host:port``, or what begins with ``grpc://``, ``grpcs://`` (TLS), ``http://`` or

@@ -15,7 +15,7 @@ from asyncinfer_drivers._shared.worker import as_exception, portable
 from asyncinfer_drivers.ray_cluster.host import Order, host_of
 from asyncinfer_drivers.ray_cluster.parcel import Parcel, pack, unpack
 
-__all__ = ("Answer", "Loaded", "ModelActor")
+__all__ = ("Answer", "Loaded", "ModelActor", "own_address")
 
 
 class Answer(NamedTuple):
@@ -33,6 +33,8 @@ class Loaded(NamedTuple):
     details: dict[str, str | float]
     #: Ray's id of the node it is on
     node: str
+    #: that node's address
+    address: str
     pid: int
 
 
@@ -54,8 +56,8 @@ class ModelActor:
         except Exception as error:
             return Answer(None, portable(error))
         self._host = host
-        node = ray.get_runtime_context().get_node_id()
-        return Answer(Loaded(host.warmup, host.max_batch, host.details, node, os.getpid()))
+        where = ray.get_runtime_context().get_node_id(), own_address()
+        return Answer(Loaded(host.warmup, host.max_batch, host.details, *where, os.getpid()))
 
     async def run(self, parcel: Parcel) -> Answer:
         """One output per input, or the exception that is its own fault."""
@@ -77,6 +79,12 @@ class ModelActor:
     def _ready(self) -> Host:
         assert self._host is not None  # noqa: S101  # the driver calls nothing else before ``load`` has ended
         return self._host
+
+
+def own_address() -> str:
+    """The address of the node that this process is on."""
+    address: Any = ray.util.get_node_ip_address  # it has no types
+    return str(address())
 
 
 def _failed(output: Any) -> bool:

@@ -64,6 +64,8 @@ class RayDriver(HostDriver[Group]):
         self.details = {}
         #: of its actors, each on its own node
         self.pids: tuple[int, ...] = ()
+        self._hosts: frozenset[str] = frozenset()
+        self.shares = options.shares
 
     @classmethod
     def code_options(cls, options: Mapping[str, Any]) -> list[str]:
@@ -97,6 +99,10 @@ class RayDriver(HostDriver[Group]):
     async def _open(self, session: Group) -> None:
         await super()._open(session)
         self.pids = tuple(loaded.pid for loaded in session.loaded)
+        self._hosts = session.hosts
+
+    def _usually_shared(self) -> frozenset[str]:
+        return self._hosts
 
     def report(self) -> Mapping[str, Any]:
         """What ``asyncinfer run`` shows: where it ran, and what was chosen there."""

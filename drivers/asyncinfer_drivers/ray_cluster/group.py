@@ -13,9 +13,11 @@ import ray
 import ray.cloudpickle
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
+from asyncinfer.driver import THIS_HOST
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
+from asyncinfer_drivers._shared.sharing import host_at
 from asyncinfer_drivers._shared.worker import Worker, outlast
-from asyncinfer_drivers.ray_cluster.actor import Answer, Loaded, ModelActor
+from asyncinfer_drivers.ray_cluster.actor import Answer, Loaded, ModelActor, own_address
 from asyncinfer_drivers.ray_cluster.host import Order
 from asyncinfer_drivers.ray_cluster.parcel import Parcel, pack, small, unpack
 from asyncinfer_drivers.ray_cluster.session import join
@@ -55,6 +57,8 @@ class Group:
         self.warmup: Any = None
         self.max_batch = 1
         self.details: dict[str, str | float] = {}
+        #: names of the hosts they are on, as a driver shares them
+        self.hosts: frozenset[str] = frozenset()
 
     async def open(self) -> None:
         """Start the actors and load the model in each; see ``RayDriver.open``."""
@@ -71,6 +75,9 @@ class Group:
         first = self.loaded[0]
         self.warmup, self.details = first.warmup, {**first.details, "node": first.node}
         self.max_batch = min(loaded.max_batch for loaded in self.loaded)
+        own = await self._worker.run(own_address)
+        addresses = {loaded.address for loaded in self.loaded}
+        self.hosts = frozenset(THIS_HOST if at == own else host_at(at) for at in addresses)
         self.opened = True
 
     async def run(self, batch: Sequence[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from asyncinfer_drivers._shared.options import StepOptions, TuningOptions, at_least_one, one_of
+from asyncinfer_drivers._shared.sharing import SharingOptions
 
 __all__ = ("ActorOptions", "RayOptions")
 
@@ -40,7 +41,7 @@ class ActorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayOptions(ActorOptions, TuningOptions, StepOptions):
+class RayOptions(ActorOptions, TuningOptions, StepOptions, SharingOptions):
     """What ``RayDriver`` takes; those that ``TorchDriver`` takes too mean the same in the actor."""
 
     #: what to run; see ``RayDriver``

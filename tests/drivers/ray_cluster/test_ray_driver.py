@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from asyncinfer import Dispatcher
+from asyncinfer.driver import THIS_HOST
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
 from asyncinfer.testing import check_driver
 from asyncinfer_drivers.ray_cluster import RayDriver, ray_drivers
@@ -103,6 +104,7 @@ async def test_calls_of_a_group_go_to_the_least_busy_actor():
     await driver.open()
     try:
         assert len({*driver.pids}) == 2
+        assert driver.shares == {THIS_HOST}  # whichever of the nodes they are on
         answers = await asyncio.gather(*(driver.infer([0.1]) for _ in range(4)))
         assert {pid for ((_, pid),) in answers} == {*driver.pids}
         assert {calls for ((calls, _),) in answers} == {1, 2}
