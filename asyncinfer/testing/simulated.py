@@ -76,6 +76,7 @@ class SimulatedDriver(Driver[Any, Any]):
         self.cores = cores
         if shares is None:
             shares = () if host is None else (host.name,)
+        #: names of what it shares with others: see :class:`Driver`
         self.shares: str | Collection[str] = shared_names(shares, f"device {name!r}")
         self.is_open = False
         self._estimate = estimate
