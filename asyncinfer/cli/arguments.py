@@ -11,7 +11,7 @@ import typer
 __all__ = ("AllowCode", "Config", "Devices", "Json", "Model", "Policy", "Window", "expand")
 
 #: options that take one value or more: ``--devices cpu cpu sim:1``
-SEVERAL = ("--devices", "--inputs", "--service-times", "--suite")
+SEVERAL = ("--devices", "--host", "--inputs", "--service-times", "--suite")
 
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")

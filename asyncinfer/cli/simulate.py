@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.text import Text
 
 from asyncinfer import theory
+from asyncinfer.bench.simulated.hosts import Place, Sharing, parse_device, parse_hosts
 from asyncinfer.bench.simulated.simulation import Observed, Plan
 from asyncinfer.bench.simulated.simulation import simulate as run_plan
 from asyncinfer.cli.arguments import Json
@@ -28,14 +28,29 @@ SHOWN = 40
 
 def simulate(
     service_times: Annotated[
-        list[float],
-        typer.Option("--service-times", help="Seconds per task of each device.", metavar="T..."),
+        list[str],
+        typer.Option(
+            "--service-times",
+            help="Seconds per task of each device; for one on a host, T@HOST or T@HOST:CORES, "
+            "the cores its calls want (1).",
+            metavar="T...",
+        ),
     ],
     tasks: Annotated[int, typer.Option(min=1, help="How many tasks.")] = 1000,
     window: Annotated[int, typer.Option(min=1, help="Tasks in flight in order.")] = 1024,
     noise: Annotated[
         float, typer.Option(min=0.0, help="Sigma of a log-normal factor of mean 1 on each time.")
     ] = 0.0,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            help="A host whose cores its devices share: NAME:CORES, or NAME:CORES:CONTENTION if "
+            "each further call slows the others by so much besides.",
+            metavar="HOST...",
+            show_default=False,
+        ),
+    ] = None,
     policy: Annotated[str, typer.Option(help="eft, greedy, static, sync or serial.")] = "eft",
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
     spread: Annotated[
@@ -51,13 +66,15 @@ def simulate(
     The real dispatcher runs on simulated devices, and is compared with the optimum.
 
     asyncinfer simulate --service-times 0.005 0.1 1.0 --tasks 1000 --window 100
+
+    asyncinfer simulate --host pi:2:0.1 --service-times 0.01@pi 0.02@pi:2 0.1
     """
     check_picture(plot)
-    for t in service_times:
-        if not (t > 0 and math.isfinite(t)):
-            raise ConfigError(f"--service-times: give seconds above 0, not {t}")
-    times = _spread(service_times, spread) if spread else service_times
-    plan = Plan(times, tasks, window, noise, policy, seed)
+    times, places = _devices(service_times, host or [])
+    if spread and places:
+        raise ConfigError("--spread makes devices of their own: leave out --host, or --spread")
+    times = _spread(times, spread) if spread else times
+    plan = Plan(times, tasks, window, noise, policy, seed, places=places)
     timeline = Timeline(driver.name for driver in plan.drivers())
     facts = _facts(plan, run_plan(plan, on_event=timeline))
     if plot:
@@ -67,6 +84,19 @@ def simulate(
         emit(facts)
     else:
         _show(facts, timeline)
+
+
+def _devices(
+    service_times: Sequence[str], given: Sequence[str]
+) -> tuple[list[float], list[Place | None]]:
+    """Their times, and their places if there are hosts, each of which must have a device."""
+    hosts = parse_hosts(given)
+    devices = [parse_device(text, hosts) for text in service_times]
+    used = {place.host.name for _, place in devices if place}
+    for name in hosts:
+        if name not in used:
+            raise ConfigError(f"--host {name}: no device is on it: write --service-times T@{name}")
+    return [t for t, _ in devices], [place for _, place in devices] if hosts else []
 
 
 def _spread(times: Sequence[float], devices: int) -> list[float]:
@@ -103,12 +133,27 @@ def _facts(plan: Plan, observed: Observed) -> dict[str, Any]:
         "window_needed": plan.window_needed,
         "windowed_optimum": plan.windowed_optimum,
         "windowed_ratio": makespan / plan.windowed_optimum,
-        "total_rate": theory.total_rate(times),
+        "total_rate": plan.total_rate,
+        "hosts": [_host_facts(sharing, observed.devices) for sharing in plan.sharings],
         "formulas": {
             "plain_pull": theory.greedy_makespan(times, tasks),
             "equal_split": theory.static_makespan(times, tasks),
             "lock_step": theory.lockstep_makespan(times, tasks),
-        },
+        }
+        if not plan.places
+        else {},
+    }
+
+
+def _host_facts(sharing: Sharing, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": sharing.host.name,
+        "cores": sharing.host.cores,
+        "contention": sharing.host.contention,
+        "devices": [names[at] for at in sharing.devices],
+        "best": [names[at] for at in sharing.best],
+        "rate": sharing.rate,
+        "rate_of_all": sharing.rate_of_all,
     }
 
 
@@ -151,4 +196,10 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reorder", f"{facts['max_reorder']} results at most"),
         ("window", f"{window}; every device takes part from {needed}"),
         ("cost", f"{seconds(facts['cost_per_task'])} of this computer's time a task"),
+        *((f"host {host['name']}", _host_line(host)) for host in facts["hosts"]),
     ]
+
+
+def _host_line(host: Mapping[str, Any]) -> str:
+    best = f"{len(host['best'])} of {len(host['devices'])}: {', '.join(host['best'])}"
+    return f"most by {best}: {host['rate']:.4g} tasks/s, all {host['rate_of_all']:.4g} tasks/s"

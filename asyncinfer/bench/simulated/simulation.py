@@ -17,6 +17,7 @@ from asyncinfer._optional import run_async
 from asyncinfer._text import seconds
 from asyncinfer.bench.measure import peak_rss
 from asyncinfer.bench.record import Run
+from asyncinfer.bench.simulated.hosts import Place, Sharing, sharings
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
 from asyncinfer.errors import AsyncInferError
@@ -59,35 +60,60 @@ class Plan:
     hedge: bool = False
     #: names of the devices; made from their service times if empty
     names: Sequence[str] = ()
+    #: the host of each device, if they are on hosts; ``None`` for one that has its own
+    places: Sequence[Place | None] = ()
+
+    @cached_property
+    def sharings(self) -> Sequence[Sharing]:
+        """What the devices of each host can do together."""
+        return sharings(self.service_times, self.places)
+
+    @cached_property
+    def best_times(self) -> Sequence[float]:
+        """Seconds per task of those devices that do most together, beside one another."""
+        placed = self.places or [None] * len(self.service_times)
+        alone = [t for t, at in zip(self.service_times, placed, strict=True) if at is None]
+        return alone + [t for sharing in self.sharings for t in sharing.service_times]
 
     @cached_property
     def optimum(self) -> float:
-        """The least makespan for the mean service times, without any order."""
-        return theory.optimum_makespan(self.service_times, self.tasks)
+        """The least makespan for the mean service times, without any order.
+
+        Where devices share hosts, no schedule is shorter, and the best may be a task longer.
+        """
+        if not self.places:
+            return theory.optimum_makespan(self.service_times, self.tasks)
+        return max(self.tasks / self.total_rate, min(self.service_times))
 
     @property
     def total_rate(self) -> float:
-        """Tasks a second with every device always busy."""
-        return theory.total_rate(self.service_times)
+        """Tasks a second with every device always busy; of each host, those that do most."""
+        return theory.total_rate(self.best_times)
 
     @cached_property
     def windowed_optimum(self) -> float:
         """The least makespan to expect of results that complete in order in the window."""
         window = int(min(self.window, self.tasks))
-        return theory.windowed_makespan(self.service_times, self.tasks, window)
+        return theory.windowed_makespan(self.best_times, self.tasks, window)
 
     @cached_property
     def window_needed(self) -> int:
-        """The window from which every device can take part."""
-        return theory.window_needed(self.service_times)
+        """The window from which every device can take part; of each host, those that do most."""
+        return theory.window_needed(self.best_times)
 
     def drivers(self) -> list[SimulatedDriver]:
         """The devices."""
         times = self.service_times
-        names = self.names or [f"{n}: {seconds(t)}" for n, t in enumerate(times, 1)]
+        places = self.places or [None] * len(times)
+        hosts = [f"@{place.host.name}" if place else "" for place in places]
+        named = enumerate(zip(times, hosts, strict=True), 1)
+        names = self.names or [f"{n}: {seconds(t)}{host}" for n, (t, host) in named]
+        noise: dict[str, Any] = {"noise": self.noise, "seed": self.seed}
         return [
-            SimulatedDriver(name, t, noise=self.noise, seed=self.seed, estimate=t * self.estimate)
-            for name, t in zip(names, times, strict=True)
+            SimulatedDriver(
+                name, t, estimate=t * self.estimate, **noise, **(place._asdict() if place else {})
+            )
+            for name, t, place in zip(names, times, places, strict=True)
         ]
 
 
