@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 from dst.generate import Generator
+from dst.hosts import hosted
 from dst.planted import planted
 from dst.running import Run
 from dst.schedule import Schedule
@@ -36,7 +37,7 @@ class Dispatching(RuleBasedStateMachine):
     def open(self, chance, devices):
         self.make = Generator(chance)
         plans = tuple(self.make.device(f"d{i}") for i in range(devices))
-        self.run = Run(Schedule(self.make.settings(), plans))
+        self.run = Run(hosted(Schedule(self.make.settings(), plans), chance))
         self.run.go(self.begin())
 
     async def begin(self):

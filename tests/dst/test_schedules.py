@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ import run as command
 from dst.generate import schedule_of
 from dst.planted import PLANTED, planted
 from dst.running import run
-from dst.schedule import CallFault, DevicePlan, Schedule, Slow, Stream
+from dst.schedule import (
+    CallFault,
+    Cores,
+    DevicePlan,
+    Outage,
+    Schedule,
+    Settings,
+    Slow,
+    Stream,
+)
 from dst.search import broken_by, explained, first_broken, search
 from dst.shrink import shrunk
 
@@ -121,3 +131,27 @@ def test_processes_share_the_work():
     parts = list(search(0, 20, jobs=2, chunk=10))
     assert sorted(ran for ran, _ in parts) == [10, 10]
     assert [broken for _, found in parts for broken in found] == []
+
+
+def test_devices_share_hosts_in_some_schedules():
+    schedules = [schedule_of(seed) for seed in range(300)]
+    kinds = [{type(step) for step in schedule.steps} for schedule in schedules]
+    shared = [sum(bool(device.host) for device in schedule.devices) > 1 for schedule in schedules]
+    assert sum(shared) > 30
+    assert sum(Cores in kind for kind in kinds) > 30
+
+
+def test_devices_of_one_host_slow_one_another():
+    """Two calls of 1 s on one core take 2 s; with two cores, or one call, from 0.5 s on 1.25 s."""
+    plan = DevicePlan("d0", service_time=1.0, host="h")
+    devices = (plan, replace(plan, name="d1", claims=""))
+    schedule = Schedule(Settings(cores=1.0), devices, (Stream(tasks=2),))
+
+    def ends(*steps):
+        outcome = run(schedule.but(steps=schedule.steps + steps))
+        assert outcome.broken == []
+        return [note[0] for note in outcome.trace if note[1] == "task.finished"][:2]
+
+    assert ends() == pytest.approx([2.0, 2.0])
+    assert ends(Cores(0.5, "h", 2.0)) == pytest.approx([1.25, 1.25])
+    assert ends(Outage(0.5, "d1")) == pytest.approx([1.25, 2.25])

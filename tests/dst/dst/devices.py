@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from asyncinfer import Driver
 from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import DeviceLost, InputError, ProtocolError
+from asyncinfer.testing import SimulatedHost
 from dst.ledger import OWNER, Call, Input, Ledger
 from dst.schedule import CallFault, CloseFault, DevicePlan, OpenFault
 
@@ -98,8 +99,17 @@ def _ring(waiting: asyncio.Future[bool]) -> None:
 class FaultyDriver(Driver[Any, Any]):
     """One simulated device."""
 
-    def __init__(self, plan: DevicePlan, faults: Faults, ledger: Ledger, hedged: bool) -> None:
-        self.plan, self.faults, self.ledger = plan, faults, ledger
+    def __init__(
+        self,
+        plan: DevicePlan,
+        faults: Faults,
+        ledger: Ledger,
+        hedged: bool,
+        host: SimulatedHost | None = None,
+    ) -> None:
+        self.plan, self.faults, self.ledger, self.host = plan, faults, ledger, host
+        claimed = plan.host if plan.claims is None else plan.claims
+        self.shares = [claimed] if claimed else []
         self.name = plan.name
         self.max_batch = plan.max_batch
         self.concurrency = plan.concurrency
@@ -264,9 +274,21 @@ class FaultyDriver(Driver[Any, Any]):
         if ledger.now < self.gone_until or pulled is not self._pulled:
             raise DeviceLost(self.name, "was unplugged")
         if seconds > 0:
-            await until(pulled, seconds)
+            await self._take(seconds, pulled)
         if pulled is not self._pulled or ledger.now < self.flaps_until:
             raise DeviceLost(self.name, "was unplugged")
+
+    async def _take(self, seconds: float, pulled: asyncio.Event) -> None:
+        """Take so long as it takes beside others, at most until it is unplugged."""
+        if self.host is None:
+            return await until(pulled, seconds)
+        call = self.host._begin(seconds, self.plan.cores)
+        pulled._waiters.append(call.done)  # type: ignore[attr-defined]  # without a task of its own
+        try:
+            await call.done
+        finally:
+            pulled._waiters.remove(call.done)  # type: ignore[attr-defined]
+            self.host._leave(call)
 
     async def _go_wrong(self, fault: CallFault, call: Call) -> None:
         kind = fault.kind

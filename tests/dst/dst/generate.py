@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
+from dst.hosts import hosted
 from dst.schedule import (
     Add,
     BadInput,
@@ -47,7 +48,7 @@ SECONDS = (0.0, 0.0005, 0.01, 0.1, 0.5, 2.0, 7.0, 40.0)
 
 def schedule_of(seed: int) -> Schedule:
     """The schedule of a seed, always the same."""
-    return Generator(Random(seed)).schedule()
+    return hosted(Generator(Random(seed)).schedule(), Random(f"{seed}/hosts"))
 
 
 class Generator:

@@ -15,6 +15,7 @@ __all__ = (
     "Cancel",
     "Close",
     "CloseFault",
+    "Cores",
     "DevicePlan",
     "Drain",
     "Flap",
@@ -47,6 +48,9 @@ class Settings:
     drain: float | None = 1000.0
     hedged: bool = False
     heal_after: float = 50.0
+    #: of each host
+    cores: float = 2.0
+    contention: float = 0.0
 
     @property
     def attempts(self) -> int:
@@ -70,6 +74,12 @@ class DevicePlan:
     estimate: float | None = None
     open_seconds: float = 0.0
     close_seconds: float = 0.0
+    #: the name of the host it is on, with others; none if empty
+    host: str = ""
+    #: of its host that a call wants
+    cores: float = 1.0
+    #: what it says that it shares; its host if ``None``
+    claims: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,14 @@ class Slow(Step):
 
 
 @dataclass(frozen=True)
+class Cores(Step):
+    """From now on a host has so many cores: something else wants the others."""
+
+    host: str = ""
+    cores: float = 1.0
+
+
+@dataclass(frozen=True)
 class Leap(Step):
     """The clock leaps ahead, as after a suspended machine."""
 
@@ -225,7 +243,7 @@ STEPS: dict[str, type[Step]] = {
     kind.__name__: kind
     for kind in (
         Stream, Calls, Add, Remove, CallFault, OpenFault, CloseFault, BadInput,
-        Outage, Flap, Slow, Leap, Drain, Close, Leave, Cancel,
+        Outage, Flap, Slow, Cores, Leap, Drain, Close, Leave, Cancel,
     )
 }  # fmt: skip
 

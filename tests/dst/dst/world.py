@@ -12,6 +12,7 @@ from typing import Any
 from asyncinfer import Dispatcher, Hedge, Timeouts
 from asyncinfer.errors import ClosedError, ConfigError, DeviceError
 from asyncinfer.events import Event
+from asyncinfer.testing import SimulatedHost
 from dst import inside
 from dst.afterwards import check_attempts, check_left, check_left_behind, check_stats
 from dst.clock import WatchedLoop
@@ -25,6 +26,7 @@ from dst.schedule import (
     Cancel,
     Close,
     CloseFault,
+    Cores,
     DevicePlan,
     Drain,
     Flap,
@@ -67,6 +69,7 @@ class World:
         self.ledger = Ledger(loop, window=self.settings.window)
         self.faults = Faults(self.ledger)
         self.drivers: dict[str, FaultyDriver] = {}
+        self.hosts: dict[str, SimulatedHost] = {}
         self.dispatcher = self._dispatcher()
         self.work = Work(self.dispatcher, self.settings, self.faults, self.ledger)
         #: events of each task: (stream, index) by kind
@@ -100,9 +103,14 @@ class World:
         )
 
     def _driver(self, plan: DevicePlan) -> FaultyDriver:
-        driver = FaultyDriver(plan, self.faults, self.ledger, self.settings.hedged)
+        host = self._host(plan.host) if plan.host else None
+        driver = FaultyDriver(plan, self.faults, self.ledger, self.settings.hedged, host)
         self.drivers[plan.name] = driver
         return driver
+
+    def _host(self, name: str) -> SimulatedHost:
+        made = SimulatedHost(self.settings.cores, self.settings.contention, name or "none")
+        return self.hosts.setdefault(name, made)
 
     # ---- what the dispatcher tells
 
@@ -153,6 +161,8 @@ class World:
         elif isinstance(step, Leap):
             self.ledger.leapt += step.seconds
             self.loop.leap(step.seconds)
+        elif isinstance(step, Cores):
+            self._host(step.host).cores = step.cores
         elif isinstance(step, Add):
             self._begin(self._add(step.device))
         elif isinstance(step, Remove):
@@ -344,6 +354,8 @@ class World:
         self.faults.healed.set()
         for driver in self.drivers.values():
             driver.heal()
+        for host in self.hosts.values():
+            host.cores = self.settings.cores
 
     async def _all_end(self) -> None:
         while self.tasks:
