@@ -263,3 +263,21 @@ def test_what_makes_no_sense_is_said():
         SimulatedDriver("a", 0.1, cores=-1)
     with pytest.raises(ConfigError, match="device 'a': host must be a SimulatedHost, not 'pi'"):
         SimulatedDriver("a", 0.1, host="pi")  # type: ignore[arg-type]
+
+
+def test_a_late_timer_makes_no_difference(virtual):
+    """The loop stands still for 10 s, in which two calls end and a third goes on alone."""
+
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.5, setattr, loop._jumping, "now", 10.0)
+        return await ends_of(SimulatedHost(1.0), (0, 1.0, 1), (0, 1.0, 1), (0, 100.0, 1))
+
+    assert virtual(main()) == pytest.approx([10.0, 10.0, 102.0])
+
+
+async def test_it_works_in_real_time_too():
+    host = SimulatedHost(1.0, 0.1)
+    drivers = [SimulatedDriver(name, 0.001, host=host) for name in "abc"]
+    async with Dispatcher(drivers) as dispatcher:
+        assert [y async for y in dispatcher.stream(range(50))] == list(range(50))
