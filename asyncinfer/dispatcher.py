@@ -52,11 +52,13 @@ class Dispatcher(Generic[InT, OutT]):
         ends sooner; the first result wins. A :class:`Hedge` says when that is done. With ``None``,
         the default, it never is.
     :param on_event: called with every :class:`~asyncinfer.events.Event`, on the event loop.
+    :param wait_for: what entering waits for: the ``"first"`` device to be up, the others join as
+        they come up; or until ``"all"`` are up or have failed.
 
-    Entering the dispatcher opens all devices at once. If a driver raises a ``DeviceError`` and
-    another device opened, it is opened again later, in the background. Any other error is raised.
-    Leaving the dispatcher normally drains it; leaving it by an exception cancels what is not
-    finished. It may be entered again.
+    Entering the dispatcher opens all devices at once. Those that fail are opened again later, in
+    the background; if all fail with a ``DeviceError``, it is raised. Any other error, such as a
+    ``ConfigError``, is raised if it comes while entering waits. Leaving the dispatcher normally
+    drains it; leaving it by an exception cancels what is not finished. It may be entered again.
 
     Raises ``ConfigError`` for arguments that make no sense.
     """
@@ -72,6 +74,7 @@ class Dispatcher(Generic[InT, OutT]):
         timeout: float | Timeouts | None = None,
         hedge: Hedge | Literal["auto"] | bool | None = None,
         on_event: EventHook | None = None,
+        wait_for: Literal["first", "all"] = "first",
     ) -> None:
         self._drivers = list(drivers)
         self._policy = policy
@@ -81,6 +84,7 @@ class Dispatcher(Generic[InT, OutT]):
         self._timeouts = Timeouts.of(timeout)
         self._hedge = Hedge.of(hedge)
         self._on_event = on_event
+        self._wait_for_all = _wait_for_all(wait_for)
         self._engine: Engine | None = None
         self._opening = False
         policy_named(policy)
@@ -105,7 +109,7 @@ class Dispatcher(Generic[InT, OutT]):
             undo.push_async_callback(engine.close)
             self._opening = True
             try:
-                await engine.open(self._drivers)
+                await engine.open(self._drivers, wait_for_all=self._wait_for_all)
             finally:
                 self._opening = False
             undo.pop_all()
@@ -125,6 +129,14 @@ class Dispatcher(Generic[InT, OutT]):
             logger.warning("not drained within %s s: cancelling the rest", self._timeouts.drain)
         finally:
             await self.close()
+
+    async def open(self) -> None:
+        """Open the devices, as entering does, where there can be no ``async with``.
+
+        What is opened so is ended by :meth:`drain`, if accepted tasks are to be finished, and
+        :meth:`close`.
+        """
+        await self.__aenter__()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Accept no more tasks, and wait until the accepted ones have ended. Idempotent.
@@ -264,6 +276,12 @@ def _check_drivers(drivers: Sequence[Driver[InT, OutT]]) -> None:
         if one.stateful is not said[0].stateful:
             raise mixed(one.name, stateful=one.stateful)
         seen.add(one.name)
+
+
+def _wait_for_all(wait_for: object) -> bool:
+    if wait_for not in ("first", "all"):
+        raise ConfigError(f"wait_for must be 'first' or 'all', not {wait_for!r}")
+    return wait_for == "all"
 
 
 def _iterable(xs: Iterable[InT] | AsyncIterable[InT]) -> Iterable[InT] | AsyncIterable[InT]:

@@ -265,9 +265,9 @@ class Engine:
 
     # ---- from opening to closing
 
-    async def open(self, drivers: Sequence[Driver[Any, Any]]) -> None:
-        """Open all devices, then accept work."""
-        await self.supervisor.open_all(drivers)
+    async def open(self, drivers: Sequence[Driver[Any, Any]], *, wait_for_all: bool) -> None:
+        """Open the devices, and accept work once one of them is up, or each has been tried."""
+        await self.supervisor.open_all(drivers, wait_for_all=wait_for_all)
         self.accepting = True
 
     def check_open(self) -> None:

@@ -121,7 +121,7 @@ async def _pass(
     stage: Stage, drivers: Sequence[Opened], items: Sequence[Any], each: Show | None = None
 ) -> Outcome:
     outcome = Outcome(Timeline([driver.name for driver in drivers]))
-    async with Dispatcher(drivers, on_event=outcome.timeline) as dispatcher:
+    async with Dispatcher(drivers, on_event=outcome.timeline, wait_for="all") as dispatcher:
         async for result in dispatcher.results(items):
             outcome.take(result)
             if each:

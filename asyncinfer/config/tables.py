@@ -78,4 +78,5 @@ _DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retries": (_at_least(0), "a whole number from 0"),
     "timeout": (_is_timeout, "seconds above 0, or a table of them"),
     "hedge": (lambda value: isinstance(value, bool | dict), "true, false or a table"),
+    "wait_for": (lambda value: value in ("first", "all"), "'first' or 'all'"),
 }

@@ -81,7 +81,8 @@ def test_what_is_no_fault_of_a_device_is_raised_at_once(virtual, error):
 def test_the_open_timeout(virtual):
     async def run():
         hung, other = Doored("hung", openings=[1e5, 0]), Doored("other")
-        async with Dispatcher([hung, other], timeout=Timeouts(open=2.5)) as d:
+        limits = Timeouts(open=2.5)
+        async with Dispatcher([hung, other], timeout=limits, wait_for="all") as d:
             assert asyncio.get_running_loop().time() == 2.5
             assert await d.infer(1) == 1
             await asyncio.sleep(1)
@@ -99,7 +100,7 @@ def test_cancelling_the_opening_closes_what_is_open(virtual):
         drivers = [Doored("a"), Doored("b", openings=[100])]
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
-                await Dispatcher(drivers).__aenter__()
+                await Dispatcher(drivers, wait_for="all").__aenter__()
         assert [driver.closes for driver in drivers] == [1, 1]
         assert not drivers[0].is_open
 

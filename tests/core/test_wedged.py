@@ -197,7 +197,8 @@ def test_an_opening_that_is_wedged_ends_with_the_open_timeout(virtual):
     async def run():
         a = Wedged("a", "open")
         limits = Timeouts(open=2.0, close=1.0)
-        async with Dispatcher([a, SimulatedDriver("b", 0.1)], timeout=limits) as d:
+        drivers = [a, SimulatedDriver("b", 0.1)]
+        async with Dispatcher(drivers, timeout=limits, wait_for="all") as d:
             assert now() == 2.0
             assert [y async for y in d.stream(range(30))] == list(range(30))
             await asyncio.sleep(30)
@@ -263,7 +264,8 @@ def test_what_opens_while_held_off_is_closed_before_it_is_opened_again(virtual):
     async def run():
         late = Late("late")
         limits = Timeouts(open=2.0, close=1.0)
-        async with Dispatcher([late, SimulatedDriver("b", 0.1)], timeout=limits) as d:
+        drivers = [late, SimulatedDriver("b", 0.1)]
+        async with Dispatcher(drivers, timeout=limits, wait_for="all") as d:
             await asyncio.sleep(1.001)  # it was 1 s in closing
             assert d.stats().devices[0].state == "backing_off"
             again = d.stats().devices[0].next_attempt
@@ -294,7 +296,8 @@ def test_what_opens_late_is_left_to_a_later_opening_that_is_in_use(virtual):
     async def run():
         late = Twice("late")
         limits = Timeouts(open=2.0, close=1.0)
-        async with Dispatcher([late, SimulatedDriver("b", 0.1)], timeout=limits) as d:
+        drivers = [late, SimulatedDriver("b", 0.1)]
+        async with Dispatcher(drivers, timeout=limits, wait_for="all") as d:
             await asyncio.sleep(2.0)
             assert d.stats().devices[0].state == "ready"
             closed = len(late.closed_at)

@@ -150,7 +150,7 @@ class Subject:
         drivers += [
             TorchDriver(given, name=f"cpu-{number}", **options) for number in range(setting.drivers)
         ]
-        async with Dispatcher(drivers) as dispatcher:
+        async with Dispatcher(drivers, wait_for="all") as dispatcher:
             tasks = (self.tasks[index].clone() for index in order)
             async with dispatcher.results(tasks) as results:
                 return [result async for result in results]

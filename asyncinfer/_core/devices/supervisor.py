@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -11,6 +12,7 @@ import anyio
 from asyncinfer._core.devices.connecting import Connecting
 from asyncinfer._core.devices.device import Burst, Device, names
 from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.devices.start import until_started
 from asyncinfer._core.devices.watchdog import Watchdog
 from asyncinfer._core.tasks.recorder import Recorder, logger
 from asyncinfer.driver import Driver
@@ -54,42 +56,36 @@ class Supervisor:
         self._connecting = Connecting(recorder, clock, loop, timeouts)
         #: finds devices that fall silent
         self.watchdog = Watchdog(roster, clock, loop, self.device_failed)
-        self._recovering: dict[Device, asyncio.Task[None]] = {}
+        #: the asyncio tasks that open devices, for the first time or again
+        self._opening: dict[Device, asyncio.Task[None]] = {}
 
     # ---- which devices there are
 
-    async def open_all(self, drivers: Iterable[Driver[Any, Any]]) -> None:
-        """Open all devices at once. Those that fail are opened again later, if another is up.
+    async def open_all(self, drivers: Iterable[Driver[Any, Any]], *, wait_for_all: bool) -> None:
+        """Open all devices at once, and return once one is up; the others join as they come up.
 
-        Raises the first ``DeviceError`` if all fail. Any other error is raised at once, and the
-        opening of the others is cancelled.
+        With ``wait_for_all`` each is tried before it returns. Those that fail are opened again
+        later. Raises the first ``DeviceError`` if all fail, and until it returns any other error at
+        once.
         """
         devices = [self._roster.new(driver) for driver in drivers]
-        errors: dict[Device, Exception] = {}
-        async with anyio.create_task_group() as group:
-
-            async def attempt(device: Device) -> None:
-                try:
-                    await self._open(device)
-                except Exception as error:
-                    errors[device] = error
-                    if not isinstance(error, DeviceError):
-                        group.cancel_scope.cancel()
-
-            for device in devices:
-                group.start_soon(attempt, device)
-        fatal = [error for error in errors.values() if not isinstance(error, DeviceError)]
-        if fatal:
-            raise fatal[0]
-        if errors and len(errors) == len(devices):
-            first, *others = errors.values()
-            for other in others:
-                first.add_note(str(other))
-            raise first
+        openings: dict[asyncio.Task[None], Device] = {}
         for device in devices:
             self._roster.join(device)
-        self._wake()
+            opening = self._in_background(device, self._open(device), "start")
+            opening.add_done_callback(_seen)  # whoever waits may be cancelled in that moment
+            openings[opening] = device
+        errors = await until_started(openings, self._clock, for_all=wait_for_all)
         for device, error in errors.items():
+            self._recover(device, error)
+        for opening, device in openings.items():
+            if not opening.done():
+                opening.add_done_callback(partial(self._opened_late, device))
+
+    def _opened_late(self, device: Device, opening: asyncio.Task[None]) -> None:
+        """The first opening of a device has ended after work began."""
+        error = None if opening.cancelled() else opening.exception()
+        if error is not None and device.state is DeviceState.OPENING:  # else it is being closed
             self._recover(device, error)
 
     async def add(self, driver: Driver[Any, Any]) -> None:
@@ -149,23 +145,32 @@ class Supervisor:
         self._end_opening(device, self._take_back(device, error))
         self._recover(device, error)
 
-    def _recover(self, device: Device, error: Exception) -> None:
+    def _recover(self, device: Device, error: BaseException) -> None:
         """Close a failed device and open it again, with growing pauses, in the background."""
         if device.state in (DeviceState.DRAINING, DeviceState.REMOVED):
             logger.warning("%s (it is being closed anyway)", error)
             return
-        if device in self._recovering:
+        if device in self._opening and not self._opening[device].done():
             return
         if device.up:
             device.breaker.lost(device.answered_at)
         else:
             device.breaker.not_opened()
         device.become(DeviceState.LOST, self._clock(), error=error)
-        task = self._loop.create_task(
-            self._reopen(device), name=f"asyncinfer recover {device.name}"
-        )
-        self._recovering[device] = task
-        task.add_done_callback(lambda _: self._recovering.pop(device, None))
+        self._in_background(device, self._reopen(device), "recover")
+
+    def _in_background(
+        self, device: Device, work: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
+        """Run what opens a device in an asyncio task, which ends when the device is closed."""
+        task = self._loop.create_task(work, name=f"asyncinfer {name} {device.name}")
+        self._opening[device] = task
+        task.add_done_callback(partial(self._has_ended, device))
+        return task
+
+    def _has_ended(self, device: Device, task: asyncio.Task[None]) -> None:
+        if self._opening.get(device) is task:
+            del self._opening[device]
 
     def _end_opening(self, device: Device, bursts: Iterable[Burst]) -> None:
         """This opening of the device is over: its cancelled ``bursts`` and its probe are to end."""
@@ -180,7 +185,9 @@ class Supervisor:
             await self._back_off(device)
             try:
                 await self._open(device)
-            except Exception as error:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # a driver may raise anything
                 if device.state is not DeviceState.OPENING:
                     return
                 device.breaker.not_opened()
@@ -211,10 +218,10 @@ class Supervisor:
             return
         if device.state is not DeviceState.DRAINING:
             device.become(DeviceState.DRAINING, self._clock(), reason)
-        recovering = self._recovering.pop(device, None)
-        if recovering is not None:
-            recovering.cancel()
-            device.leftovers.expect_end(recovering, device.generation)
+        opening = self._opening.pop(device, None)
+        if opening is not None:
+            opening.cancel()
+            device.leftovers.expect_end(opening, device.generation)
         self._connecting.cancel_opening(device)
         for burst in device.bursts:
             burst.cancel()
@@ -223,3 +230,9 @@ class Supervisor:
             await self._connecting.close(device)
         if device.state is DeviceState.DRAINING:
             device.become(DeviceState.REMOVED, self._clock(), reason)
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """What the task raised is no news to asyncio."""
+    if not task.cancelled():
+        task.exception()

@@ -104,7 +104,7 @@ class Recorder:
         if error is None:
             logger.debug("%s %s %s", kind, device, reason)
         else:
-            logger.warning("%s: %s", kind, error)
+            logger.warning("%s %s: %s", kind, device, error)
         self._emit(Event(kind, self._clock(), device, error=error, before=before, reason=reason))
 
     def task_event(self, kind: EventKind, span: Span, error: BaseException | None = None) -> None:

@@ -76,7 +76,7 @@ async def one_pass(case: Case, work: Work, tasks: int) -> tuple[Run, list[Any]]:
     results: list[Result[Any]] = []
     compared = _compared(case.devices)
     with LoopLag() as lag:
-        async with Dispatcher(case.devices, policy=case.policy) as dispatcher:
+        async with Dispatcher(case.devices, policy=case.policy, wait_for="all") as dispatcher:
             async for result in dispatcher.results(work.inputs(tasks)):
                 result.unwrap()
                 results.append(result)

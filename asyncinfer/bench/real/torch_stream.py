@@ -103,7 +103,7 @@ class Ours:
         if missing:
             raise AsyncInferError("; ".join(missing))
         width = max(64, _AHEAD * batch * settings.workers)
-        dispatcher = Dispatcher(opened, window=width, queue_size=width)
+        dispatcher = Dispatcher(opened, window=width, queue_size=width, wait_for="all")
         return cls(await stack.enter_async_context(dispatcher))
 
     async def turn(self, inputs: Sequence[Any], took: float) -> Found:

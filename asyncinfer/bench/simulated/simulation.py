@@ -244,7 +244,7 @@ async def observe(
     ``intended``: when each item was due, for live sources; it may grow meanwhile. Raises
     ``AsyncInferError`` if results come out of order or a task fails.
     """
-    dispatcher = Dispatcher(drivers, **options)
+    dispatcher = Dispatcher(drivers, wait_for="all", **options)
     submitted, started, finished, delivered = (array("d") for _ in range(4))
     async with dispatcher:
         began = time.process_time()

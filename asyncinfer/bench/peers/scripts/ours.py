@@ -41,7 +41,7 @@ async def obey(dispatcher: Dispatcher, order: dict) -> loads.Load:
 async def main() -> None:
     """Start, obey, stop."""
     commands = Commands()
-    async with Dispatcher(devices(WORKERS)) as dispatcher:
+    async with Dispatcher(devices(WORKERS), wait_for="all") as dispatcher:
         commands.reply(versions=versions("asyncinfer", "torch"))
         lines = iter(commands)
         while (order := await asyncio.to_thread(next, lines, None)) is not None:
