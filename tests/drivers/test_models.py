@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from asyncinfer.errors import ConfigError, InputError
 from asyncinfer_drivers import models
@@ -67,7 +68,7 @@ def test_each_input_set_goes_together(model):
     "path", ["asyncinfer_drivers.models.digits", "asyncinfer_drivers.models.imagenet"]
 )
 def test_a_missing_package_has_a_remedy(monkeypatch, path, tmp_path):
-    for name in ("sklearn.datasets", "PIL.Image", "efficientnet_lite_pytorch"):
+    for name in ("sklearn", "sklearn.datasets", "PIL.Image", "efficientnet_lite_pytorch"):
         monkeypatch.setitem(sys.modules, name, None)
     remedy = r"is not installed: pip install 'asyncinfer\[models\]'$"
     with pytest.raises(ConfigError, match=remedy):
@@ -90,6 +91,16 @@ async def test_digits_are_right(max_batch):
     assert len(outputs) == 1797
     assert all(type(output) is int for output in outputs)
     assert sum(map(int.__eq__, outputs, targets)) / 1797 > 0.99
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_digits_are_those_of_scikit_learn(monkeypatch, there):
+    if not there:
+        monkeypatch.setattr(digits, "bundled", lambda package, file: None)
+    own, theirs = digits.inputs(), load_digits()
+    assert np.array_equal(own.items, theirs.images)
+    assert own.items[0].dtype == theirs.images.dtype
+    assert own.targets == theirs.target.tolist()
 
 
 def test_digits_held_out():
