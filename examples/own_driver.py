@@ -106,7 +106,7 @@ async def main() -> None:
     #    comes back by itself.
     process = worker("process")
     other = SimulatedDriver("other", 0.001, function=math.sqrt)
-    async with Dispatcher([process, other]) as dispatcher:
+    async with Dispatcher([process, other], wait_for="all") as dispatcher:
         roots = list[float]()
         async for root in dispatcher.stream(float(x) for x in range(2000)):
             roots.append(root)

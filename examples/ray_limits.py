@@ -33,7 +33,7 @@ def echo(x: Any) -> Any:
 
 async def through_dispatcher(drivers: list[RayDriver], item: Any, seconds: float) -> dict[str, Any]:
     """Results a second, in order, and the longest time the event loop stood still."""
-    async with Dispatcher(drivers) as dispatcher:
+    async with Dispatcher(drivers, wait_for="all") as dispatcher:
         await warm(dispatcher, item, drivers)
         ticker = asyncio.ensure_future(worst_lag())
         started, count = time.perf_counter(), 0

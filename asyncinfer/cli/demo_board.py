@@ -43,7 +43,7 @@ async def _run(stage: Stage) -> Mapping[str, Any]:
     (board,) = configuration.select(["cortex_m4"])
     board = replace(board, name="cortex_m4 (emulated)")
     drivers = [device.build(stage.model) for device in (HOST, board)]
-    async with Dispatcher(drivers) as dispatcher:
+    async with Dispatcher(drivers, wait_for="all") as dispatcher:
         results = [result async for result in dispatcher.results(stage.items)]
     report = cast("EmulatedCortexM4Driver", drivers[1]).report()
     seconds = max(r.finished for r in results) - min(r.started for r in results)

@@ -22,8 +22,6 @@ from asyncinfer.serve.tensors import DATATYPES, Array, TensorSpec
 
 __all__ = ("limits_of", "models_of")
 
-#: rows a torch device takes at once where its options say nothing
-_MAX_BATCH = 32
 #: of devices, which are the client's business here: it sends what ``preprocess`` would make
 _STEPS = ("preprocess", "postprocess", "collate", "uncollate", "warmup_input")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -145,7 +143,7 @@ def _plain(device: DeviceConfig) -> DeviceConfig:
     """The device without steps of its own, and with batches."""
     options = {key: value for key, value in device.options.items() if key not in (*_STEPS, "model")}
     if device.driver == "torch":
-        options.setdefault("max_batch", _MAX_BATCH)
+        options.setdefault("max_batch", "auto")
     return replace(device, options=options)
 
 

@@ -188,7 +188,8 @@ async def test_a_stream_over_a_home_network_that_is_cut(pi):
                 return
             yield items[n % len(items)]
 
-    async with Dispatcher([far, local], window=256, queue_size=64, retries=5) as dispatcher:
+    options = {"window": 256, "queue_size": 64, "retries": 5}
+    async with Dispatcher([far, local], wait_for="all", **options) as dispatcher:
         async for result in dispatcher.results(inputs()):
             assert result.index == len(labels)
             labels.append(result.unwrap())

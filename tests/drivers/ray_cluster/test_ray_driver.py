@@ -81,7 +81,7 @@ def test_it_conforms():
 async def test_a_stream_survives_the_death_of_actors():
     drivers = ray_drivers(2, echo, max_batch=4)
     first = set[int]()
-    async with Dispatcher(drivers) as dispatcher:
+    async with Dispatcher(drivers, wait_for="all") as dispatcher:
         got = list[int]()
         async for x in dispatcher.stream(range(1500)):
             got.append(x)
