@@ -9,7 +9,8 @@ from typing import Literal
 __all__ = ("Event", "EventHook", "EventKind")
 
 #: what can happen. The events of a device are named after the state it has come into, except for
-#: ``device.wedged``: a call was left behind on it, which goes on though it was cancelled
+#: ``device.wedged``: a call was left behind on it, which goes on though it was cancelled; and
+#: ``device.rests`` and ``device.takes_part``: it is up, and given nothing from now on, or is again
 EventKind = Literal[
     "device.opening",
     "device.ready",
@@ -19,6 +20,8 @@ EventKind = Literal[
     "device.draining",
     "device.removed",
     "device.wedged",
+    "device.rests",
+    "device.takes_part",
     "task.finished",
     "task.retried",
     "task.hedged",
@@ -47,7 +50,7 @@ class Event:
     error: BaseException | None = None
     #: the state the device was in before; empty if the event is no change of state, or the first
     before: str = ""
-    #: why the device changed its state, in words
+    #: why the device changed its state, or rests or takes part, in words
     reason: str = ""
 
 

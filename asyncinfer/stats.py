@@ -76,6 +76,9 @@ class DeviceStats:
     generation: int = 0
     #: calls left behind that still go on, since they ignore that they were cancelled
     wedged: int = 0
+    #: why it is given nothing for now though it is up: in words, with the rates that were measured;
+    #: ``None`` while it takes part
+    rests: str | None = None
     #: what its driver tells of itself, such as the options it has chosen
     details: Mapping[str, str | float] = field(default_factory=dict)
 

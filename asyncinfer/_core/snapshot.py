@@ -63,5 +63,6 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
         next_attempt=max(0.0, device.next_attempt - now) if backing_off else math.nan,
         generation=device.generation,
         wedged=device.leftovers.wedged,
+        rests=device.rests,
         details=dict(getattr(device.driver, "details", None) or {}),
     )

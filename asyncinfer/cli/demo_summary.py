@@ -79,6 +79,7 @@ def _stage(stage: Stage) -> Mapping[str, Any]:
                 "tasks": device.tasks,
                 "utilisation": device.busy_seconds / took,
                 "service_time": device.busy_seconds / device.tasks if device.tasks else None,
+                "rests": device.rests,
                 "alone_throughput": alone[device.name],
                 "alone_tasks": len(stage.alone[device.name].values),
             }
@@ -109,6 +110,9 @@ def show(facts: Mapping[str, Any]) -> None:
             f"{rate(stage['throughput'])} tasks/s together, {stage['speedup']:.2f} times the best "
             f"single device ({stage['best_single']}, {rate(stage['best_single_throughput'])})"
         )
+        for device in stage["devices"]:
+            if device["rests"] is not None:
+                screen.print(f"  {device['name']} rests: {device['rests']}", markup=False)
         if stage["speedup"] < 1:
             screen.print(SHARED)
     screen.print()

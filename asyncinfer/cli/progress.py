@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from asyncinfer.cli.output import seconds, table
-from asyncinfer.cli.tools import trouble
+from asyncinfer.cli.tools import remarks
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.stats import DispatcherStats
 
@@ -60,7 +60,7 @@ def view(stats: DispatcherStats, total: int | None) -> Group:
     rows = [
         (
             device.name,
-            device.state,
+            device.state if device.rests is None else "rests",
             device.tasks,
             f"{device.tasks / stats.elapsed:.4g}" if stats.elapsed else "-",
             f"{device.utilisation:.0%}",
@@ -68,6 +68,5 @@ def view(stats: DispatcherStats, total: int | None) -> Group:
         )
         for device in stats.devices
     ]
-    troubles = [f"{device.name}: {text}" for device in stats.devices if (text := trouble(device))]
     columns = ("device", "state", "tasks", "tasks/s", "utilisation", "service time")
-    return Group(Text(head), table(columns, rows), *map(Text, troubles))
+    return Group(Text(head), table(columns, rows), *map(Text, remarks(stats.devices)))

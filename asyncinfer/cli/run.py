@@ -176,6 +176,9 @@ def _show(facts: Mapping[str, Any]) -> None:
             screen.print(f"{device['name']}: {chosen}", markup=False)
     for name, told in facts["troubles"].items():
         screen.print(f"{name}: {told}", markup=False)
+    for device in facts["devices"]:
+        if device["rests"] is not None:
+            screen.print(f"{device['name']} rests: {device['rests']}", markup=False)
     count, failed = facts["tasks"], facts["failed"]
     text = f"{count} tasks in {seconds(facts['seconds'])}: {facts['throughput']:.4g} tasks/s"
     if facts["accuracy"] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from asyncinfer.config import Config, load
 from asyncinfer.registry import optional
 from asyncinfer.stats import DeviceState, DeviceStats
 
-__all__ = ("device_facts", "optional", "read_config", "run_async", "trouble")
+__all__ = ("device_facts", "optional", "read_config", "remarks", "run_async", "trouble")
 
 
 def read_config(path: Path | None, *, allow_code: bool) -> Config:
@@ -31,6 +31,7 @@ def device_facts(device: DeviceStats, elapsed: float) -> Mapping[str, Any]:
         "failures": device.failures,
         "next_attempt": device.next_attempt,
         "wedged": device.wedged,
+        "rests": device.rests,
         "tasks": device.tasks,
         "batches": device.batches,
         "errors": device.errors,
@@ -59,3 +60,12 @@ def trouble(device: DeviceStats) -> str:
     if device.reason and device.state not in _WELL:
         said.append(device.reason)
     return ", ".join(said)
+
+
+def remarks(devices: Iterable[DeviceStats]) -> Iterator[str]:
+    """A line for each device that something is wrong with, and for each that rests."""
+    for device in devices:
+        if text := trouble(device):
+            yield f"{device.name}: {text}"
+        if device.rests is not None:
+            yield f"{device.name} rests: {device.rests}"

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from asyncinfer import Dispatcher
 from asyncinfer.cli import rows
 from asyncinfer.cli.progress import Progress, view
-from asyncinfer.cli.tools import trouble
+from asyncinfer.cli.tools import device_facts, trouble
 from asyncinfer.errors import DeviceLost
 from asyncinfer.testing import SimulatedDriver, run_virtual
 
@@ -53,6 +54,19 @@ def test_what_is_wrong_with_a_device_is_told():
     with console.capture() as captured:
         console.print(view(snapshot, None))
     assert "gone: backing_off for" in captured.get()
+
+
+def test_a_device_that_rests_is_told():
+    snapshot = run_virtual(stats())
+    one, two = snapshot.devices
+    two = replace(two, rests="35,300 tasks/s with it, 44,700 without")
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(view(replace(snapshot, devices=(one, two)), None))
+    lines = captured.get().splitlines()
+    assert next(line for line in lines if line.startswith("two")).split()[1] == "rests"
+    assert "two rests: 35,300 tasks/s with it, 44,700 without" in lines
+    assert device_facts(two, 1.0)["rests"] == two.rests
 
 
 def test_drawn_on_a_terminal_only(monkeypatch, capsys):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
+from asyncinfer.bench.simulated.timeline import draw
 from asyncinfer.cli.output import plain, seconds
 from asyncinfer.cli.timeline import Timeline
 from asyncinfer.events import Event
@@ -33,6 +34,18 @@ def test_text_shows_how_busy_each_was():
         "idle │        │",
         "      0    8 s",
     ]
+
+
+def test_a_device_that_rests_is_dotted():
+    timeline = recorded(("a", 0, 8), ("b", 3, 4))
+    for kind, at in (("rests", -2), ("takes_part", 3), ("takes_part", 3.5), ("rests", 6)):
+        timeline(Event(f"device.{kind}", at, "b"))
+    assert timeline.rests("b") == [(0, 3), (6, 8)]
+    assert timeline.rests("a") == []
+    assert timeline.text(8).splitlines()[:2] == ["a │████████│", "b │···█  ··│"]
+    axis = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    draw(axis, timeline)
+    assert [text.get_text() for text in axis.texts] == ["rests", "rests"]
 
 
 def test_nothing_recorded():

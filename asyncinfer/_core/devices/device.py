@@ -41,6 +41,10 @@ class DeviceListener(Protocol):
         """The device has changed its state, because of ``error`` if there is one."""
         ...
 
+    def rests_or_takes_part(self, device: Device, reason: str) -> None:
+        """The device rests from now on, or takes part again."""
+        ...
+
 
 class Device:
     """A driver with its state, what it runs, and how fast it is.
@@ -83,6 +87,8 @@ class Device:
         self.since = 0.0
         #: why it came into its state, in words
         self.reason = ""
+        #: why it is given nothing though it is up, in words; ``None`` while it takes part
+        self.rests: str | None = None
         #: whether its state lets it take tasks; it may still be busy with others
         self.up = False
         #: when it will be opened again, while it is backing off; infinite if that is unknown
@@ -133,6 +139,20 @@ class Device:
         self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
         self._touched = now
         self._listener.became(self, before, error)
+        if not self.up:
+            self.take_part(f"it is {state}")
+
+    def rest(self, reason: str) -> None:
+        """Note that the device is given nothing for now, and why. Only a change is an event."""
+        rested, self.rests = self.rests is not None, reason
+        if not rested:
+            self._listener.rests_or_takes_part(self, reason)
+
+    def take_part(self, reason: str = "") -> None:
+        """Note that the device is given tasks again. Idempotent."""
+        rested, self.rests = self.rests is not None, None
+        if rested:
+            self._listener.rests_or_takes_part(self, reason)
 
     def back_off(self, now: float, pause: float) -> None:
         """Note that the device will be opened again in ``pause`` seconds, and not before."""

@@ -138,6 +138,11 @@ class Roster:
         facts = {"before": before or "", "reason": device.reason}
         self._recorder.device_event(kind, device.name, error, **facts)
 
+    def rests_or_takes_part(self, device: Device, reason: str) -> None:
+        """Report that the device rests from now on, or takes part again."""
+        kind: EventKind = "device.takes_part" if device.rests is None else "device.rests"
+        self._recorder.device_event(kind, device.name, reason=reason)
+
     # ---- taking in what has changed
 
     def update(self) -> Collection[Device]:

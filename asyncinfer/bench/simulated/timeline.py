@@ -18,6 +18,8 @@ _SHADES = " ▁▂▃▄▅▆▇█"
 #: bars closer than this share of the whole are drawn as one
 _MERGE = 1 / 2000
 _COLOURS = ("#2b6cb0", "#90cdf4")
+#: of a device that rests: a cell in text, and its colour
+_RESTS, _RESTS_COLOUR = "·", "#e2e8f0"
 
 
 class Timeline:
@@ -27,10 +29,17 @@ class Timeline:
         names = list(devices)
         self._starts = {name: array("d") for name in names}
         self._ends = {name: array("d") for name in names}
+        #: when each device began to rest, and when it took part again
+        self._rests: dict[str, list[tuple[float, float]]] = {}
 
     def __call__(self, event: Event) -> None:
-        """Keep the end of a task."""
-        if event.kind in ("task.finished", "task.failed") and not math.isnan(event.started):
+        """Keep the end of a task, and when a device rests."""
+        if event.kind == "device.rests":
+            self._rests.setdefault(event.device, []).append((event.time, math.inf))
+        elif event.kind == "device.takes_part":
+            rests = self._rests.get(event.device, [])
+            rests[-1:] = [(begun, min(end, event.time)) for begun, end in rests[-1:]]
+        elif event.kind in ("task.finished", "task.failed") and not math.isnan(event.started):
             self._starts.setdefault(event.device, array("d")).append(event.started)
             self._ends.setdefault(event.device, array("d")).append(event.time)
 
@@ -60,16 +69,35 @@ class Timeline:
                 merged.append((start - begin, end - begin))
         return merged
 
+    def rests(self, device: str) -> list[Span]:
+        """When the device rested, from the first start of all and up to the last end."""
+        begin, end = self.bounds
+        spans = [
+            (max(start, begin) - begin, min(stop, end) - begin)
+            for start, stop in self._rests.get(device, ())
+        ]
+        return [(start, stop) for start, stop in spans if stop > start]
+
     def text(self, width: int = 60) -> str:
-        """A Gantt chart: one row a device, the height of a cell is how busy it was in it."""
+        """A Gantt chart: one row a device, the height of a cell is how busy it was in it.
+
+        A dot is for a device that rests.
+        """
         begin, end = self.bounds
         label = max((len(name) for name in self._starts), default=0)
+        size = (end - begin) / width
         lines = [
-            f"{name:<{label}} │{''.join(_cells(self.spans(name), (end - begin) / width, width))}│"
-            for name in self._starts
+            f"{name:<{label}} │{''.join(_row(self, name, size, width))}│" for name in self._starts
         ]
         ruler = f"{'':<{label}}  0{seconds(end - begin):>{width - 1}}"
         return "\n".join([*lines, ruler])
+
+
+def _row(timeline: Timeline, device: str, size: float, width: int) -> Iterator[str]:
+    rests = _cells(timeline.rests(device), size, width)
+    for busy, rested in zip(_cells(timeline.spans(device), size, width), rests, strict=True):
+        idle = busy == _SHADES[0]
+        yield _RESTS if idle and rested != _SHADES[0] else busy
 
 
 def _cells(spans: Sequence[Span], size: float, width: int) -> Iterator[str]:
@@ -89,7 +117,11 @@ def draw(axis: Any, timeline: Timeline) -> None:
         spans = _drawable(timeline, name, end - begin)
         bars = [(start, stop - start) for start, stop in spans]
         colours = [_COLOURS[i % 2] for i in range(len(bars))]
+        rests = [(start, stop - start) for start, stop in timeline.rests(name)]
+        axis.broken_barh(rests, (row - 0.35, 0.7), facecolors=_RESTS_COLOUR)
         axis.broken_barh(bars, (row - 0.35, 0.7), facecolors=colours or None)
+        for start, length in rests:
+            axis.text(start + length / 2, row, "rests", ha="center", va="center", fontsize=7)
     axis.set_yticks(range(len(timeline.devices)), timeline.devices)
     axis.set_ylim(len(timeline.devices) - 0.5, -0.5)
     axis.set_xlim(0, (end - begin) or 1)
