@@ -8,7 +8,17 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ("AllowCode", "Config", "Devices", "Json", "Model", "Policy", "Window", "expand")
+__all__ = (
+    "AllowCode",
+    "Config",
+    "Devices",
+    "Json",
+    "Model",
+    "Policy",
+    "WaitFor",
+    "Window",
+    "expand",
+)
 
 #: options that take one value or more: ``--devices cpu cpu sim:1``
 SEVERAL = ("--devices", "--host", "--inputs", "--service-times", "--suite")
@@ -48,6 +58,14 @@ Policy: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--policy", help="eft (default), greedy, static, sync or serial.", show_default=False
+    ),
+]
+WaitFor: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--wait-for",
+        help="Begin with the first device that is up (default), or once all were tried: all.",
+        show_default=False,
     ),
 ]
 Window: TypeAlias = Annotated[

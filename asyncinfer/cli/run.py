@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from asyncinfer import config as configuration
-from asyncinfer.cli.arguments import AllowCode, Config, Devices, Json, Policy, Window
+from asyncinfer.cli.arguments import AllowCode, Config, Devices, Json, Policy, WaitFor, Window
 from asyncinfer.cli.arguments import Model as ModelOption
 from asyncinfer.cli.durable import resumed
 from asyncinfer.cli.inputs import Inputs, collect, read_picture
@@ -51,6 +51,7 @@ def run(
     allow_code: AllowCode = False,
     policy: Policy = None,
     window: Window = None,
+    wait_for: WaitFor = None,
     preprocess: Steps = None,
     postprocess: Steps = None,
     output: Annotated[
@@ -78,7 +79,7 @@ def run(
         _import_from_here()
     used = _model(model, chosen, preprocess, postprocess)
     source = collect([*(files or []), *(inputs or [])], used)
-    given = {"policy": policy, "window": window}
+    given = {"policy": policy, "window": window, "wait_for": wait_for}
     options = dict(settings.dispatcher) | {k: v for k, v in given.items() if v is not None}
     drivers = [device.build(used) for device in chosen]
     _tell(chosen)

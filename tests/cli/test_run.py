@@ -1,5 +1,6 @@
 """``asyncinfer run``: inputs, devices, rows in order, and what goes wrong."""
 
+import asyncio
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from asyncinfer.cli import inputs
+from asyncinfer.testing import SimulatedDriver
 
 
 def test_a_built_in_model_brings_its_inputs(cli, tiny):
@@ -32,6 +34,27 @@ def test_json_is_the_summary_alone(cli, tiny):
     assert [device["name"] for device in facts["devices"]] == ["cpu", "cpu-2"]
     assert sum(device["tasks"] for device in facts["devices"]) == 20
     assert all(0 <= device["utilisation"] <= 1 for device in facts["devices"])
+
+
+@pytest.mark.parametrize("wait_for", [None, "first", "all"])
+def test_a_device_that_opens_slowly_holds_up_nobody(cli, tiny, monkeypatch, wait_for):
+    opened = []
+
+    async def open_slowly(self):
+        if self.name == "cpu-2":
+            await asyncio.sleep(3600 if wait_for != "all" else 0.1)
+        opened.append(self.name)
+        self.is_open = True
+
+    monkeypatch.setattr(SimulatedDriver, "open", open_slowly)
+    options = ["--wait-for", wait_for] if wait_for else []
+    facts = cli("run", "--model", "tiny", "--devices", "cpu", "cpu", *options, "--json").json
+    assert (facts["tasks"], facts["in_order"], facts["accuracy"]) == (20, True, 1.0)
+    if wait_for == "all":
+        assert opened == ["cpu", "cpu-2"]
+    else:
+        assert [device["tasks"] for device in facts["devices"]] == [20, 0]
+        assert facts["troubles"]["cpu-2"].startswith("opening for ")
 
 
 def test_a_bad_file_is_one_row_and_the_rest_intact(cli, tiny, numbers):
@@ -132,6 +155,7 @@ def test_simulated_devices_run_no_model(cli, numbers):
         ("--devices cpu a.txt --", "unknown device 'a.txt'"),
         ("a.txt --devices cpu", "missing a required argument: 'model'; give --model"),
         ("--devices sim:1", "no inputs: name files"),
+        ("--devices sim:1 --wait-for any a.txt", "wait_for must be 'first' or 'all', not 'any'"),
         ("a.txt --devices sim:1 --inputs -", "- (standard input) cannot be mixed"),
         ("--model tiny --devices cpu --inputs *.png", "no file matches '*.png'"),
         ("--model tiny --devices cpu --inputs tinny", "no file or input set 'tinny'; did you mean"),

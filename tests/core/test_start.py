@@ -203,6 +203,27 @@ def test_order_holds_under_every_policy_as_devices_join(virtual, policy):
     virtual(run())
 
 
+def test_a_stream_that_needs_a_device_to_itself_gets_the_late_one(virtual):
+    class Remembering(Doored):
+        stateful = True
+
+        async def reset(self):
+            pass
+
+    async def run():
+        drivers = [Remembering("a", 0.1), Remembering("late", 0.1, openings=[5])]
+        async with Dispatcher(drivers) as d:
+
+            async def devices(count):
+                return [r.device async for r in d.results(range(count))]
+
+            long, short = await asyncio.gather(devices(100), devices(10))
+            assert (set(long), set(short)) == ({"a"}, {"late"})
+            assert now() == pytest.approx(10, abs=0.1)
+
+    virtual(run())
+
+
 def test_opening_without_a_block(virtual):
     async def run():
         a = Doored("a", openings=[1])

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer.serve.run import Address, serving
+from asyncinfer.testing import SimulatedDriver
 
 BODY = {"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 INFER = "/v2/models/m/infer"
@@ -47,6 +48,20 @@ async def test_alive_but_not_ready_until_the_models_are_open():
         await entering
         assert (await http.get("/v2/health/ready")).status_code == 200
     await starting.__aexit__(None, None, None)
+
+
+async def test_ready_with_the_first_device():
+    served, late = simulated(), SimulatedDriver("late", 0.001)
+    late.open = asyncio.Event().wait
+    served.drivers = [late, *served.drivers]
+    address = Address(http_port=0, grpc_port=0)
+    async with asyncio.timeout(20), serving([served], address) as server:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{server.http_port}", trust_env=False
+        ) as http:
+            assert (await http.get("/v2/health/ready")).status_code == 200
+            assert (await http.post(INFER, json=BODY)).status_code == 200
+        assert [str(device.state) for device in served.stats.devices] == ["opening", "ready"]
 
 
 async def test_draining_finishes_what_was_accepted_and_refuses_the_rest(serve):
