@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import inside
 import pytest
@@ -11,7 +12,7 @@ from fakes import Deaf, deaf
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.tasks.recorder import Recorder
-from asyncinfer.errors import ClosedError
+from asyncinfer.errors import ClosedError, DeviceError
 from asyncinfer.stats import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
@@ -34,6 +35,40 @@ def test_draining_when_a_source_was_not_looked_at_yet_ends_its_stream(virtual):
             with pytest.raises(ClosedError):
                 await first
             await draining
+
+    virtual(run())
+
+
+def test_what_opens_late_just_as_it_is_tried_again_is_closed_first(virtual):
+    """The next opening has begun, and has not asked the driver yet."""
+
+    class Late(SimulatedDriver):
+        opens, free, opened_twice = 0, asyncio.Event(), False
+
+        async def open(self):
+            self.opened_twice |= self.is_open
+            self.opens += 1
+            if self.opens == 2:
+                raise DeviceError("late", "not now")
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(100 if self.opens == 1 else 0)
+            if self.opens <= 2:
+                await self.free.wait()
+            self.is_open = True
+
+    async def run():
+        late = Late("late", 0.1)
+        limits = Timeouts(open=1.0, close=0.5)
+
+        def told(event):
+            if event.kind == "device.opening" and late.opens == 2:
+                late.free.set()
+
+        drivers = [late, SimulatedDriver("b", 0.1)]
+        async with Dispatcher(drivers, timeout=limits, on_event=told) as d:
+            await asyncio.sleep(10)
+            assert [str(device.state) for device in d.stats().devices] == ["ready", "ready"]
+            assert (late.opens, late.opened_twice, late.is_open) == (3, False, True)
 
     virtual(run())
 

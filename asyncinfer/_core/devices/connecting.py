@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from asyncinfer._core.devices.device import Device
 from asyncinfer._core.tasks.recorder import Recorder, logger
@@ -44,6 +45,8 @@ class Connecting:
         self._openings: dict[Device, asyncio.Task[None]] = {}
         #: the asyncio tasks that close drivers again which opened too late
         self._undoing: dict[Device, asyncio.Task[None]] = {}
+        #: the latest opening of each device in which its driver was asked to open
+        self._asked: WeakKeyDictionary[Device, int] = WeakKeyDictionary()
 
     async def open(self, device: Device) -> None:
         """Open and calibrate a device, so that it is up.
@@ -80,9 +83,11 @@ class Connecting:
         assert opening is not None  # noqa: S101  # asyncio runs nothing else
         if device in self._undoing:
             await asyncio.wait([self._undoing[device]])
+        self._asked[device] = generation
         await _call(device, "open")
         if opening.cancelling():  # the driver ignored that; nobody waits for this opening any more
-            if not _opened_again(device, generation):
+            asked = self._asked[device] == device.generation
+            if not (asked and _opened_again(device, generation)):
                 await self._undo(device, opening)
             return
         device.reread_attributes()
