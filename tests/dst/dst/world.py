@@ -344,7 +344,9 @@ class World:
             raise error
         await self._all_end()
         late = any(fault.kind == "stubborn late" for fault in self.faults.opens.values())
+        # what opened too late is closed again, for which it has the close timeout
         closing = max(driver.plan.close_seconds for driver in self.drivers.values())
+        closing = max(closing, self.settings.close)
         await asyncio.sleep(late and closing + 0.001)
         self._check_all()
 
