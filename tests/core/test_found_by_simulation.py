@@ -7,12 +7,13 @@ from contextlib import suppress
 
 import inside
 import pytest
-from fakes import Deaf, deaf
+from fakes import Deaf, Picky, deaf
 
-from asyncinfer import Dispatcher, Timeouts
+from asyncinfer import Dispatcher, Hedge, Timeouts
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.tasks.recorder import Recorder
-from asyncinfer.errors import ClosedError, DeviceError
+from asyncinfer.driver import ServiceTime
+from asyncinfer.errors import ClosedError, DeviceError, TaskError
 from asyncinfer.stats import DeviceState
 from asyncinfer.testing import SimulatedDriver
 
@@ -188,3 +189,30 @@ def test_nobody_suspects_a_device_that_is_being_closed(virtual):
             await asyncio.gather(*calls)
 
     virtual(run())
+
+
+@pytest.mark.parametrize("how", ["raises", "removed"])
+def test_a_result_of_a_copy_is_not_said_to_be_of_the_call_it_was_copied_from(virtual, how):
+    """Its neighbour in that call has none yet, and holds it back."""
+
+    async def run():
+        slow = Picky("slow", 0.1, lambda batch: 0 in batch, max_batch=2)
+        fast = Picky("fast", 0.00002, lambda batch: 0 in batch)
+        hedge = Hedge(quantile=0.5, least=0.001, budget=1.0)
+        async with Dispatcher([slow, fast], hedge=hedge) as d:
+            (of_slow, _) = inside.devices(d)
+            of_slow.calibrate(ServiceTime(0.0, 0.00001))  # so it is overdue at once
+            reading = asyncio.create_task(_all(d.results(range(3))))
+            if how == "removed":
+                await asyncio.sleep(0.05)
+                await d.remove("slow", drain=False)
+            results = await reading
+        assert [type(result.error) for result in results] == [TaskError, type(None), type(None)]
+        assert [result.device for result in results[1:]] == ["fast", "fast"]
+        assert all(result.finished < 0.1 for result in results[1:])
+
+    virtual(run())
+
+
+async def _all(results):
+    return [result async for result in results]

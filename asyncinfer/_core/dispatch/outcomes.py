@@ -94,8 +94,9 @@ class Outcomes:
             self._attempt_failed(tasks[0], error, run)
             return
         for task in tasks:
-            task.run = run
-            self._retry(task, run.device)
+            if not task.done:  # else its copy has given the result, and that is what its run tells
+                task.run = run
+                self._retry(task, run.device)
 
     def call_ended(self, burst: Burst) -> None:
         """The burst's runner ends: free the device; tasks that were not run go elsewhere."""
@@ -133,10 +134,10 @@ class Outcomes:
             run = Run(device.name, burst.call_began, now)
             running = burst.take_running()
             for task in running:
-                if error is None:
-                    task.run = run
-                else:
+                if error is not None:
                     self._attempt_failed(task, error, run)
+                elif not task.done:
+                    task.run = run
             rest = burst.take_rest()
             self._reassign(device, rest if error else [*running, *rest])
             burst.cancel()

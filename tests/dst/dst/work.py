@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -44,12 +45,26 @@ class Work:
     ) -> None:
         self.dispatcher, self.settings = dispatcher, settings
         self.faults, self.ledger = faults, ledger
-        #: the dispatcher may refuse or cut off work; it does not wait for accepted work to end
-        self.closing = self.cut = False
+        #: the dispatcher may refuse or cut off work
+        self.closing = False
+        #: from when on it does not wait for accepted work to end
+        self.cut_at = math.inf
         #: sources that were begun and not closed
         self.open_sources: set[str] = set()
         #: somebody gave up or was cut off, so that not every task was delivered
         self.dropped = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether the dispatcher need not wait for accepted work to end.
+
+        A matter of the clock, not of a timer: with a leap, one timer rings and another does not.
+        """
+        return self.ledger.now >= self.cut_at - 1e-9
+
+    def cut_in(self, seconds: float = 0.0) -> None:
+        """After so many seconds it need not."""
+        self.cut_at = min(self.cut_at, self.ledger.now + seconds)
 
     # ---- sources
 

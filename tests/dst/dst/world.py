@@ -187,7 +187,8 @@ class World:
             self.leave_by_error = step.error
             self.leave.set()
         elif isinstance(step, Cancel) and self.main is not None:
-            self.work.closing = self.work.cut = True
+            self.work.closing = True
+            self.work.cut_in()
             self.cancelled_at = self.ledger.now
             self.main.cancel()
 
@@ -251,7 +252,7 @@ class World:
         self._closes()
         begun = self.ledger.now
         if isinstance(step, Close):
-            self.work.cut = True
+            self.work.cut_in()
             await self.dispatcher.close()
             self._check_closing(begun, 0.0, "close()")
             return
@@ -302,9 +303,10 @@ class World:
                 begun = self.ledger.now
                 self._closes()
                 if self.leave_by_error:
-                    self.work.cut, allowed = True, 0.0
+                    allowed = 0.0
+                    self.work.cut_in()
                     raise LeftByError
-                self._begin(self._cut_after(self.settings.drain))
+                self.work.cut_in(math.inf if self.settings.drain is None else self.settings.drain)
         except LeftByError:
             pass
         except DeviceError as error:  # none could be opened
@@ -322,11 +324,6 @@ class World:
         check_left_behind(self.ledger, 2 * self.plugging)
         if self.settings.drain is not None:
             self._check_closing(begun, allowed, "leaving")
-
-    async def _cut_after(self, seconds: float | None) -> None:
-        assert self.main is not None
-        await asyncio.wait([self.main], timeout=seconds)
-        self.work.cut = True
 
     async def finish(self) -> None:
         """End all faults, see all work end, leave, and look at what is left."""
