@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -33,11 +34,14 @@ class Dispatching(RuleBasedStateMachine):
         super().__init__()
         self.run: Run | None = None
 
-    @initialize(chance=chances, devices=st.integers(1, 3))
-    def open(self, chance, devices):
+    @initialize(
+        chance=chances, devices=st.integers(1, 3), stateful=st.sampled_from([False, False, True])
+    )
+    def open(self, chance, devices, stateful):
         self.make = Generator(chance)
         plans = tuple(self.make.device(f"d{i}") for i in range(devices))
-        self.run = Run(hosted(Schedule(self.make.settings(), plans), chance))
+        settings = replace(self.make.settings(), stateful=stateful)
+        self.run = Run(hosted(Schedule(settings, plans), chance))
         self.run.go(self.begin())
 
     async def begin(self):
@@ -58,7 +62,16 @@ class Dispatching(RuleBasedStateMachine):
     def submit(self, chance, kind, pause):
         self.then(chance, kind, pause)
 
-    faults = ("call_fault", "open_fault", "close_fault", "bad_input", "outage", "flap", "slow")
+    faults = (
+        "call_fault",
+        "open_fault",
+        "close_fault",
+        "reset_fault",
+        "bad_input",
+        "outage",
+        "flap",
+        "slow",
+    )
 
     @rule(chance=chances, kind=st.sampled_from(faults), pause=pauses)
     def fail(self, chance, kind, pause):

@@ -13,12 +13,15 @@ from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import DeviceLost, InputError, ProtocolError
 from asyncinfer.testing import SimulatedHost
 from dst.ledger import OWNER, Call, Input, Ledger
-from dst.schedule import CallFault, CloseFault, DevicePlan, OpenFault
+from dst.schedule import CallFault, CloseFault, DevicePlan, OpenFault, ResetFault, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("Faults", "FaultyDriver", "Unusual", "until")
+__all__ = ("UNKNOWN", "Faults", "FaultyDriver", "Unusual", "until")
+
+#: what a device remembers that was not reset, or was stopped in the middle of something
+UNKNOWN: Input = ("unknown", -1)
 
 
 class Unusual(BaseException):
@@ -51,6 +54,7 @@ class Faults:
         self.calls: dict[tuple[str, int], CallFault] = {}
         self.opens: dict[tuple[str, int], OpenFault] = {}
         self.closes: dict[tuple[str, int], CloseFault] = {}
+        self.resets: dict[tuple[str, int], ResetFault] = {}
         self.inputs: dict[Input, str] = {}
         #: set when all faults end: who hangs goes on then
         self.healed = asyncio.Event()
@@ -104,20 +108,22 @@ class FaultyDriver(Driver[Any, Any]):
         plan: DevicePlan,
         faults: Faults,
         ledger: Ledger,
-        hedged: bool,
+        settings: Settings,
         host: SimulatedHost | None = None,
     ) -> None:
         self.plan, self.faults, self.ledger, self.host = plan, faults, ledger, host
         claimed = plan.host if plan.claims is None else plan.claims
         self.shares = [claimed] if claimed else []
         self.name = plan.name
-        self.max_batch = plan.max_batch
-        self.concurrency = plan.concurrency
+        self.stateful = settings.stateful
+        self.max_batch = 1 if self.stateful else plan.max_batch
+        self.concurrency = 1 if self.stateful else plan.concurrency
         self.max_wait = plan.max_wait
         self.latency_target = plan.latency_target
-        self.hedged = hedged
         self.chance = Random(plan.name)
-        self.opens = self.closes = self.infers = 0
+        self.opens = self.closes = self.infers = self.resets = 0
+        #: what it was asked since it was reset
+        self.memory: list[Input] = [UNKNOWN]
         self.is_open = False
         #: calls that run in the present opening
         self.running: list[Call] = []
@@ -166,6 +172,7 @@ class FaultyDriver(Driver[Any, Any]):
         if not self.is_open:  # else a later opening was quicker than this one
             self.is_open = True
             self.running = []
+            self.memory = [UNKNOWN]
 
     async def _open_wrong(self, fault: OpenFault) -> None:
         if fault.kind == "hang":
@@ -205,6 +212,30 @@ class FaultyDriver(Driver[Any, Any]):
         else:
             await self.faults.ignore(1e9 if fault.kind == "wedge" else fault.amount)
 
+    async def reset(self) -> None:
+        self.ledger.note("reset", self.name, self.resets)
+        self._check(self.is_open, "reset while not open")
+        self._check(not self.running, "reset while calls run")
+        fault = self.faults.resets.get((self.name, self.resets)) if self._well else None
+        self.resets += 1
+        self.memory = memory = [UNKNOWN]
+        if fault is not None:
+            await self._reset_wrong(fault)
+        memory.clear()
+
+    async def _reset_wrong(self, fault: ResetFault) -> None:
+        if fault.kind == "hang":
+            await self.faults.hang()
+        elif fault.kind == "slow":
+            await asyncio.sleep(fault.amount)
+        elif fault.kind == "stubborn":
+            if await self.faults.ignore(fault.amount):
+                raise asyncio.CancelledError
+        elif fault.kind == "raises":
+            raise ValueError("cannot be reset")
+        else:
+            raise DeviceLost(self.name, "is lost as it is reset")
+
     async def calibrate(self) -> ServiceTime | None:
         each = self.plan.estimate
         return None if each is None else ServiceTime(self.plan.batch_cost, each)
@@ -223,14 +254,18 @@ class FaultyDriver(Driver[Any, Any]):
         healthy = sum(not call.cancelled for call in running)
         self._check(healthy < self.concurrency, "too many calls at once")
         call = self.ledger.begin(self.name, inputs)
+        memory = self.memory
+        call.before = tuple(memory) if self.stateful else ()
         fault = self.faults.calls.get((self.name, self.infers)) if self._well else None
         self.infers += 1
         running.append(call)
-        with self._noted(call):
-            try:
+        try:
+            with self._noted(call):
                 return await self._run(call, fault, pulled)
-            finally:
-                running.remove(call)
+        finally:
+            running.remove(call)
+            whole = call.end in ("answered", "raised") and not call.cancelled
+            memory += inputs if whole else [UNKNOWN]
 
     @contextmanager
     def _noted(self, call: Call) -> Iterator[None]:

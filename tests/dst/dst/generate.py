@@ -6,6 +6,7 @@ is absent would otherwise be drowned.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from dst.hosts import hosted
@@ -25,6 +26,7 @@ from dst.schedule import (
     OpenFault,
     Outage,
     Remove,
+    ResetFault,
     Schedule,
     Settings,
     Slow,
@@ -40,6 +42,7 @@ CALL_FAULTS = (
     "too few", "too many", "nothing", "cancels itself", "base",
 )  # fmt: skip
 OPEN_FAULTS = ("lost", "lost", "os error", "hang", "slow", "stubborn", "stubborn late")
+RESET_FAULTS = ("lost", "raises", "hang", "slow", "stubborn")
 CLOSE_FAULTS = ("hang", "slow", "raises", "stubborn", "wedge")
 BAD_INPUTS = ("model", "input", "one model", "one input", "poison")
 ENDS = ("all", "all", "all", "break", "aclose", "cancel", "drop", "body")
@@ -47,8 +50,11 @@ SECONDS = (0.0, 0.0005, 0.01, 0.1, 0.5, 2.0, 7.0, 40.0)
 
 
 def schedule_of(seed: int) -> Schedule:
-    """The schedule of a seed, always the same."""
-    return hosted(Generator(Random(seed)).schedule(), Random(f"{seed}/hosts"))
+    """The schedule of a seed, always the same. Some have devices that remember."""
+    generator = Generator(Random(seed))
+    schedule = hosted(generator.schedule(), Random(f"{seed}/hosts"))
+    generator.chance = Random(f"{seed}, stateful")
+    return generator.remembering(schedule) if generator.chance.random() < 0.15 else schedule
 
 
 class Generator:
@@ -76,6 +82,12 @@ class Generator:
         if chance.random() < 0.35:
             steps += [self.end() for _ in range(chance.choice((1, 1, 1, 2, 3)))]
         return Schedule(self.settings(), devices, tuple(steps))
+
+    def remembering(self, schedule: Schedule) -> Schedule:
+        """The same with devices that remember, which also fail when they are reset."""
+        faults = [self.reset_fault() for _ in range(self.chance.choice((0, 0, 1, 3)))]
+        settings = replace(schedule.settings, stateful=True)
+        return schedule.but(settings=settings, steps=(*schedule.steps, *faults))
 
     def settings(self) -> Settings:
         """Small windows, small queues, and some time limits."""
@@ -172,6 +184,11 @@ class Generator:
         """A closing fails."""
         kind, amount = self.chance.choice(CLOSE_FAULTS), self.chance.choice(SECONDS)
         return CloseFault(0.0, self.name(), self.chance.randrange(3), kind, amount)
+
+    def reset_fault(self) -> ResetFault:
+        """A device is not reset as it should be."""
+        kind, amount = self.chance.choice(RESET_FAULTS), self.chance.choice(SECONDS)
+        return ResetFault(0.0, self.name(), self.chance.randrange(4), kind, amount)
 
     def bad_input(self) -> BadInput:
         """A bad input."""

@@ -31,7 +31,9 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
     free = [device for device in up if device.free]
     waiting = sum(lane.waiting.tasks for lane in lanes)
     idle = up and len(free) == len(up) and not any(device.bursts for device in up)
-    if idle and settings.policy in ("eft", "greedy"):
+    if settings.stateful:
+        _check_bound(engine, ledger)
+    elif idle and settings.policy in ("eft", "greedy"):
         fills = any(device.max_wait for device in up)
         check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
         left = [task for task in retries.tasks if not task.done]
@@ -50,6 +52,21 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         check(not (turns and not intake.full()), "stall", "a source is not told of room")
         admits = lane.admitted - lane.delivered < lane.window
         check(not (free and admits and not intake.empty()), "stall", "a task is not admitted")
+
+
+def _check_bound(engine: Engine, ledger: Ledger) -> None:
+    """No stream waits for its device while that is free, or for one while nobody has it."""
+    bound = {lane: each for lane, each in engine._pool._bindings._bound.items() if not lane.closed}
+    taken = {each.device for lane, each in bound.items() if not lane.finished and not each.trouble}
+    up = [device for device in engine.roster.devices if device.up and device.free]
+    spare = [device.name for device in up if device not in taken]
+    for lane in engine.lanes:
+        if not lane.waiting.tasks:
+            continue
+        device = bound[lane].device if lane in bound else None
+        stands = device in up if device else bool(spare)
+        whom = f"for {device.name}" if device else f"beside {spare}"
+        ledger.check(not stands, "stall", "stream", lane.number, "waits", whom)
 
 
 def _unfinished(engine: Engine) -> int:

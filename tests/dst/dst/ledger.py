@@ -34,6 +34,8 @@ class Call:
     ended: float = 0.0
     #: whether it was cancelled at any time
     cancelled: bool = False
+    #: of a device that remembers: what it was asked before since it was reset
+    before: tuple[Input, ...] = ()
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Ledger:
     leapt: float = 0.0
     #: times at which each device was lost
     lost: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    #: devices that were to leave
+    left: set[str] = field(default_factory=set)
 
     @property
     def now(self) -> float:

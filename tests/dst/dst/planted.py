@@ -11,6 +11,7 @@ from unittest.mock import patch
 from asyncinfer._core.devices import connecting
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.supervisor import Supervisor
+from asyncinfer._core.dispatch import bindings, executor
 from asyncinfer._core.dispatch.outcomes import Outcomes
 from asyncinfer._core.tasks.intake import Intake
 from asyncinfer._core.tasks.lane import Lane
@@ -253,6 +254,20 @@ def _deadlines_forgotten() -> list[Any]:
     return [patch.object(Outcomes, "expire", lambda self, spans, kind, text: None)]
 
 
+def _stream_not_begun_afresh() -> list[Any]:
+    """A device that remembers is not reset as a stream begins."""
+
+    async def reset(device: Device) -> None:
+        await asyncio.sleep(0)
+
+    return [patch.object(executor, "_reset", reset)]
+
+
+def _lost_state_made_up() -> list[Any]:
+    """A stream goes on whatever became of what its device remembers."""
+    return [patch.object(bindings._Binding, "trouble_before", lambda self, index: "")]
+
+
 PLANTED: dict[str, Callable[[], list[Any]]] = {
     function.__name__.strip("_").replace("_", " "): function
     for function in (
@@ -275,6 +290,8 @@ PLANTED: dict[str, Callable[[], list[Any]]] = {
         _late_opening_left,
         _dropped_task_counted,
         _deadlines_forgotten,
+        _stream_not_begun_afresh,
+        _lost_state_made_up,
     )
 }
 

@@ -24,6 +24,7 @@ __all__ = (
     "OpenFault",
     "Outage",
     "Remove",
+    "ResetFault",
     "Schedule",
     "Settings",
     "Slow",
@@ -51,11 +52,13 @@ class Settings:
     #: of each host
     cores: float = 2.0
     contention: float = 0.0
+    #: whether the devices remember what came before: each stream has one to itself
+    stateful: bool = False
 
     @property
     def attempts(self) -> int:
         """How often an input may be run; a copy may fail besides."""
-        return self.retries + 1 + self.hedged
+        return 1 if self.stateful else self.retries + 1 + self.hedged
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,16 @@ class CloseFault(Step):
 
 
 @dataclass(frozen=True)
+class ResetFault(Step):
+    """What goes wrong when a device that remembers is reset, as a stream begins."""
+
+    device: str = ""
+    reset: int = 0
+    kind: str = "lost"
+    amount: float = 1.0
+
+
+@dataclass(frozen=True)
 class BadInput(Step):
     """An input that fails, or kills, whatever runs it."""
 
@@ -242,7 +255,7 @@ class Cancel(Step):
 STEPS: dict[str, type[Step]] = {
     kind.__name__: kind
     for kind in (
-        Stream, Calls, Add, Remove, CallFault, OpenFault, CloseFault, BadInput,
+        Stream, Calls, Add, Remove, CallFault, OpenFault, CloseFault, ResetFault, BadInput,
         Outage, Flap, Slow, Cores, Leap, Drain, Close, Leave, Cancel,
     )
 }  # fmt: skip

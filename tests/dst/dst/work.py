@@ -11,11 +11,13 @@ from asyncinfer import Dispatcher
 from asyncinfer._core.dispatch.retries import POISON
 from asyncinfer.errors import (
     ClosedError,
+    ConfigError,
     DeadlineExceeded,
     DeviceError,
     InputError,
     PoisonTask,
     QueueTimeout,
+    StateLost,
     TaskError,
 )
 from dst.devices import Faults, until
@@ -223,6 +225,9 @@ class Work:
             outcome = repr(error)
             ledger.delivered[name] += 1
             self.check_error((name, 0), error)
+        except ConfigError as error:
+            outcome = "refused"
+            ledger.check(self.settings.stateful, "caller", name, "is refused:", error)
         except TimeoutError:
             outcome, self.dropped = "out of patience", True
             ledger.check(plan.patience is not None, "caller", name, "is told of a timeout")
@@ -246,6 +251,9 @@ class Work:
         check((owner, index) in call.inputs, "value", name, "is given", output)
         check(call.end == "answered", "value", name, index, "comes of a call that", call.end)
         check(not call.cancelled, "late answer", name, index, "comes of cancelled call", number)
+        if self.settings.stateful:
+            before = tuple((name, earlier) for earlier in range(index))
+            check(call.before == before, "state", name, index, "was made after", *call.before[-3:])
         return int(index)
 
     def _check_result(self, x: Input, result: Any) -> None:
@@ -281,7 +289,13 @@ class Work:
         limit: float | None = None
         if type(error) is TaskError:
             final = error.attempts > settings.retries or isinstance(error.causes[-1], InputError)
+            final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
+        elif isinstance(error, StateLost):
+            check(settings.stateful, "state", x, "has lost what no device keeps")
+            late = settings.queue is not None or settings.total is not None
+            why = late or self.ledger.left or any(self.ledger.lost.values())
+            check(why, "state", x, "is said to have lost its device:", error)
         elif isinstance(error, PoisonTask):
             check(len(set(error.devices)) >= POISON, "poison", x, "has killed", *error.devices)
         elif isinstance(error, QueueTimeout):

@@ -35,6 +35,7 @@ from dst.schedule import (
     OpenFault,
     Outage,
     Remove,
+    ResetFault,
     Schedule,
     Slow,
     Step,
@@ -104,7 +105,7 @@ class World:
 
     def _driver(self, plan: DevicePlan) -> FaultyDriver:
         host = self._host(plan.host) if plan.host else None
-        driver = FaultyDriver(plan, self.faults, self.ledger, self.settings.hedged, host)
+        driver = FaultyDriver(plan, self.faults, self.ledger, self.settings, host)
         self.drivers[plan.name] = driver
         return driver
 
@@ -120,11 +121,15 @@ class World:
         self.kinds[event.kind] += 1
         if event.kind == "device.lost":
             ledger.lost[event.device].append(ledger.now)
+        if event.kind == "device.draining":
+            ledger.left.add(event.device)
         if event.stream < 0:
             return
         key = (event.kind, event.stream, event.index)
         self.events[key] += 1
         most = self.settings.retries if event.kind == "task.retried" else 1
+        if self.settings.stateful and event.kind in ("task.retried", "task.hedged"):
+            most = 0
         ledger.check(self.events[key] <= most, "events", *key, "comes too often")
         if event.kind in ("task.finished", "task.failed"):
             ends = sum(self.events[kind, *key[1:]] for kind in ("task.finished", "task.failed"))
@@ -141,6 +146,8 @@ class World:
             faults.opens.setdefault((step.device, step.opening), step)
         elif isinstance(step, CloseFault):
             faults.closes.setdefault((step.device, step.closing), step)
+        elif isinstance(step, ResetFault):
+            faults.resets.setdefault((step.device, step.reset), step)
         elif isinstance(step, BadInput):
             faults.inputs.setdefault((f"s{step.stream}", step.index), step.kind)
         else:
@@ -332,7 +339,7 @@ class World:
         self._begin(self._add(DevicePlan("last")))  # the others may have been removed
         await self._all_end()
         if not self.work.closing:
-            self.do(Calls(count=2))
+            self.do(Stream(tasks=2) if self.settings.stateful else Calls(count=2))
             await self._all_end()
         self.leave.set()
         assert self.main is not None
