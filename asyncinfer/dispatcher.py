@@ -86,14 +86,15 @@ class Dispatcher(Generic[InT, OutT]):
         self._on_event = on_event
         self._wait_for_all = _wait_for_all(wait_for)
         self._engine: Engine | None = None
-        self._opening = False
+        #: the engine while its devices are being opened
+        self._opening: Engine | None = None
         policy_named(policy)
         _check_drivers(self._drivers)
 
     # ---- opening and closing
 
     async def __aenter__(self) -> Dispatcher[InT, OutT]:
-        if self._opening or (self._engine is not None and self._engine.running):
+        if self._opening is not None or (self._engine is not None and self._engine.running):
             raise ClosedError("the dispatcher is open already: enter it once at a time")
         _check_drivers(self._drivers)
         engine = Engine(
@@ -105,14 +106,14 @@ class Dispatcher(Generic[InT, OutT]):
             hedge=self._hedge,
             on_event=self._on_event,
         )
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(engine.close)
-            self._opening = True
-            try:
+        self._opening = engine
+        try:
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(engine.close)
                 await engine.open(self._drivers, wait_for_all=self._wait_for_all)
-            finally:
-                self._opening = False
-            undo.pop_all()
+                undo.pop_all()
+        finally:
+            self._opening = None
         self._engine = engine
         return self
 
@@ -142,9 +143,12 @@ class Dispatcher(Generic[InT, OutT]):
         """Accept no more tasks, and wait until the accepted ones have ended. Idempotent.
 
         Sources are read no further, and results stay ready for their consumers. Raises
-        ``TimeoutError`` after ``timeout`` seconds; the tasks are not stopped by that.
+        ``TimeoutError`` after ``timeout`` seconds; the tasks are not stopped by that. A dispatcher
+        that is still opening is closed: entering it raises ``ClosedError``.
         """
-        if self._engine is not None:
+        if self._opening is not None:
+            await self._opening.close()
+        elif self._engine is not None:
             await self._engine.drain(timeout)
 
     async def close(self) -> None:
@@ -152,8 +156,11 @@ class Dispatcher(Generic[InT, OutT]):
 
         Waiting callers get ``ClosedError``. It takes ``Timeouts.close`` at most; a driver whose
         calls do not end by then is named in the log, in a ``device.wedged`` event and in ``stats``.
+        A dispatcher that is still opening opens no further: entering it raises ``ClosedError``.
         """
-        if self._engine is not None:
+        if self._opening is not None:
+            await self._opening.close()
+        elif self._engine is not None:
             await self._engine.close()
 
     # ---- work

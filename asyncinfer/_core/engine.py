@@ -266,8 +266,13 @@ class Engine:
     # ---- from opening to closing
 
     async def open(self, drivers: Sequence[Driver[Any, Any]], *, wait_for_all: bool) -> None:
-        """Open the devices, and accept work once one of them is up, or each has been tried."""
+        """Open the devices, and accept work once one of them is up, or each has been tried.
+
+        Raises ``ClosedError`` if closed meanwhile.
+        """
         await self.supervisor.open_all(drivers, wait_for_all=wait_for_all)
+        if self._closing is not None:
+            raise ClosedError("the dispatcher was closed while it was opening")
         self.accepting = True
 
     def check_open(self) -> None:

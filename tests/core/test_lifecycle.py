@@ -7,7 +7,7 @@ import threading
 import weakref
 
 import pytest
-from fakes import Noting, now
+from fakes import Doored, Noting, Wedged, now
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import ClosedError, ConfigError
@@ -228,6 +228,50 @@ def test_it_may_be_entered_again_but_once_at_a_time(virtual):
                 assert d.stats().finished == 3
             assert not a.is_open
         assert a.closes == 3
+
+    virtual(run())
+
+
+@pytest.mark.parametrize("turns", [*range(8), None])
+@pytest.mark.parametrize("how", ["close", "drain"])
+def test_closing_while_it_opens_ends_the_opening(virtual, how, turns):
+    async def run():
+        hangs = [] if turns is not None else [1e6]
+        quick, slow = Noting("quick", 1.0), Doored("slow", 1.0, hangs)
+        d = Dispatcher([quick, slow], timeout=Timeouts(open=None))
+        entering = asyncio.create_task(d.__aenter__())
+        await asyncio.sleep(0)
+        for _ in range(turns or 0):
+            await asyncio.sleep(0)
+        if turns is None:
+            await asyncio.sleep(5.0)
+        opened = entering.done()
+        await getattr(d, how)()
+        if opened:  # there was nothing to wait for, so it is open and may be closed
+            await d.close()
+        else:
+            with pytest.raises(ClosedError, match="while"):
+                await entering
+        assert now() == (5.0 if turns is None else 0.0)
+        assert (quick.is_open, slow.is_open) == (False, False)
+        async with d:
+            assert await d.infer(1) == 1
+
+    virtual(run())
+
+
+def test_closing_while_it_opens_does_not_wait_for_a_driver_that_does_not_hear(virtual):
+    async def run():
+        deaf = Wedged("deaf", "open")
+        d = Dispatcher([deaf], timeout=Timeouts(open=None, close=2.0))
+        entering = asyncio.create_task(d.__aenter__())
+        await asyncio.sleep(1.0)
+        await d.close()
+        with pytest.raises(ClosedError):
+            await entering
+        assert now() <= 3.0
+        await deaf.release()
+        assert not deaf.is_open
 
     virtual(run())
 

@@ -41,8 +41,8 @@ class Connecting:
         self._clock = clock
         self._loop = loop
         self._timeouts = timeouts
-        #: the asyncio tasks that open devices now
-        self._openings: dict[Device, asyncio.Task[None]] = {}
+        #: the asyncio tasks that open devices now, and what is set to wait for them no longer
+        self._openings: dict[Device, tuple[asyncio.Task[None], asyncio.Future[None]]] = {}
         #: the asyncio tasks that close drivers again which opened too late
         self._undoing: dict[Device, asyncio.Task[None]] = {}
         #: the latest opening of each device in which its driver was asked to open
@@ -54,20 +54,23 @@ class Connecting:
         Raises what the driver raises, ``DeviceTimeout`` past the open timeout, and ``ClosedError``
         if the device was closed meanwhile.
         """
+        if device.state in (DeviceState.DRAINING, DeviceState.REMOVED):
+            raise _closed_meanwhile(device)
         device.become(DeviceState.OPENING, self._clock())
         name = f"asyncinfer open {device.name}"
         opening = self._loop.create_task(self._open_driver(device, device.generation), name=name)
-        self._openings[device] = opening
-        seconds = self._timeouts.open
+        given_up = self._loop.create_future()
+        self._openings[device] = opening, given_up
+        seconds, first = self._timeouts.open, asyncio.FIRST_COMPLETED
         try:
-            await asyncio.wait([opening], timeout=seconds)
+            await asyncio.wait([opening, given_up], timeout=seconds, return_when=first)
         finally:
             overdue = opening.cancel()
             device.leftovers.expect_end(opening, device.generation)
-            if self._openings.get(device) is opening:
+            if self._openings.get(device) == (opening, given_up):
                 del self._openings[device]
         if device.state is not DeviceState.OPENING:
-            raise ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
+            raise _closed_meanwhile(device)
         if overdue:
             raise DeviceTimeout(device.name, f"did not open within {seconds} s")
         if opening.cancelled():
@@ -113,10 +116,12 @@ class Connecting:
             device.become(DeviceState.READY, now)
 
     def cancel_opening(self, device: Device) -> None:
-        """Stop opening the device, if it is being opened."""
-        opening = self._openings.get(device)
-        if opening is not None:
+        """Stop opening the device, if it is being opened, and wait no longer for the driver."""
+        opening, given_up = self._openings.pop(device, (None, None))
+        if opening is not None and given_up is not None:
             opening.cancel()
+            device.leftovers.expect_end(opening, device.generation)
+            given_up.set_result(None)
 
     async def drain(self, device: Device) -> None:
         """Wait until the device has finished what it runs.
@@ -161,6 +166,10 @@ class Connecting:
         text = f"{left} call{'s'[: left > 1]} left behind"
         logger.warning("device %r is wedged: %s", device.name, text)
         self._recorder.device_event("device.wedged", device.name, reason=text)
+
+
+def _closed_meanwhile(device: Device) -> ClosedError:
+    return ClosedError(f"the dispatcher was closed while device {device.name!r} was opening")
 
 
 def _opened_again(device: Device, generation: int) -> bool:

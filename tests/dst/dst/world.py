@@ -79,6 +79,8 @@ class World:
         self.opened = asyncio.Event()
         self.leave = asyncio.Event()
         self.leave_by_error = False
+        #: whether it was closed or drained while it was opening
+        self.ended_early = False
         self.cancelled_at = 0.0
         #: calls of add and remove in progress
         self.plugging = 0
@@ -254,9 +256,8 @@ class World:
         self.ledger.check(right, "closed", error)
 
     async def _drain_or_close(self, step: Drain | Close) -> None:
-        if not await self._is_open():
-            return
         self._closes()
+        self.ended_early = not self.opened.is_set()
         begun = self.ledger.now
         if isinstance(step, Close):
             self.work.cut_in()
@@ -306,6 +307,7 @@ class World:
         try:
             async with self.dispatcher:
                 self.opened.set()
+                self.ledger.check(not self.ended_early, "closing", "is ignored as it opens")
                 await self.leave.wait()
                 begun = self.ledger.now
                 self._closes()
@@ -318,6 +320,10 @@ class World:
             pass
         except DeviceError as error:  # none could be opened
             self.ledger.check(not self.opened.is_set(), "leaving", repr(error))
+            begun = self.ledger.now
+        except ClosedError as error:  # while it was opening
+            right = self.work.closing and not self.opened.is_set()
+            self.ledger.check(right, "leaving", repr(error))
             begun = self.ledger.now
         except asyncio.CancelledError:
             begun, allowed = max(begun, self.cancelled_at), 0.0
