@@ -55,5 +55,5 @@ class Event:
 
 
 #: A function that is called with every event, synchronously on the event loop, so it should be
-#: short. An exception that it raises is logged and ignored.
+#: short. What it raises is logged, the first time, and ignored; ``SystemExit`` ends the event loop.
 EventHook = Callable[[Event], object]

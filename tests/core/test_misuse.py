@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+from fakes import Unusual
 
 from asyncinfer import Dispatcher
 from asyncinfer.errors import ClosedError, ConfigError
@@ -31,6 +32,21 @@ class Answers:
 def test_a_policy_that_answers_nonsense_is_replaced(virtual, caplog, answer):
     async def run():
         async with Dispatcher([SimulatedDriver("a", 0.1)], policy=Answers(answer)) as d:
+            return [y async for y in d.stream(range(5))]
+
+    with caplog.at_level(logging.ERROR):
+        assert virtual(run()) == list(range(5))
+    assert "going on with plain pull" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError, Unusual])
+def test_a_policy_that_raises_is_replaced(virtual, caplog, error):
+    class Raises(Answers):
+        def pull(self, device, pool):
+            raise self.answer
+
+    async def run():
+        async with Dispatcher([SimulatedDriver("a", 0.1)], policy=Raises(error)) as d:
             return [y async for y in d.stream(range(5))]
 
     with caplog.at_level(logging.ERROR):

@@ -9,9 +9,10 @@ import math
 import random
 
 import pytest
+from fakes import Faulty, Unusual
 
 from asyncinfer import Dispatcher
-from asyncinfer.stats import DispatcherStats, percentile
+from asyncinfer.stats import DeviceState, DispatcherStats, percentile
 from asyncinfer.testing import SimulatedDriver
 
 
@@ -140,17 +141,38 @@ def test_every_end_is_one_event(virtual):
     assert stats.retried > stats.failed
 
 
-def test_a_hook_that_raises_is_logged_and_harmless(virtual, caplog):
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError, Unusual])
+def test_a_hook_that_raises_is_logged_once_and_harmless(virtual, caplog, error):
     def hook(event):
-        raise ZeroDivisionError
+        raise error
 
     async def run():
-        async with Dispatcher([SimulatedDriver("a", 1.0)], on_event=hook) as d:
-            return [y async for y in d.stream(range(3))]
+        drivers = [SimulatedDriver("a", 1.0), Faulty("b", 1.0, [ValueError("no")])]
+        async with Dispatcher(drivers, on_event=hook, hedge=True) as d:
+            assert await d.infer(0) == 0
+            assert [y async for y in d.stream(range(30))] == list(range(30))
+            assert [device.failures for device in d.stats().devices] == [0, 0]
+            assert {device.state for device in d.stats().devices} == {DeviceState.READY}
 
     with caplog.at_level(logging.ERROR):
-        assert virtual(run()) == [0, 1, 2]
-    assert "on_event failed on task.finished" in caplog.text
+        virtual(run())
+    assert caplog.text.count("on_event failed on device.opening") == 1
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_hook_that_wants_to_exit_ends_the_event_loop(error):
+    def hook(event):
+        if event.kind == "task.finished":
+            raise error
+
+    async def run():
+        async with Dispatcher([SimulatedDriver("a", 0.0)], on_event=hook) as d:
+            await d.infer(0)
+            await asyncio.sleep(60)
+
+    with pytest.raises(error):
+        asyncio.run(run())
 
 
 def test_a_result_has_the_whole_history(virtual):

@@ -205,7 +205,9 @@ def test_a_device_whose_probe_fails_is_lost_and_its_task_moves(virtual):
     virtual(run())
 
 
-@pytest.mark.parametrize("health", [1e5, None, ZeroDivisionError("a bug")])
+@pytest.mark.parametrize(
+    "health", [1e5, None, ZeroDivisionError("a bug"), asyncio.CancelledError()]
+)
 def test_a_probe_that_says_nothing_changes_nothing(virtual, health, caplog):
     async def run():
         a = Hangs("a", 0.1, nth=5, seconds=60.0, health=health)
@@ -214,6 +216,7 @@ def test_a_probe_that_says_nothing_changes_nothing(virtual, health, caplog):
             assert now() > 60, "nothing else would be known of the call"
             assert d.stats().devices[0].errors == 0
             assert a.opens == 1
+            assert a.probes > 1, "it is asked again"
 
     virtual(run())
 

@@ -127,8 +127,9 @@ class Watchdog:
             error = DeviceLost(device.name, f"{type(raised).__name__}: {raised}")
         except Exception:
             logger.exception("the probe of device %r failed: that says nothing", device.name)
-        if self._probes.get(device) is asyncio.current_task():
-            del self._probes[device]
+        finally:  # a probe that raises CancelledError is not the last one either
+            if self._probes.get(device) is asyncio.current_task():
+                del self._probes[device]
         silent = device.answered_at == asked_at and device.generation == generation
         if error is not None and device.up and silent:
             self._device_failed(device, error)

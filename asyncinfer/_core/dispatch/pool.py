@@ -213,7 +213,9 @@ class Pool:
             if grant is None or _is_sound(grant):
                 return grant
             raise TypeError(f"pull returned {grant!r}: it must be a Grant of whole numbers or None")
-        except Exception:  # the user's own policy: without any, every stream would wait for ever
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the user's own: without a policy, every stream would wait for ever
             logger.exception("the policy %r failed: going on with plain pull", self._policy)
             self._policy = Greedy()
             return self._policy.pull(device, self)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from asyncinfer._core.tasks.spans import Span
 from asyncinfer.events import Event, EventHook, EventKind
@@ -43,6 +45,8 @@ class Recorder:
         self._recent_tasks = 0
         self._clock = clock
         self._hook = on_event
+        #: whether the hook has raised, which is logged once
+        self._hook_failed = False
 
     def count_ended(self, spans: Sequence[Span], now: float) -> int:
         """Count tasks that became ready for their consumer at ``now``; return their number."""
@@ -125,5 +129,15 @@ class Recorder:
             return
         try:
             self._hook(event)
-        except Exception:
-            logger.exception("on_event failed on %s", event.kind)
+        except BaseException as error:  # whatever it is: it must not end the work it is told of
+            if not self._hook_failed:
+                self._hook_failed = True
+                text = "on_event failed on %s; if it fails again, that is not logged"
+                logger.exception(text, event.kind)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                asyncio.get_running_loop().call_soon(_exit, error)
+
+
+def _exit(error: BaseException) -> NoReturn:
+    """Raise ``error`` out of the event loop."""
+    raise error
