@@ -54,6 +54,8 @@ class Driver(Protocol[InT, OutT]):
       take the input). Raising it instead fails the whole batch; its tasks are then run one by one.
     - A fault of the device itself: raise a ``DeviceError``. The batch's tasks move to other
       devices; this one is closed and opened again with growing pauses.
+    - A device that turns out to be set up wrongly: raise a ``ConfigError``. The batch's tasks are
+      run on other devices, and end with it if there are none.
     - Cancelling ``infer`` leaves the device usable, once the cancelled call has ended.
     - While the driver is closed, ``infer`` raises a ``DeviceError``, unless there is nothing to
       open. It never hangs.

@@ -43,7 +43,11 @@ class AsyncInferError(Exception):
 
 
 class ConfigError(AsyncInferError):
-    """What was asked for cannot be set up: an unknown device, a misspelt option, a bad value."""
+    """What was asked for cannot be set up: an unknown device, a misspelt option, a bad value.
+
+    Raised by a driver's ``infer`` it means that this device is not set up for the task: the task is
+    run on other devices, which costs it no attempt, and not on this one again.
+    """
 
 
 class ClosedError(AsyncInferError):
@@ -97,11 +101,12 @@ class TaskError(AsyncInferError):
         super().__init__(index, attempts, tuple(causes), tuple(devices), message)
         #: place of the task in its stream; for ``infer``, among all calls
         self.index = index
-        #: how often the task failed, ``retries + 1`` at most. An attempt whose device was lost
-        #: while a copy of the task went on elsewhere is not counted
+        #: how often the task failed, ``retries + 1`` at most. Not counted is an attempt whose device
+        #: was lost while a copy of the task went on elsewhere, and one that ended with a
+        #: ``ConfigError`` while another device might still take the task
         self.attempts = attempts
         #: every error the task met, oldest first. Those of attempts that are not counted are among
-        #: them, so there may be ``attempts + 1``
+        #: them, so there may be more than ``attempts``
         self.causes = tuple(causes)
         #: the device of each cause
         self.devices = tuple(devices)

@@ -7,10 +7,11 @@ import math
 import pickle
 
 import pytest
-from fakes import Faulty, Unusual
+from fakes import Faulty, Noting, Unusual
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import (
+    ConfigError,
     DeadlineExceeded,
     DeviceError,
     DeviceLost,
@@ -214,3 +215,60 @@ def test_errors_keep_no_batch_alive_and_pickle(virtual):
     assert str(again) == str(result.error)
     assert again.devices == result.error.devices == ("a", "a", "a")
     assert str(pickle.loads(pickle.dumps(DeviceError("a", "x")))) == "device 'a': x"  # noqa: S301
+
+
+class Misconfigured(Noting):
+    """Refuses whatever it is asked, as a whole batch or each task in its place."""
+
+    in_place = False
+
+    async def work(self, batch):
+        await super().work(batch)
+        error = ConfigError(f"{self.name}: set up wrongly")
+        if self.in_place:
+            return [error] * len(batch)
+        raise error
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_device_that_is_set_up_wrongly_costs_no_task_an_attempt(virtual, retries, in_place):
+    async def run():
+        wrong, good = Misconfigured("wrong", 0.01, max_batch=4), Noting("good", 0.1)
+        wrong.in_place = in_place
+        async with Dispatcher([wrong, good], retries=retries) as d:
+            results = [result async for result in d.results(range(20))]
+        assert [result.value for result in results] == list(range(20))
+        assert {(result.device, result.attempts) for result in results} == {("good", 1)}
+        assert len(wrong.batches) > 0
+        assert wrong.opens == 1
+
+    virtual(run())
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_what_no_device_is_set_up_for_is_not_tried_again(virtual, devices):
+    async def run():
+        drivers = [Misconfigured(f"d{n}", 0.1, max_batch=4) for n in range(devices)]
+        async with Dispatcher(drivers, retries=5) as d:
+            errors = [y async for y in d.stream(range(8), return_exceptions=True)]
+        for error in errors:
+            assert isinstance(error, TaskError)
+            assert error.attempts == 1
+            assert sorted(error.devices) == [f"d{n}" for n in range(devices)]
+            assert "set up wrongly" in str(error)
+        assert sum(len(batch) for driver in drivers for batch in driver.batches) == 8 * devices
+
+    virtual(run())
+
+
+def test_a_wrong_device_is_not_asked_for_ever_while_the_right_one_is_away(virtual):
+    async def run():
+        wrong, away = Misconfigured("wrong", 0.1), Faulty("away", 0.1, [DeviceLost("away")] * 9)
+        async with Dispatcher([wrong, away], retries=1) as d:
+            with pytest.raises(TaskError) as caught:
+                await d.infer(1)
+        assert caught.value.attempts == 2
+        assert len(wrong.batches) <= 3
+
+    virtual(run())

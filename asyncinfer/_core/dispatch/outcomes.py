@@ -12,7 +12,7 @@ from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.dispatch.retries import POISON, Retries, strikes
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer._core.tasks.spans import Run, Span
-from asyncinfer.errors import DeviceError, InputError, PoisonTask, TaskError
+from asyncinfer.errors import ConfigError, DeviceError, InputError, PoisonTask, TaskError
 
 __all__ = ("Outcomes",)
 
@@ -82,16 +82,17 @@ class Outcomes:
         """The model raised ``error`` in the present call.
 
         A single task failed by that. Of several tasks each is run again alone, which shows the one
-        that is to blame.
+        that is to blame. For a ``ConfigError`` none is: all of them failed by it.
         """
         if not burst.live:
             return
         self.pass_on(burst, burst.began)
         run = Run(burst.device.name, burst.call_began, self._clock())
         tasks = burst.take_running()
-        if len(tasks) == 1:
+        if len(tasks) == 1 or isinstance(error, ConfigError):
             burst.device.count_error()
-            self._attempt_failed(tasks[0], error, run)
+            for task in tasks:
+                self._attempt_failed(task, error, run)
             return
         for task in tasks:
             if not task.done:  # else its copy has given the result, and that is what its run tells
@@ -177,10 +178,14 @@ class Outcomes:
         """One attempt of a single task failed: run it again, or end it with its error."""
         if task.done:
             return
+        refused_anew = isinstance(error, ConfigError) and run.device not in task.devices
         task.attempt_failed(error, run)
-        if isinstance(error, DeviceError) and self._runs_elsewhere(task, run.device):
+        both = isinstance(error, DeviceError | ConfigError)
+        if both and self._runs_elsewhere(task, run.device):
             task.spared += 1  # a copied task has failed only once both of its calls have
             return
+        if refused_anew and self._may_try_another(task):
+            task.spared += 1
         if strikes(task) >= POISON:
             text = f"{POISON} devices were lost while it ran"
             self._recorder.quarantined += 1
@@ -196,7 +201,15 @@ class Outcomes:
         """Whether the task is not to be tried again after this error."""
         if self._roster.stateful or isinstance(error, InputError):
             return True  # a stateful device has changed by the attempt, and no other knows as much
+        if isinstance(error, ConfigError) and not self._may_try_another(task):
+            return True
         return task.attempts > self._most_retries
+
+    def _may_try_another(self, task: Span) -> bool:
+        """Whether there is a device that has not refused the task with a ``ConfigError``."""
+        met = zip(task.devices, task.causes, strict=True)
+        refused = {device for device, cause in met if isinstance(cause, ConfigError)}
+        return any(device.name not in refused for device in self._roster.members)
 
     def _retry(self, task: Span, device: str) -> None:
         """Have the task run again alone, unless it still runs on a device other than ``device``."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncinfer import Driver
 from asyncinfer.driver import ServiceTime
-from asyncinfer.errors import DeviceLost, InputError, ProtocolError
+from asyncinfer.errors import ConfigError, DeviceLost, InputError, ProtocolError
 from asyncinfer.testing import SimulatedHost
 from dst.ledger import OWNER, Call, Input, Ledger
 from dst.schedule import CallFault, CloseFault, DevicePlan, OpenFault, ResetFault, Settings
@@ -33,6 +33,7 @@ RAISED: dict[str, Any] = {
     "connection": lambda name: ConnectionResetError("reset"),
     "end of file": lambda name: EOFError("end of file"),
     "model": lambda name: ValueError("the model raises"),
+    "config": lambda name: ConfigError("set up wrongly"),
     "input": lambda name: InputError("a bad input"),
     "cancels itself": lambda name: asyncio.CancelledError(),
     "base": lambda name: Unusual(),
@@ -264,7 +265,7 @@ class FaultyDriver(Driver[Any, Any]):
                 return await self._run(call, fault, pulled)
         finally:
             running.remove(call)
-            whole = call.end in ("answered", "raised") and not call.cancelled
+            whole = call.end in ("answered", "raised", "refused") and not call.cancelled
             memory += inputs if whole else [UNKNOWN]
 
     @contextmanager
@@ -279,6 +280,9 @@ class FaultyDriver(Driver[Any, Any]):
             raise
         except (DeviceLost, ProtocolError, ConnectionError, EOFError, Unusual):
             how = "lost"
+            raise
+        except ConfigError:
+            how = "refused"
             raise
         except Exception:
             how = "raised"

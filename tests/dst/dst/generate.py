@@ -50,11 +50,13 @@ SECONDS = (0.0, 0.0005, 0.01, 0.1, 0.5, 2.0, 7.0, 40.0)
 
 
 def schedule_of(seed: int) -> Schedule:
-    """The schedule of a seed, always the same. Some have devices that remember."""
+    """The schedule of a seed, always the same. Some devices remember, some are set up wrongly."""
     generator = Generator(Random(seed))
     schedule = hosted(generator.schedule(), Random(f"{seed}/hosts"))
     generator.chance = Random(f"{seed}, stateful")
-    return generator.remembering(schedule) if generator.chance.random() < 0.15 else schedule
+    if generator.chance.random() < 0.15:
+        return generator.remembering(schedule)
+    return generator.refusing(schedule) if generator.chance.random() < 0.1 else schedule
 
 
 class Generator:
@@ -88,6 +90,12 @@ class Generator:
         faults = [self.reset_fault() for _ in range(self.chance.choice((0, 0, 1, 3)))]
         settings = replace(schedule.settings, stateful=True)
         return schedule.but(settings=settings, steps=(*schedule.steps, *faults))
+
+    def refusing(self, schedule: Schedule) -> Schedule:
+        """The same with some calls that a device is not set up for."""
+        calls = range(self.chance.choice((1, 3, 30)))
+        faults = [CallFault(0.0, self.name(), call, "config", 0.5) for call in calls]
+        return schedule.but(steps=(*faults, *schedule.steps))
 
     def settings(self) -> Settings:
         """Small windows, small queues, and some time limits."""

@@ -104,6 +104,8 @@ class Ledger:
         return sum(self._counts(call) for call in self.runs[x])
 
     def _counts(self, call: Call) -> bool:
+        if call.end == "refused":  # another device is to run it, which costs no attempt
+            return False
         if call.end == "raised":  # by the model: of several tasks each is then run alone
             return len(call.inputs) == 1
         if call.cancelled:  # with its device, or because nobody needs it, or it is to move

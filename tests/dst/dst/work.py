@@ -27,6 +27,10 @@ from dst.schedule import Calls, Settings, Stream
 __all__ = ("Work",)
 
 
+#: errors after which a task may end though it has attempts left
+FINAL = (InputError, ConfigError)
+
+
 class SourceFailed(Exception):
     """Raised by a source, as planned."""
 
@@ -280,7 +284,8 @@ class Work:
         check, settings = self.ledger.check, self.settings
         tried = len(error.causes)
         spared = tried - error.attempts  # a copy may fail besides
-        check(0 <= spared <= settings.hedged, "attempts", x, repr(error))
+        refused = sum(isinstance(cause, ConfigError) for cause in error.causes)
+        check(0 <= spared <= settings.hedged + refused, "attempts", x, repr(error))
         check(len(error.devices) == tried, "attempts", x, repr(error))
         check(error.attempts <= settings.retries + 1, "attempts", x, "has failed", tried, "times")
         for cause, device in zip(error.causes, error.devices, strict=False):
@@ -288,7 +293,7 @@ class Work:
             check(of == device, "cause", x, "on", device, "has the error of", of)
         limit: float | None = None
         if type(error) is TaskError:
-            final = error.attempts > settings.retries or isinstance(error.causes[-1], InputError)
+            final = error.attempts > settings.retries or isinstance(error.causes[-1], FINAL)
             final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
         elif isinstance(error, StateLost):

@@ -130,6 +130,8 @@ class World:
         key = (event.kind, event.stream, event.index)
         self.events[key] += 1
         most = self.settings.retries if event.kind == "task.retried" else 1
+        if event.kind == "task.retried":
+            most += sum(call.end == "refused" for call in ledger.calls)
         if self.settings.stateful and event.kind in ("task.retried", "task.hedged"):
             most = 0
         ledger.check(self.events[key] <= most, "events", *key, "comes too often")
