@@ -101,8 +101,8 @@ class TaskError(AsyncInferError):
         super().__init__(index, attempts, tuple(causes), tuple(devices), message)
         #: place of the task in its stream; for ``infer``, among all calls
         self.index = index
-        #: how often the task failed, ``retries + 1`` at most. Not counted is an attempt whose device
-        #: was lost while a copy of the task went on elsewhere, and one that ended with a
+        #: how often the task failed, ``retries + 1`` at most. Not counted is one whose device was
+        #: lost while a copy of the task went on elsewhere, and one that ended with a
         #: ``ConfigError`` while another device might still take the task
         self.attempts = attempts
         #: every error the task met, oldest first. Those of attempts that are not counted are among

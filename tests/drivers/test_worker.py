@@ -52,6 +52,28 @@ async def test_runs_jobs_in_order_in_one_other_thread(worker):
     assert ran[0][1] != threading.get_ident()
 
 
+async def test_a_worker_that_was_never_started_stops_at_once():
+    worker = Worker("dev")
+    assert await worker.stop(None)
+    assert await worker.stop(5)
+    with pytest.raises(DeviceLost, match="not open"):
+        await worker.run(int)
+
+
+async def test_a_worker_that_could_not_start_takes_no_calls(monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    worker = Worker("dev")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            worker.start()
+    with pytest.raises(DeviceLost, match="not open"):
+        await worker.run(int)
+    assert await worker.stop(None)
+
+
 async def test_arguments_result_and_error(worker):
     assert await worker.run(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):

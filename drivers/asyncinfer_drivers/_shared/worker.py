@@ -77,7 +77,11 @@ class Worker:
     def start(self) -> None:
         """Start the thread."""
         self._outbox.open = True
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # there are too many threads, say
+            self._outbox.open = False
+            raise
         _running.add(self)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -120,6 +124,8 @@ class Worker:
         """
         self._stopping.set()
         self._jobs.put(None)
+        if self._thread.ident is None:  # it was never started: nothing runs, and nothing will
+            return True
         try:
             await asyncio.wait_for(asyncio.wrap_future(self._ended), timeout)
         except TimeoutError:
