@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -76,14 +77,14 @@ class Dispatcher(Generic[InT, OutT]):
         on_event: EventHook | None = None,
         wait_for: Literal["first", "all"] = "first",
     ) -> None:
-        self._drivers = list(drivers)
+        self._drivers = _list_of(drivers)
         self._policy = policy
         self._window = _at_least(1, "window", window)
         self._queue_size = _at_least(1, "queue_size", queue_size)
         self._retries = _at_least(0, "retries", retries)
         self._timeouts = Timeouts.of(timeout)
         self._hedge = Hedge.of(hedge)
-        self._on_event = on_event
+        self._on_event = _hook(on_event)
         self._wait_for_all = _wait_for_all(wait_for)
         self._engine: Engine | None = None
         #: the engine while its devices are being opened
@@ -274,6 +275,21 @@ class Dispatcher(Generic[InT, OutT]):
         return self._engine
 
 
+def _list_of(drivers: Iterable[Driver[InT, OutT]]) -> list[Driver[InT, OutT]]:
+    if isinstance(drivers, str) or not isinstance(drivers, Iterable):
+        raise ConfigError(f"drivers must be a list of drivers, one per device, not {drivers!r}")
+    return list(drivers)
+
+
+def _hook(on_event: EventHook | None) -> EventHook | None:
+    if on_event is not None and not callable(on_event):
+        raise ConfigError(f"on_event must be a function or None, not {on_event!r}")
+    if inspect.iscoroutinefunction(on_event):
+        text = "on_event is called, not awaited: let a plain function start what is to be awaited"
+        raise ConfigError(text)
+    return on_event
+
+
 def _check_drivers(drivers: Sequence[Driver[InT, OutT]]) -> None:
     seen: set[str] = set()
     said = [attributes_of(driver) for driver in drivers]
@@ -300,6 +316,6 @@ def _iterable(xs: Iterable[InT] | AsyncIterable[InT]) -> Iterable[InT] | AsyncIt
 def _at_least(least: int, name: str, value: float) -> int:
     if value == math.inf:
         return 2**62
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number of {least} or more, not {value!r}")
     return value

@@ -36,9 +36,11 @@ class Timeouts:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 text = f"timeout {field.name} must be more than 0 seconds, not {value!r}"
-                raise ConfigError(text)
+                raise ConfigError(text + (": None is no limit" if value == math.inf else ""))
+        if self.close is None:
+            raise ConfigError("timeout close must be more than 0 seconds: closing has to end")
 
     @classmethod
     def of(cls, value: float | Timeouts | None) -> Timeouts:
@@ -63,8 +65,7 @@ class Hedge:
     def __post_init__(self) -> None:
         for name, most in (("quantile", 1.0), ("budget", 1.0), ("least", math.inf)):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and 0 < value <= most):
+            if not (_is_number(value) and 0 < value <= most):
                 upper = "" if most == math.inf else f" and at most {most:g}"
                 raise ConfigError(f"hedge: {name} must be more than 0{upper}, not {value!r}")
 
@@ -78,3 +79,8 @@ class Hedge:
         if isinstance(value, Hedge):
             return value
         raise ConfigError(f"hedge must be None, True, 'auto' or a Hedge, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one; ``True`` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
 
-from asyncinfer import Dispatcher, Driver
+from asyncinfer import Dispatcher, Driver, Timeouts
 from asyncinfer.errors import AsyncInferError, ConfigError
 from asyncinfer.testing import SimulatedDriver
 
@@ -53,6 +54,20 @@ def driver(**attributes):
         (options(retries=-1), "retries must be a whole number of 0 or more, not -1"),
         (options(hedge=2.0), "hedge must be None"),
         (options(policy="etf"), "unknown policy 'etf': choose one of eft, greedy, static, sync"),
+        (options(retries=True), "retries must be a whole number of 0 or more, not True"),
+        (options(window=math.nan), "window must be a whole number of 1 or more, not nan"),
+        (options(timeout=True), "timeout total must be more than 0 seconds, not True"),
+        (options(timeout=math.nan), "timeout total must be more than 0 seconds, not nan"),
+        (options(timeout=math.inf), "timeout total must be more than 0 seconds, not inf: None is"),
+        (options(timeout="5"), "timeout total must be more than 0 seconds, not '5'"),
+        (lambda: Timeouts(drain=-1), "timeout drain must be more than 0 seconds, not -1"),
+        (lambda: Timeouts(close=None), "timeout close must be more than 0 seconds"),
+        (options(on_event=5), "on_event must be a function or None, not 5"),
+        (options(on_event=asyncio.sleep), "on_event is called, not awaited"),
+        (lambda: Dispatcher(a()), "drivers must be a list of drivers, one per device, not <"),
+        (lambda: Dispatcher("ab"), "drivers must be a list of drivers, one per device, not 'ab'"),
+        (driver(max_batch=True), "device 'a': max_batch must be 1 or more, not True"),
+        (driver(max_wait=math.nan), "device 'a': max_wait must be seconds, 0 or more, not nan"),
         (options(timeout=0), "timeout total must be more than 0 seconds, not 0"),
         (lambda: Dispatcher([a(), a()]), "two devices are called 'a': names must differ"),
         (lambda: Dispatcher([NoInfer()]), "device 'mute' is no driver: it has no coroutine method"),

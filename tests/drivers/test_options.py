@@ -2,13 +2,17 @@
 
 import dataclasses
 import inspect
+import math
+import re
+import types
 from importlib.metadata import entry_points
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from asyncinfer.config import DeviceConfig
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._shared.options import StepOptions, at_least_one, takes, values
+from asyncinfer_drivers._shared.options import StepOptions, takes, values
 
 #: registered name -> its record of options
 RECORDS = {
@@ -56,7 +60,8 @@ def test_each_option_is_described(registered):
 
 def test_a_misspelt_option_is_an_error_in_python(registered):
     driver, _ = registered
-    with pytest.raises(TypeError, match="unexpected keyword argument 'max_bach'"):
+    text = f"^{driver.__name__} has no option 'max_bach': did you mean 'max_batch'"
+    with pytest.raises(ConfigError, match=text):
         driver("x", max_bach=3)
 
 
@@ -95,16 +100,74 @@ def test_a_group_is_handed_on():
     assert values(options, StepOptions) == rest | given
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2"])
-def test_a_number_is_whole_and_from_one(value):
-    @dataclasses.dataclass
-    class Options:
-        count: object = None
-        size: object = 1
+#: what is no value of any option of these types
+WRONG = {int: [0, 1.5, "2", True, math.nan], float: ["x", -1, math.nan, math.inf, True]}
 
-    at_least_one(Options(), "count", "size")
-    at_least_one(Options(2, 2), "count", "size")
-    with pytest.raises(ConfigError, match="count must be a whole number of at least 1"):
-        at_least_one(Options(count=value), "count", "size")
-    with pytest.raises(ConfigError, match="size must be a whole number of at least 1, not None"):
-        at_least_one(Options(size=None), "count", "size")
+
+def wrong_values(hint):
+    """Values that an option of this type does not take."""
+    parts = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if Any in parts:
+        return []
+    if float in parts:
+        return WRONG[float]
+    return WRONG[int] if int in parts else [object(), 0.5]
+
+
+def test_every_option_is_checked(registered):
+    """A value of another type, or one that no call could keep, names option, device and value."""
+    driver, options = registered
+    first = [p.name for p in inspect.signature(driver).parameters.values() if p.default is p.empty]
+    given = dict(zip(first, ("x:1", "y"), strict=False)) | {"name": "dev"}
+    tried = 0
+    for name, hint in get_type_hints(options).items():
+        for value in wrong_values(hint):
+            if name in ("name", "icount", "elf") or (name == "model" and "model" in first[:1]):
+                continue
+            with pytest.raises(ConfigError) as caught:
+                driver(**given | {name: value})
+            text = str(caught.value)
+            assert f"device 'dev': {name} must be" in text, (name, value, text)
+            assert text.endswith(f"not {value!r}"), (name, value, text)
+            tried += 1
+    assert tried > 20
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"slowdown": 0.5}, "device 'cpu': slowdown must be a number of at least 1, not 0.5"),
+        ({"preprocess": 3}, "preprocess must be a function or a text, not 3"),
+        ({"isolation": "proces"}, "isolation must be 'thread' or 'process', not 'proces'"),
+        ({"max_batch": "x"}, "max_batch must be a whole number of at least 1 or 'auto', not 'x'"),
+        ({"optimize": ["fuse", 3]}, "optimize must be a text or a list of texts, not"),
+        ({"collate": len, "name": "a"}, "device 'a': collate needs preprocess"),
+    ],
+)
+def test_a_wrong_value_says_what_is_right(wrong, text):
+    torch_host = pytest.importorskip("asyncinfer_drivers.torch_host")
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        torch_host.TorchDriver("digits", **wrong)
+
+
+def test_what_is_missing_or_too_much_is_told_as_the_drivers_own(registered):
+    driver, _ = registered
+    with pytest.raises(ConfigError, match=f"{driver.__name__}: too many positional arguments"):
+        driver("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hello": -1}, {"timeouts": 0}, {"slack": math.nan}, {"attempts": True}]
+)
+def test_the_times_of_a_line_are_checked(wrong):
+    timing = pytest.importorskip("asyncinfer_drivers.cortex_m.timing").Timing
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"timing: {name} must be"):
+        timing(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"flip": 2.0}, {"drop": -0.1}, {"pause": "x"}])
+def test_the_faults_of_a_line_are_checked(wrong):
+    proxy = pytest.importorskip("asyncinfer_drivers.cortex_m.proxy")
+    with pytest.raises(ConfigError, match="faults: "):
+        proxy.Faults(**wrong)

@@ -546,7 +546,7 @@ async def test_cancelling_open_leaves_nothing(gated):
         ({"threads": 0}, "threads must be a whole number of at least 1, not 0"),
         ({"max_batch": 1.5}, "max_batch must be"),
         ({"concurrency": "2"}, "concurrency must be"),
-        ({"slowdown": 0.5}, "slowdown must be at least 1"),
+        ({"slowdown": 0.5}, "slowdown must be a number of at least 1"),
     ],
 )
 def test_wrong_options(options, message):

@@ -59,7 +59,7 @@ def _name_of(driver: object) -> str:
 def _positive(driver: Driver[Any, Any], attribute: str) -> int:
     """Read an attribute that must be a whole number of 1 or more; 1 if the driver lacks it."""
     value = getattr(driver, attribute, 1)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"device {driver.name!r}: {attribute} must be 1 or more, not {value!r}")
     return value
 

@@ -13,9 +13,10 @@ from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._shared.checking import made
 from asyncinfer_drivers._shared.steps import Steps
 
-__all__ = ("StepOptions", "TuningOptions", "at_least_one", "one_of", "takes", "values")
+__all__ = ("StepOptions", "TuningOptions", "takes", "values")
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -28,13 +29,14 @@ def takes(
     """Let a driver's ``__init__`` be called with the arguments of the dataclass ``options``.
 
     Type checkers, ``inspect.signature`` and ``help`` see the arguments one by one, and so does the
-    config, which reads the signature. The body gets them as one object.
+    config, which reads the signature. The body gets them as one object. What is misspelt, or not of
+    the type that the dataclass states, is a ``ConfigError``.
     """
 
     def flattened(init: Callable[[D, T], None]) -> Callable[Concatenate[D, P], None]:
         @wraps(init)
         def __init__(self: D, /, *args: P.args, **kwargs: P.kwargs) -> None:  # noqa: N807
-            init(self, options(*args, **kwargs))
+            init(self, made(options, type(self).__name__, args, kwargs))
 
         itself = next(iter(inspect.signature(init).parameters.values()))
         signature = inspect.signature(options)
@@ -100,17 +102,3 @@ class TuningOptions:
     #: ``"auto"`` raises glibc's thresholds for giving memory back while such a driver is open;
     #: ``"none"`` leaves them as they are
     malloc: Literal["auto", "none"] = "auto"
-
-
-def at_least_one(options: object, *names: str) -> None:
-    """Raise ``ConfigError`` for an option that is no whole number from 1, nor its default."""
-    for name in names:
-        value = getattr(options, name)
-        if value != getattr(type(options), name) and not (isinstance(value, int) and value >= 1):
-            raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def one_of(option: str, value: object, known: tuple[str, ...]) -> None:
-    """Raise ``ConfigError`` if the option is none of the ``known`` words."""
-    if value not in known:
-        raise ConfigError(f"{option} must be {' or '.join(map(repr, known))}, not {value!r}")

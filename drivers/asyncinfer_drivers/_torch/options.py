@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._shared.options import StepOptions, TuningOptions, at_least_one, one_of
+from asyncinfer_drivers._shared.options import StepOptions, TuningOptions
 from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers._torch.device import check_name
 from asyncinfer_drivers._torch.optimize import plans_of
@@ -83,16 +83,6 @@ class TorchOptions(PlaceOptions, BatchOptions, TuningOptions, StepOptions, Shari
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.device)
-        if self.max_batch != "auto":
-            at_least_one(self, "max_batch")
-        at_least_one(self, "threads", "concurrency", "micro_batch")
-        if not self.slowdown >= 1:
-            raise ConfigError(f"slowdown must be at least 1, not {self.slowdown!r}")
-        one_of("malloc", self.malloc, ("auto", "none"))
-        if not isinstance(self.stateful, bool):
-            raise ConfigError(f"stateful must be true or false, not {self.stateful!r}")
-        one_of("batching", self.batching, ("checked", "trusted"))
-        one_of("isolation", self.isolation, ("thread", "process"))
         if self.stateful and (self.size not in (None, 1) or self.concurrency != 1 or self.plans):
             raise ConfigError(
                 "stateful=True runs the tasks of a stream one by one through the model as it is: "

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._shared.options import at_least_one
 from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers.cortex_m.timing import Timing
 from asyncinfer_drivers.cortex_m.transport import Connect, SerialOptions
@@ -35,9 +33,6 @@ class BoardOptions(SharingOptions):
     #: for images: see ``InputCodec``
     channels_first: bool | None = None
 
-    def __post_init__(self) -> None:
-        at_least_one(self, "max_batch", "concurrency")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CortexM4Options(SerialOptions, BoardOptions):
@@ -57,14 +52,3 @@ class CortexM4Options(SerialOptions, BoardOptions):
     output_shape: Sequence[int] | None = None
     #: the times of the link, in seconds; by default ``Timing()``
     timing: Timing | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self, "baudrate")
-        model, port = self.model, self.port
-        if model is not None and not isinstance(model, str):
-            text = f"model is the name of what the board runs, not {model!r}"
-            raise ConfigError(f"{self.name}: {text}")
-        if not isinstance(port, str) and not callable(port):
-            text = f"port must be a serial port or tcp://host:port, not {port!r}"
-            raise ConfigError(f"{self.name}: {text}")

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from asyncinfer.errors import ConfigError
+from asyncinfer_drivers._shared.checking import check
 from asyncinfer_drivers.cortex_m.transport import BITS_PER_BYTE
 
 __all__ = ("Faults", "SerialProxy")
@@ -51,6 +53,11 @@ class Faults:
     pause: float = 0.02
     #: the same seed and bytes meet the same faults
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        check(type(self), vars(self), "faults")
+        if not 0 <= self.rate <= 1:
+            raise ConfigError(f"faults: their chances are 0 to 1 in sum, not {self.rate!r}")
 
     @classmethod
     def mixed(cls, rate: float, seed: int = 42) -> Faults:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asyncinfer_drivers._shared.checking import check
+
 __all__ = ("Estimator", "Timing")
 
 
@@ -29,6 +31,9 @@ class Timing:
     attempts: int = 40
     #: until ``close`` gives up waiting for the port to be free
     close: float = 2.0
+
+    def __post_init__(self) -> None:
+        check(type(self), vars(self), "timing")
 
 
 class Estimator:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._shared.options import StepOptions, at_least_one
+from asyncinfer_drivers._shared.options import StepOptions
 from asyncinfer_drivers._shared.sharing import SharingOptions
 from asyncinfer_drivers.open_inference.access import Access
 from asyncinfer_drivers.open_inference.session import Limits
@@ -52,7 +52,5 @@ class OpenInferenceOptions(Access, Limits, StepOptions, SharingOptions):
     def __post_init__(self) -> None:
         StepOptions.__post_init__(self)
         Access.__post_init__(self)
-        Limits.__post_init__(self)
-        at_least_one(self, "max_batch", "concurrency", "max_reply_bytes")
-        if not self.model or not isinstance(self.model, str):
+        if not self.model:
             raise ConfigError(f"model is the name of what the server runs, not {self.model!r}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
+from asyncinfer.errors import AsyncInferError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
@@ -37,12 +37,6 @@ class Limits:
     queue_timeout: float = 2.0
     #: for one request
     run_timeout: float | None = 60.0
-
-    def __post_init__(self) -> None:
-        for limit in fields(Limits):
-            seconds = getattr(self, limit.name)
-            if seconds is not None and not seconds > 0:
-                raise ConfigError(f"{limit.name} must be seconds above 0, not {seconds!r}")
 
 
 class Session:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from asyncinfer_drivers._shared.options import StepOptions, TuningOptions, at_least_one, one_of
+from asyncinfer_drivers._shared.options import StepOptions, TuningOptions
 from asyncinfer_drivers._shared.sharing import SharingOptions
 
 __all__ = ("ActorOptions", "RayOptions")
@@ -57,10 +57,3 @@ class RayOptions(ActorOptions, TuningOptions, StepOptions, SharingOptions):
     device: str | None = None
     #: intra-op threads of torch in the actor; by default ``num_cpus``, at least 1
     threads: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self, "actors", "concurrency")
-        if self.max_batch != "auto":
-            at_least_one(self, "max_batch")
-        one_of("malloc", self.malloc, ("auto", "none"))
