@@ -18,6 +18,7 @@ from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError, DeviceLost, DeviceTimeout, InputError
 from asyncinfer.testing import check_driver
 from asyncinfer_drivers._shared.worker import portable
+from asyncinfer_drivers._torch.process import ProcessHost
 from asyncinfer_drivers._torch.wire import Area, Pickled, load, packed
 from asyncinfer_drivers.models import digits
 from asyncinfer_drivers.torch_host import TorchDriver
@@ -161,6 +162,51 @@ def test_outputs_faults_crashes_and_reopening(module, caplog):
         assert not running(pid)
         with pytest.raises((DeviceTimeout, DeviceLost)):
             await call
+
+    asyncio.run(run())
+
+
+def test_what_is_lost_is_noticed_on_the_first_real_input(module):
+    """Without a warm-up input, and before the first answer."""
+
+    async def run():
+        noted = importlib.import_module("odd_model").Noted().eval()
+        child = driver(noted, max_batch=4)
+        await child.open()
+        (refused,) = await child.infer(["no tensor"])
+        assert isinstance(refused, InputError)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"answers otherwise in its process.*a function"):
+                await child.infer([torch.ones(3)] * 4)
+        await child.close()
+        async with Dispatcher([child, TorchDriver("odd_model:Noted")]) as d:
+            assert sorted(await d.infer(torch.ones(3))) == ["extra", "out"]
+
+    asyncio.run(run())
+
+
+def test_a_module_that_is_the_same_there_is_compared_once(monkeypatch):
+    compared = []
+    prove = ProcessHost._prove
+
+    def noting(host, item, theirs):
+        compared.append(item)
+        prove(host, item, theirs)
+
+    monkeypatch.setattr(ProcessHost, "_prove", noting)
+
+    async def run():
+        linear = nn.Linear(3, 2).eval()
+        wanted = (linear.weight.sum(1) + linear.bias).detach()
+        child = driver(linear, max_batch=4)
+        await child.open()
+        assert compared == []
+        item = torch.ones(3)
+        for batch in ([item], [item] * 4, [item]):
+            for row in await child.infer(batch):
+                assert torch.allclose(row, wanted, atol=1e-6)
+            assert len(compared) == 1
+        await child.close()
 
     asyncio.run(run())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -73,6 +74,10 @@ class ProcessHost:
         self._share: CoreShare | None = None
         self._child: _Child | None = None
         self._lost: DeviceLost | None = None
+        #: whether the module's answers there were seen to be those it gives here, as far as needed
+        self._proven = False
+        #: how they were seen to differ
+        self._unlike = ""
         self.worker = Worker(self._name, at_end=self._end)
         self.opened = False
         self.warmup: Any = None
@@ -93,7 +98,7 @@ class ProcessHost:
 
     async def run(self, batch: Sequence[Any]) -> list[Any]:
         """As ``Runner.run``; an input that cannot be pickled is an ``InputError``."""
-        return await self.worker.run(self._run, batch)
+        return await self.worker.run(self._run if self._proven else self._run_proving, batch)
 
     async def probe(self) -> None:
         """As ``Runner.probe``."""
@@ -130,18 +135,32 @@ class ProcessHost:
                 f"input in its process: {error}"
             ) from error
         child.channel.forget_sent()
-        self._check_sent(loaded[0])
+        options = self._options
+        sent = isinstance(options.model, nn.Module) and not options.stateful
+        self._proven = not sent or share is None  # on an accelerator it takes as much memory again
+        if loaded[0] is not None and not self._proven:
+            self._prove(loaded[0], self._run([loaded[0]]))
         return loaded
 
-    def _check_sent(self, warmup: Any) -> None:
+    def _run_proving(self, batch: Sequence[Any]) -> list[Any]:
+        """Run the first real inputs, as there is no warm-up input, and compare one's answer."""
+        if self._unlike:
+            raise self._lost_in_pickling()
+        answers = self._run(batch)
+        pairs = zip(batch, answers, strict=True)
+        good = ((item, answer) for item, answer in pairs if not isinstance(answer, BaseException))
+        for item, answer in good:
+            item = copy.deepcopy(item)  # the steps may change it
+            self._prove(item, [answer] if len(batch) == 1 else self._run([item]))
+            break
+        return answers
+
+    def _prove(self, item: Any, theirs: list[Any]) -> None:
         """Raise ``ConfigError`` if a module answers otherwise in its process than it does here.
 
         Some note in the process that makes them what they can do, and pickling leaves that out.
         """
         options = self._options
-        module = isinstance(options.model, nn.Module)
-        if warmup is None or options.stateful or self._share is None or not module:
-            return  # on an accelerator it would take as much memory again
         here = Engine(
             replace(options, optimize="none", malloc="none", max_batch=1, slowdown=1.0),
             self._share,
@@ -151,16 +170,22 @@ class ProcessHost:
         try:
             here.load()
             assert here.runner is not None  # noqa: S101  # it was loaded
-            ours, again = here.runner.run([warmup]), here.runner.run([warmup])
+            ours = here.runner.run([item])
+            text = difference(ours, theirs, _SLACK)
+            again = here.runner.run([item]) if text else ours
         finally:
             here.release()
-        text = difference(ours, self._run([warmup]), _SLACK)
-        if text and not difference(ours, again):
-            raise ConfigError(
-                f"{self._name}: the model answers otherwise in its process than here ({text}), as "
-                "something is lost when it is pickled: give a function that makes it, or "
-                "'module:function'"
-            )
+        self._proven = not text or bool(difference(ours, again))
+        if not self._proven:
+            self._unlike = text
+            raise self._lost_in_pickling()
+
+    def _lost_in_pickling(self) -> ConfigError:
+        return ConfigError(
+            f"{self._name}: the model answers otherwise in its process than here ({self._unlike}), "
+            "as something is lost when it is pickled: give a function that makes it, or "
+            "'module:function'"
+        )
 
     def _request(self) -> Pickled:
         """The request to load; ``ConfigError`` names the option that cannot be sent."""
