@@ -54,6 +54,8 @@ def execute(source: str, page: Path, namespace: dict[str, object]) -> None:
         asyncio.run(outcome)
 
 
+# silero-vad is a TorchScript file, which it loads as torch would rather have it no more
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("page", [*filter(blocks, PAGES)], ids=name)
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

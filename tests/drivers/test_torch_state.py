@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import functools
+import importlib
 import logging
 import random
 import threading
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from asyncinfer import Dispatcher
 from asyncinfer.driver import SupportsReset
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
 from asyncinfer_drivers._torch.copies import NoCopy, own_copy
@@ -842,3 +844,38 @@ def test_nothing_is_logged_by_a_copy(caplog):
     with caplog.at_level(logging.DEBUG):
         own_copy(Storing())
     assert not caplog.records
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
+def test_the_voice_activity_of_silero_is_that_of_the_plain_loop():
+    """Three recordings at once over two devices, piece by piece, each from its beginning."""
+    silero = importlib.import_module("silero_vad")
+    vad = silero.load_silero_vad()
+
+    class Voice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vad = silero.load_silero_vad()  # it begins as it is given
+
+        def forward(self, pieces):
+            return self.vad(pieces, 16_000)
+
+    recordings = [picture(length * 512, seed=length) * 0.3 for length in (12, 30, 21)]
+    wanted = []
+    for recording in recordings:
+        vad.reset_states()
+        with torch.no_grad():
+            wanted.append([float(vad(piece[None], 16_000)) for piece in recording.split(512)])
+
+    async def listened(dispatcher, recording):
+        return [float(voice) async for voice in dispatcher.stream(recording.split(512))]
+
+    async def run():
+        voice = Voice()
+        drivers = [TorchDriver(voice, name=n, stateful=True, threads=1) for n in ("a", "b")]
+        async with Dispatcher(drivers) as d:
+            got = await asyncio.gather(*(listened(d, recording) for recording in recordings))
+        for ours, plainly in zip(got, wanted, strict=True):
+            assert ours == pytest.approx(plainly, rel=1e-4, abs=1e-6)
+
+    asyncio.run(run())

@@ -125,8 +125,7 @@ def _arguments(factory: Callable[..., Any]) -> list[str]:
 
 def _ready(module: nn.Module, device: torch.device) -> nn.Module:
     """The module itself where nothing about it has to change, else a copy."""
-    tensors = [*module.parameters(), *module.buffers()]
-    here = all(_same(tensor.device, device) for tensor in tensors)
+    here = _is_on(module, device)
     if here and not any(part.training for part in module.modules()):
         return module
     try:
@@ -138,13 +137,18 @@ def _ready(module: nn.Module, device: torch.device) -> nn.Module:
         ) from error
 
 
+def _is_on(module: nn.Module, device: torch.device) -> bool:
+    return all(_same(each.device, device) for each in (*module.parameters(), *module.buffers()))
+
+
 def _same(one: torch.device, other: torch.device) -> bool:
     return (one.type, one.index or 0) == (other.type, other.index or 0)
 
 
 def _own(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module that nobody else uses, and put it in evaluation mode."""
-    module = module.to(device)
+    if not _is_on(module, device):  # moving a scripted module warns, wherever it is
+        module = module.to(device)
     try:
         return module.eval()
     except NotImplementedError:  # from torch.export: it has no modes
