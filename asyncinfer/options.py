@@ -36,9 +36,9 @@ class Timeouts:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+            if value is not None and not (_is_number(value) and value > 0):
                 text = f"timeout {field.name} must be more than 0 seconds, not {value!r}"
-                raise ConfigError(text + (": None is no limit" if value == math.inf else ""))
+                raise ConfigError(text)
         if self.close is None:
             raise ConfigError("timeout close must be more than 0 seconds: closing has to end")
 
