@@ -87,8 +87,6 @@ class LocalServerDriver(OpenInferenceDriver):
             **values(options, SharingOptions),
             **values(options, Limits),
         )
-        if not options.slowdown >= 1:
-            raise ConfigError(f"slowdown must be at least 1, not {options.slowdown!r}")
         if shape is None:
             if model not in model_names():
                 raise ConfigError(f"{name}: the input of {model!r} is not known: give input_shape")

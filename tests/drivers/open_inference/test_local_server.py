@@ -144,7 +144,7 @@ asyncio.run(main())
     ("options", "message"),
     [
         ({"model": "net.pt2"}, "the input of 'net.pt2' is not known: give input_shape"),
-        ({"slowdown": 0.5}, "slowdown must be at least 1"),
+        ({"slowdown": 0.5}, "slowdown must be a number of at least 1"),
     ],
 )
 def test_options_that_cannot_be(options, message):
