@@ -21,6 +21,7 @@ from asyncinfer._core.dispatch.outcomes import Outcomes
 from asyncinfer._core.dispatch.pool import Pool
 from asyncinfer._core.dispatch.recheck import Recheck
 from asyncinfer._core.dispatch.retries import Retries
+from asyncinfer._core.dispatch.sharers import Sharers
 from asyncinfer._core.tasks.deadlines import Deadlines
 from asyncinfer._core.tasks.lane import CallLane, Lane
 from asyncinfer._core.tasks.lanes import Lanes
@@ -65,8 +66,16 @@ class Engine:
         self.roster = roster = Roster(recorder)
         #: failed tasks that wait to be run again
         self.retries = Retries(roster)
+        #: which of the devices that share something take part; ``None`` where the policy decides
+        self._sharers = Sharers(roster, clock) if getattr(policy, "chooses_sets", False) else None
         self._outcomes = Outcomes(
-            roster, self.retries, recorder, clock, most_retries=retries, wake=self.wake
+            roster,
+            self.retries,
+            recorder,
+            clock,
+            most_retries=retries,
+            wake=self.wake,
+            brought=None if self._sharers is None else self._sharers.ended,
         )
         #: starts copies of overdue tasks; ``None`` unless the user asked for that
         self.hedging = None if hedge is None else Hedging(hedge, roster, recorder, self._outcomes)
@@ -138,7 +147,10 @@ class Engine:
 
     def _assign(self) -> None:
         self._wakeup = None
-        for burst in self._pool.assign(self.clock()):
+        bursts = self._pool.assign(self.clock())
+        if self._sharers is not None:
+            self._sharers.passed(bursts, self.lanes.waiting > 0)
+        for burst in bursts:
             self._executor.start(burst)
         self._watchdog.arm()
         if self._quiet is not None and not self.lanes.unfinished:

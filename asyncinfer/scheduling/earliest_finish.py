@@ -49,6 +49,7 @@ class EarliestFinish:
     """
 
     reserves = True
+    chooses_sets = True
 
     def pull(self, device: WorkerView, pool: PoolView) -> Grant:
         """Grant the largest batch that is left behind the tasks that the others finish first."""

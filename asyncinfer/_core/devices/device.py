@@ -41,6 +41,10 @@ class DeviceListener(Protocol):
         """The device has changed its state, because of ``error`` if there is one."""
         ...
 
+    def held_or_not(self, device: Device) -> None:
+        """The device is given nothing from now on, or is given tasks again."""
+        ...
+
     def rests_or_takes_part(self, device: Device, reason: str) -> None:
         """The device rests from now on, or takes part again."""
         ...
@@ -89,6 +93,8 @@ class Device:
         self.reason = ""
         #: why it is given nothing though it is up, in words; ``None`` while it takes part
         self.rests: str | None = None
+        #: whether it is given nothing just now, as it rests or others are being tried without it
+        self.held = False
         #: whether its state lets it take tasks; it may still be busy with others
         self.up = False
         #: when it will be opened again, while it is backing off; infinite if that is unknown
@@ -153,6 +159,12 @@ class Device:
         rested, self.rests = self.rests is not None, None
         if rested:
             self._listener.rests_or_takes_part(self, reason)
+
+    def hold(self, held: bool) -> None:
+        """Give the device nothing from now on, or give it tasks again."""
+        if held is not self.held:
+            self.held = held
+            self._listener.held_or_not(self)
 
     def back_off(self, now: float, pause: float) -> None:
         """Note that the device will be opened again in ``pause`` seconds, and not before."""
@@ -344,6 +356,7 @@ class Burst:
         "alarm",
         "batch",
         "began",
+        "beside",
         "call_began",
         "device",
         "generation",
@@ -365,6 +378,8 @@ class Burst:
         self.lane = spans[0].lane
         #: whether the device is to be reset before the first call, as a stream begins
         self.resets = False
+        #: what tells which devices ran when it began; -1 if that does not matter
+        self.beside = -1
         #: the inputs of all calls; what is removed from the end is not run
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         #: most tasks of one call

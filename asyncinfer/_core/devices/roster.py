@@ -39,6 +39,8 @@ class Roster:
     def __init__(self, recorder: Recorder) -> None:
         #: the devices that take part and are up, in the order they were added
         self.up: list[Device] = []
+        #: those of them that are given tasks: the others rest
+        self.active: list[Device] = []
         #: the devices that are free, the fastest first and those of unknown speed last
         self.free: list[Entry] = []
         #: set while no device is up
@@ -47,6 +49,8 @@ class Roster:
         self._recorder = recorder
         #: whether the devices are stateful: all are, or none
         self.stateful = False
+        #: how often a device has joined or left
+        self.comings_and_goings = 0
         self._devices: dict[str, Device] = {}
         self._positions = 0
         self._number_up = 0
@@ -80,6 +84,7 @@ class Roster:
     def join(self, device: Device) -> None:
         """Let a device take part."""
         self._seats[device] = _Seat()
+        self.comings_and_goings += 1
         self._came_or_went = True
         self.changed(device)
 
@@ -89,7 +94,9 @@ class Roster:
         self._uncount(device)
         self._changed.pop(device, None)
         del self._seats[device]
+        self.comings_and_goings += 1
         self.up = [other for other in self.up if other is not device]
+        self.active = [other for other in self.active if other is not device]
 
     def forget(self, device: Device) -> None:
         """Remove a device that is closed, or could not be added."""
@@ -138,6 +145,11 @@ class Roster:
         facts = {"before": before or "", "reason": device.reason}
         self._recorder.device_event(kind, device.name, error, **facts)
 
+    def held_or_not(self, device: Device) -> None:
+        """Note that the device is given nothing from now on, or is given tasks again."""
+        self._came_or_went = True
+        self.changed(device)
+
     def rests_or_takes_part(self, device: Device, reason: str) -> None:
         """Report that the device rests from now on, or takes part again."""
         kind: EventKind = "device.takes_part" if device.rests is None else "device.rests"
@@ -155,6 +167,7 @@ class Roster:
         if self._came_or_went:
             self._came_or_went = False
             self.up = [device for device in self.devices if device.up and device in self._seats]
+            self.active = [device for device in self.up if not device.held]
         return changed
 
     def drop_busy(self, asked: int) -> None:
@@ -165,7 +178,7 @@ class Roster:
         still = []
         for entry in self.free[:asked]:
             device = entry[2]
-            if device.free:
+            if device.free and not device.held:
                 still.append(entry)
             else:
                 self._seats[device].free = None
@@ -176,7 +189,8 @@ class Roster:
     def _refresh(self, device: Device) -> None:
         """Put the device where it belongs among those that are free."""
         seat = self._seats[device]
-        free = (device.quickest, device.position, device) if device.free else None
+        idle = device.free and not device.held
+        free = (device.quickest, device.position, device) if idle else None
         if free != seat.free:
             if seat.free is not None:
                 del self.free[bisect_left(self.free, seat.free)]
@@ -220,7 +234,7 @@ class Roster:
     def _recount(self, device: Device) -> None:
         """Count the device with its present figures, if they have changed noticeably."""
         counted = self._seats[device].counted
-        if not device.up or math.isnan(device.latency):
+        if not device.up or device.held or math.isnan(device.latency):
             self._count(device, None)
         elif counted is None or device.latency != counted[0]:
             deviation = device.deviation if device.batches else math.nan

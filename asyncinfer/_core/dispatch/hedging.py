@@ -172,6 +172,7 @@ class Hedging:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
 
         others = [d for d in self._roster.up if d is not device and _may_run_copy(d)]
+        others = [other for other in others if not other.held] or others
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
 

@@ -34,6 +34,7 @@ class Outcomes:
         *,
         most_retries: int,
         wake: Callable[[], None],
+        brought: Callable[[Burst, int], None] | None = None,
     ) -> None:
         self._roster = roster
         self._retries = retries
@@ -41,6 +42,8 @@ class Outcomes:
         self._clock = clock
         self._most_retries = most_retries
         self._wake = wake
+        #: is told of each burst, and how many of its calls have brought results
+        self._brought = brought
 
     # ---- a call has ended
 
@@ -116,6 +119,8 @@ class Outcomes:
         if calls and burst.live:
             burst.device.count_results(burst, calls)
             self._recorder.count_run(burst.began, burst.call_began)
+            if self._brought is not None:
+                self._brought(burst, calls)
 
     # ---- a device loses its tasks
 

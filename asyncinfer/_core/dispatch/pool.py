@@ -78,8 +78,8 @@ class Pool:
 
     @property
     def devices(self) -> Sequence[Device]:
-        """The devices that are up."""
-        return self._roster.up
+        """The devices that are up and do not rest."""
+        return self._roster.active
 
     @property
     def census(self) -> Census:

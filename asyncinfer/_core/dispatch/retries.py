@@ -87,7 +87,7 @@ class Retries:
             self._at_once += task.error is None
 
     def _device_for(self, task: Span, now: float) -> Device | None:
-        """The fastest free device on which the task has not failed.
+        """The fastest free device on which the task has not failed, a resting one if need be.
 
         If it has failed on all devices that are up and not stuck, any free device will do.
         """
@@ -99,7 +99,8 @@ class Retries:
             if wait > 0 or len(self._suspects) >= self._at_once:
                 return None
         untried = [d for d in up if d.name not in task.devices and not d.stuck(now)]
-        free = [device for device in untried or up if device.free]
+        active = [device for device in untried if not device.held]
+        free = [device for device in active or untried or up if device.free]
         if suspect:
             free = [device for device in free if device not in self._suspects.values()]
         self._blocked = self._blocked or not free

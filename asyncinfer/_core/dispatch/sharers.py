@@ -1,0 +1,209 @@
+"""Has devices rest that share something with others, where these do more without them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from asyncinfer._core.devices.device import Burst, Device
+from asyncinfer._core.devices.roster import Roster
+from asyncinfer.scheduling.sharing import Group
+from asyncinfer.scheduling.slowdown import Member
+
+__all__ = ("Sharers",)
+
+#: calls count whose batch differs by no more than this factor from the device's usual one
+ALIKE = 1.25
+#: after this many calls in a row with other batches, these are its usual ones
+CALLS_OF_OTHER_SIZE = 8
+
+
+class Sharers:
+    """Tells each group of devices that share something what runs, and follows what it chooses.
+
+    Devices are in one group if they share something, or each shares something with a third one. A
+    device that shares nothing with any other is in none, and costs nothing here.
+    """
+
+    def __init__(self, roster: Roster, clock: Callable[[], float]) -> None:
+        self._roster = roster
+        self._clock = clock
+        self._parties: list[_Party] = []
+        #: the group of each device that is in one
+        self._party_of: dict[Device, _Party] = {}
+        #: how often devices had come and gone when the groups were made
+        self._as_of = 0
+
+    def passed(self, bursts: Iterable[Burst], saturated: bool) -> None:
+        """A pass was made, which gave ``bursts``; ``saturated`` says whether tasks still wait."""
+        if self._as_of != self._roster.comings_and_goings:
+            self._as_of = self._roster.comings_and_goings
+            self._make_groups(list(self._roster.members))
+        if not self._parties:
+            return
+        now = self._clock()
+        for party in self._parties:
+            party.look(now)
+        for burst in bursts:
+            if burst.device in self._party_of:
+                group = self._party_of[burst.device].group
+                burst.beside = group.begin() if saturated else -1
+
+    def ended(self, burst: Burst, calls: int) -> None:
+        """The ``calls`` of ``burst`` have brought results."""
+        party = self._party_of.get(burst.device)
+        if party is not None and burst.beside >= 0:
+            party.ended(burst, calls)
+
+    def _make_groups(self, devices: list[Device]) -> None:
+        """Find out which devices share something; groups that are as they were are kept."""
+        before = {frozenset(party.devices): party for party in self._parties}
+        self._parties = []
+        for together in _connected(devices):
+            party = before.pop(frozenset(together), None)
+            self._parties.append(party or self._grown(together, before) or _Party(together))
+        for party in before.values():
+            party.disband()
+        self._party_of = {device: party for party in self._parties for device in party.devices}
+
+    @staticmethod
+    def _grown(together: list[Device], before: dict[frozenset[Device], _Party]) -> _Party | None:
+        """The group of before that has only grown, or shrunk, to be ``together``."""
+        for devices, party in list(before.items()):
+            if devices.issubset(together) or devices.issuperset(together):
+                del before[devices]
+                party.devices = together
+                return party
+        return None
+
+
+class _Seat:
+    """What a group knows of one device."""
+
+    __slots__ = ("_others", "batch", "mine", "place")
+
+    def __init__(self, place: int, batch: float) -> None:
+        self.place = place
+        #: its bit in sets of devices
+        self.mine = 1 << place
+        #: its usual number of tasks in a call
+        self.batch = batch
+        self._others = 0
+
+    def is_usual(self, batch: float) -> bool:
+        """Whether a call with ``batch`` tasks is like the device's usual ones."""
+        usual = self.batch <= ALIKE * batch and batch <= ALIKE * self.batch
+        if usual:
+            self._others = 0
+        return usual
+
+    def is_other_size(self) -> bool:
+        """Note a call of another size; return whether these have become the usual ones."""
+        self._others += 1
+        if self._others < CALLS_OF_OTHER_SIZE:
+            return False
+        self._others = 0
+        return True
+
+
+class _Party:
+    """A group, and its devices."""
+
+    def __init__(self, devices: list[Device]) -> None:
+        self.devices = devices
+        self.group = Group(",".join(device.name for device in devices))
+        self.seats: dict[Device, _Seat] = {}
+        #: the confirmed set that was told outside
+        self._told = 0
+        #: the sets that were followed: those chosen, and those available
+        self._followed = (0, 0)
+
+    def look(self, now: float) -> None:
+        """Tell the group which devices are there and which run, and follow what it chooses."""
+        available = running = 0
+        for device in self.devices:
+            seat = self.seats.get(device) or self._admit(device)
+            if seat is None:
+                continue
+            if device.up and not device.suspect:
+                available |= seat.mine
+            if device.bursts:
+                running |= seat.mine
+        self.group.offer(available, now)
+        self._follow()
+        self.group.run(running)
+
+    def _admit(self, device: Device) -> _Seat | None:
+        """Let the group know of a device once it is up, as its speed may be known then."""
+        if not device.up:
+            return None
+        place = self.group.add(_member(device, device.batch_limit))
+        seat = self.seats[device] = _Seat(place, device.batch_limit)
+        return seat
+
+    def ended(self, burst: Burst, calls: int) -> None:
+        """Tell the group of calls that have brought results, and follow what it chooses."""
+        seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
+        if seat.is_usual(tasks / calls):
+            self.group.end(seat.place, burst.beside, (now - burst.began) / tasks, now)
+        elif seat.is_other_size():
+            seat.batch = tasks / calls
+            self.group.replace(seat.place, _member(burst.device, seat.batch))
+        self._follow()
+
+    def _follow(self) -> None:
+        """Hold the devices that are not chosen, and say which of them rest."""
+        group = self.group
+        if self._followed != (group.chosen, group.available):
+            self._followed = group.chosen, group.available
+            for device, seat in self.seats.items():
+                device.hold(bool(group.available & ~group.chosen & seat.mine))
+        if self._told != group.confirmed:
+            self._told = group.confirmed
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say which devices rest, with the rates, or that they take part again."""
+        group, model, confirmed = self.group, self.group.model, self.group.confirmed
+        for device, seat in self.seats.items():
+            if not confirmed or confirmed & seat.mine or not group.available & seat.mine:
+                device.take_part()
+                continue
+            without, beside = model.rate(confirmed), model.rate(confirmed | seat.mine)
+            device.rest(f"{_figure(beside)} tasks/s with it, {_figure(without)} without")
+
+    def disband(self) -> None:
+        """Let all devices take part: the group is no more."""
+        for device in self.seats:
+            device.hold(False)
+            device.take_part()
+
+
+def _member(device: Device, batch: float) -> Member:
+    """What is known of the device beforehand: its time alone if it was calibrated."""
+    estimator = device.estimator
+    alone = math.nan
+    if estimator.known and not estimator.samples:
+        alone = estimator.expect(batch) / batch
+    return Member(alone, device.concurrency)
+
+
+def _connected(devices: list[Device]) -> list[list[Device]]:
+    """The groups of two or more devices that share something, directly or through others."""
+    groups: list[tuple[set[str], list[Device]]] = []
+    for device in devices:
+        names, together = set(device.shares), [device]
+        if not names or device.stateful:
+            continue
+        for group in [group for group in groups if not names.isdisjoint(group[0])]:
+            groups.remove(group)
+            names |= group[0]
+            together = [*group[1], *together]
+        groups.append((names, together))
+    return [together for _, together in groups if len(together) > 1]
+
+
+def _figure(rate: float) -> str:
+    """A rate as people write it, such as 35,300 or 2.71."""
+    digits = max(0, 2 - math.floor(math.log10(rate))) if rate > 0 else 0
+    return f"{round(rate, 2 - math.floor(math.log10(rate))) if rate > 0 else 0:,.{digits}f}"
