@@ -13,12 +13,17 @@ __all__ = ("Group",)
 SAMPLES = 2
 #: demand of a device that has not run beside others yet: it is given the benefit of the doubt
 HOPED_DEMAND = 0.15
+#: measurements begin with the quickest device, and those that take at most so many times as long
+FIRST_SPREAD = 4.0
 #: a set must promise this many times the present set's rate to be tried
 GAIN = 1.004
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
 #: fewest and most calls for that
 FEWEST_CALLS, MOST_CALLS = 3, 200
+#: a trial ends early if its set is slower than another by this many standard deviations of both;
+#: that is tested first after so many calls
+CERTAIN, FIRST_TEST = 2.5, 4
 #: after a set was confirmed, the next look is taken after so many times the calls
 PATIENCE = 1.35
 #: most calls between two looks
@@ -192,8 +197,25 @@ class Group:
         self._got += 1
         if now >= self._probe_at and self._got > FEWEST_CALLS:
             self._probe(now)
-        elif self._got >= self._needed or now >= self._look_at:
+        elif self._got >= self._needed or now >= self._look_at or self._is_hopeless():
             self._look(now)
+
+    def _is_hopeless(self) -> bool:
+        """Whether the set on trial is certainly slower than another one that was measured.
+
+        It is asked after 4, 8, 16 ... calls, as in a group sequential test.
+        """
+        on_trial = self.chosen != self.confirmed and not self._probed_from
+        if not on_trial or self._got < FIRST_TEST or self._got & (self._got - 1):
+            return False
+        most = self._bound(self.chosen, CERTAIN)
+        return any(self._bound(devices, -CERTAIN) > most for devices in self._table)
+
+    def _bound(self, devices: int, deviations: float) -> float:
+        """The measured rate of a set, and so many of its standard deviations more."""
+        number, logs = self._sums(self._table[devices])
+        doubt = deviations * self.sigma / math.sqrt(number)
+        return math.exp(logs / number + doubt) * self.model.nominal(devices)
 
     def _wait_no_longer(self, now: float) -> None:
         """Look for another set if the chosen one does not come to run as a whole."""
@@ -219,7 +241,7 @@ class Group:
     def _choose(self, now: float) -> None:
         """Choose the set that may do most, or the present one if none may do more."""
         if not self._table or not self.available:
-            self._take(self._quickest(), now)
+            self._take(self._first(), now)
             return
         if self.chosen in self._table and self.chosen.bit_count() > 1:
             self._met |= self.chosen
@@ -245,10 +267,13 @@ class Group:
     def _fit(self) -> None:
         self.model.fit(self._table, self.sigma, self._chance)
 
-    def _quickest(self) -> int:
-        """The device that does most alone; 0 if there is none."""
-        singles = [1 << place for place in bits(self.available)]
-        return max(singles, key=self.model.nominal, default=0)
+    def _first(self) -> int:
+        """The set to begin with: the quickest devices, as many as one may hope have room."""
+        alone = self.model.alone
+        places = sorted(bits(self.available), key=lambda place: alone[place])
+        room = int(1 / HOPED_DEMAND)
+        near = [place for place in places[:room] if alone[place] <= FIRST_SPREAD * alone[places[0]]]
+        return sum([1 << place for place in near])
 
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""

@@ -224,7 +224,7 @@ def test_noise_and_batches_are_part_of_the_time_alone(virtual):
 def test_on_a_large_host_devices_are_as_without_one(virtual):
     async def finished(host: SimulatedHost | None) -> list[float]:
         drivers = [
-            SimulatedDriver(f"d{at}", 0.01 * (at + 1), noise=0.3, host=host, cores=0.5)
+            SimulatedDriver(f"d{at}", 0.01 * (at + 1), noise=0.3, host=host, cores=0.5, shares=())
             for at in range(4)
         ]
         async with Dispatcher(drivers) as dispatcher:
