@@ -67,7 +67,7 @@ class Engine:
         #: failed tasks that wait to be run again
         self.retries = Retries(roster)
         #: which of the devices that share something take part; ``None`` where the policy decides
-        self._sharers = Sharers(roster, clock) if getattr(policy, "chooses_sets", False) else None
+        self._sharers = Sharers(roster) if getattr(policy, "chooses_sets", False) else None
         self._outcomes = Outcomes(
             roster,
             self.retries,
@@ -147,7 +147,10 @@ class Engine:
 
     def _assign(self) -> None:
         self._wakeup = None
-        bursts = self._pool.assign(self.clock())
+        now = self.clock()
+        if self._sharers is not None:
+            self._sharers.look(now)
+        bursts = self._pool.assign(now)
         if self._sharers is not None:
             self._sharers.passed(bursts, self.lanes.waiting > 0)
         for burst in bursts:

@@ -277,7 +277,7 @@ class Group:
 
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""
-        if self._searched and self.confirmed and self.chosen != self.confirmed:
+        if self._searched and self.chosen and self.confirmed not in {0, self.chosen}:
             rates = self.model.rate(self.chosen) / self.model.rate(self.confirmed)
             self._spent += max(0.0, 1 - rates) * (now - self._since)
         self.chosen = devices

@@ -109,7 +109,8 @@ class Model:
         """The fraction of their speed at which ``devices`` run together, by the law alone."""
         demands = self.demands
         total = sum([demands[place] for place in bits(devices)])
-        return min(1.0, 1 / total) / (1 + self.contention * (devices.bit_count() - 1))
+        shared = 1 / total if total > 1 else 1.0
+        return shared / (1 + self.contention * max(0, devices.bit_count() - 1))
 
     def rate(self, devices: int) -> float:
         """Tasks a second of ``devices`` together: by the law, and by what was measured of them."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.tasks.recorder import logger
 from asyncinfer.scheduling.sharing import Group
 from asyncinfer.scheduling.slowdown import Member
 
@@ -25,35 +27,51 @@ class Sharers:
     device that shares nothing with any other is in none, and costs nothing here.
     """
 
-    def __init__(self, roster: Roster, clock: Callable[[], float]) -> None:
+    def __init__(self, roster: Roster) -> None:
         self._roster = roster
-        self._clock = clock
         self._parties: list[_Party] = []
         #: the group of each device that is in one
         self._party_of: dict[Device, _Party] = {}
         #: how often devices had come and gone when the groups were made
         self._as_of = 0
 
-    def passed(self, bursts: Iterable[Burst], saturated: bool) -> None:
-        """A pass was made, which gave ``bursts``; ``saturated`` says whether tasks still wait."""
+    def look(self, now: float) -> None:
+        """Before a pass: take in which devices are there, and follow what the groups choose."""
         if self._as_of != self._roster.comings_and_goings:
             self._as_of = self._roster.comings_and_goings
             self._make_groups(list(self._roster.members))
-        if not self._parties:
-            return
-        now = self._clock()
         for party in self._parties:
-            party.look(now)
-        for burst in bursts:
-            if burst.device in self._party_of:
-                group = self._party_of[burst.device].group
-                burst.beside = group.begin() if saturated else -1
+            with self._unless_it_fails(party):
+                party.look(now)
+
+    def passed(self, bursts: Iterable[Burst], saturated: bool) -> None:
+        """After a pass, which gave ``bursts``; ``saturated`` says whether tasks still wait."""
+        for party in self._parties:
+            party.note_running()
+        if self._parties:
+            for burst in bursts:
+                mine = self._party_of.get(burst.device)
+                if mine is not None:
+                    burst.beside = mine.group.begin() if saturated else -1
 
     def ended(self, burst: Burst, calls: int) -> None:
         """The ``calls`` of ``burst`` have brought results."""
         party = self._party_of.get(burst.device)
         if party is not None and burst.beside >= 0:
-            party.ended(burst, calls)
+            with self._unless_it_fails(party):
+                party.ended(burst, calls)
+
+    @contextmanager
+    def _unless_it_fails(self, party: _Party) -> Iterator[None]:
+        """An error in working out the best set must cost no task: then all devices take part."""
+        try:
+            yield
+        except Exception:
+            logger.exception("which devices share best cannot be worked out: all of them take part")
+            party.disband()
+            self._parties = [other for other in self._parties if other is not party]
+            for device in party.devices:
+                self._party_of.pop(device, None)
 
     def _make_groups(self, devices: list[Device]) -> None:
         """Find out which devices share something; groups that are as they were are kept."""
@@ -119,19 +137,19 @@ class _Party:
         self._followed = (0, 0)
 
     def look(self, now: float) -> None:
-        """Tell the group which devices are there and which run, and follow what it chooses."""
-        available = running = 0
+        """Tell the group which devices are there, and follow what it chooses."""
+        available = 0
         for device in self.devices:
             seat = self.seats.get(device) or self._admit(device)
-            if seat is None:
-                continue
-            if device.up and not device.suspect:
+            if seat is not None and device.up and not device.suspect:
                 available |= seat.mine
-            if device.bursts:
-                running |= seat.mine
         self.group.offer(available, now)
         self._follow()
-        self.group.run(running)
+
+    def note_running(self) -> None:
+        """Tell the group which devices run."""
+        seats = self.seats.items()
+        self.group.run(sum([seat.mine for device, seat in seats if device.bursts]))
 
     def _admit(self, device: Device) -> _Seat | None:
         """Let the group know of a device once it is up, as its speed may be known then."""
