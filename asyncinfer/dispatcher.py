@@ -268,6 +268,16 @@ class Dispatcher(Generic[InT, OutT]):
             raise ClosedError("the dispatcher was never opened: enter it with `async with`")
         return snapshot(self._engine)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is open, and some device has answered or could: for a health check.
+
+        A device does not count while it is down; nor if it fell silent for far too long, timed out,
+        was given up by all who waited for it, or is back on trial, until it answers. Then it counts
+        again after 30 seconds, so that a task can show whether it is well.
+        """
+        return self._engine is not None and self._engine.ready
+
     def _open_engine(self) -> Engine:
         if self._engine is None:
             raise ClosedError("the dispatcher is not open: enter it with `async with`")

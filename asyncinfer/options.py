@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from asyncinfer.errors import ConfigError
 
@@ -21,8 +22,10 @@ class Timeouts:
     open: float | None = 60.0
     #: a task waiting to be started; past it the task ends with ``QueueTimeout``
     queue: float | None = None
-    #: one ``infer`` call on a device; past it ``DeviceTimeout``, and its tasks move on
-    run: float | None = None
+    #: one ``infer`` call on a device; past it ``DeviceTimeout``, and its tasks move on. ``"auto"``:
+    #: by the device's own history, once it has one: 32 times what the call should take and 0.4 s
+    #: (more where its calls were seen to vary), 2 s at least
+    run: float | Literal["auto"] | None = "auto"
     #: a task from acceptance to result; past it ``DeadlineExceeded`` (``NoDeviceError`` if no
     #: device was up)
     total: float | None = None
@@ -36,6 +39,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "run" and value == "auto":
+                continue
             if value is not None and not (_is_number(value) and value > 0):
                 text = f"timeout {field.name} must be more than 0 seconds, not {value!r}"
                 raise ConfigError(text)

@@ -11,7 +11,7 @@ __all__ = ("Alarm",)
 class Alarm:
     """Calls ``ring`` once, at the earliest moment it was set to; then it can be set again."""
 
-    __slots__ = ("_at", "_loop", "_ring", "_timer")
+    __slots__ = ("_at", "_loop", "_ring", "_timer", "late")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
         self._loop = loop
@@ -19,6 +19,8 @@ class Alarm:
         self._timer: asyncio.TimerHandle | None = None
         #: when the timer fires: uvloop's timer handles know that only to the millisecond
         self._at = 0.0
+        #: by how many seconds it rang too late
+        self.late = 0.0
 
     @property
     def is_set(self) -> bool:
@@ -43,4 +45,5 @@ class Alarm:
 
     def _rings(self) -> None:
         self._timer = None
+        self.late = max(0.0, self._loop.time() - self._at)
         self._ring()

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from asyncinfer._core.devices.device import names
+from asyncinfer._core.devices.device import Burst, names
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.supervisor import Supervisor
 from asyncinfer._core.dispatch.bindings import Bindings
@@ -77,8 +77,8 @@ class Engine:
             wake=self.wake,
             brought=None if self._sharers is None else self._sharers.ended,
         )
-        #: starts copies of overdue tasks; ``None`` unless the user asked for that
-        self.hedging = None if hedge is None else Hedging(hedge, roster, recorder, self._outcomes)
+        #: starts copies of overdue tasks
+        self.hedging = Hedging(hedge, roster, recorder, self._outcomes)
         self._recheck = Recheck(roster, loop, clock, self.wake)
         bindings = Bindings(roster, self._outcomes)
         self._pool = Pool(
@@ -91,6 +91,7 @@ class Engine:
             loop,
             timeouts,
             take_back=self._outcomes.take_back,
+            overdue=self._rescue,
             wake=self.wake,
         )
         self._watchdog = self.supervisor.watchdog
@@ -98,7 +99,7 @@ class Engine:
             self._outcomes,
             clock,
             loop,
-            run_timeout=timeouts.run,
+            run_timeout=None if timeouts.run == "auto" else timeouts.run,
             device_failed=self.supervisor.device_failed,
         )
         #: ends tasks whose time has run out
@@ -158,6 +159,11 @@ class Engine:
         self._watchdog.arm()
         if self._quiet is not None and not self.lanes.unfinished:
             self._quiet.set()
+
+    def _rescue(self, burst: Burst) -> None:
+        """A call is long overdue: have it copied if somebody waits for it."""
+        self.hedging.rescue(burst)
+        self.wake()
 
     # ---- lanes
 
@@ -290,6 +296,12 @@ class Engine:
             raise ClosedError("the dispatcher was closed while it was opening")
         self.accepting = True
 
+    @property
+    def ready(self) -> bool:
+        """Whether work is accepted, and a device may answer it: see ``Device.may_answer``."""
+        now = self.clock()
+        return self.accepting and any(d.may_answer(now) for d in self.roster.members)
+
     def check_open(self) -> None:
         """Raise ``ClosedError`` unless work is accepted."""
         if not self.accepting:
@@ -338,8 +350,7 @@ class Engine:
         await asyncio.gather(self._stop_reading(), self.supervisor.close_all())
         self._deadlines.stop()
         self._recheck.cancel()
-        if self.hedging is not None:
-            self.hedging.close(self.clock())
+        self.hedging.close(self.clock())
         if self._wakeup is not None:
             self._wakeup.cancel()
         self._wakeup = None

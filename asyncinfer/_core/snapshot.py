@@ -6,7 +6,7 @@ import math
 
 from asyncinfer._core.devices.device import Device
 from asyncinfer._core.engine import Engine
-from asyncinfer.stats import DeviceState, DeviceStats, DispatcherStats, HedgeStats
+from asyncinfer.stats import DeviceState, DeviceStats, DispatcherStats
 
 __all__ = ("snapshot",)
 
@@ -23,7 +23,7 @@ def snapshot(engine: Engine) -> DispatcherStats:
         failed=recorder.failed,
         retried=recorder.retried,
         quarantined=recorder.quarantined,
-        hedging=HedgeStats() if engine.hedging is None else engine.hedging.stats(engine.clock()),
+        hedging=engine.hedging.stats(engine.clock()),
         queue_depth=sum(lane.intake.qsize() for lane in lanes),
         waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.retries.tasks),
         running=sum(device.in_flight for device in engine.roster.devices),

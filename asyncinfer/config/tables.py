@@ -48,6 +48,8 @@ def _timeouts(value: Any, where: str) -> Timeouts:
     where = f"{where}, timeout"
     check_keys(value, {limit.name for limit in fields(Timeouts)}, where)
     for key, seconds in value.items():
+        if (key, seconds) == ("run", "auto"):
+            continue
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
             raise ConfigError(f"{where}: {key!r} must be seconds above 0, not {seconds!r}")
     return Timeouts(**value)

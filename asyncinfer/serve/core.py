@@ -108,7 +108,7 @@ class Core:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are admitted and every model has a device that is up."""
+        """Whether requests are admitted and every model has a device that answers."""
         return not self.gate.closed and all(served.ready for served in self.models.values())
 
     def model(self, name: str, wanted: str = "") -> Served:

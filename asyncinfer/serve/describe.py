@@ -24,7 +24,7 @@ def index(core: Core) -> list[dict[str, str]]:
             "name": served.name,
             "version": VERSION,
             "state": "READY" if served.ready else "UNAVAILABLE",
-            "reason": "" if served.ready else "no device is up",
+            "reason": "" if served.ready else "no device answers",
         }
         for served in core.models_open()
     ]

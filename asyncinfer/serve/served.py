@@ -120,8 +120,8 @@ class Served:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one device is up."""
-        return any(device.up for device in self.stats.devices)
+        """Whether at least one device answers, or may: see ``Dispatcher.ready``."""
+        return self.dispatcher.ready
 
     async def run(self, rows: Array) -> list[dict[str, Array]]:
         """The outputs of each row, by name.

@@ -107,7 +107,9 @@ class Job:
     async def run(self) -> dict[str, Any]:
         """Do it, and say what came of it."""
         options: dict[str, Any] = {"window": 256, "queue_size": 64, "hedge": Hedge(budget=0.2)}
-        d = Dispatcher(devices(), timeout=Timeouts(total=TOTAL), on_event=self.note, **options)
+        d = Dispatcher(
+            devices(), timeout=Timeouts(total=TOTAL, run=None), on_event=self.note, **options
+        )
         async with d:
             for first in range(0, self.tasks, PART):
                 await self.part(d, first // PART % PARTS, range(first, first + PART))

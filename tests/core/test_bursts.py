@@ -74,6 +74,7 @@ def test_an_answer_that_comes_too_late_is_ignored(virtual):
 
     async def run():
         late, well = Deaf("late", 0.01, seconds=5.0), SimulatedDriver("well", 1.0)
+        late.side_effects = True  # else a copy would be sooner
         async with Dispatcher([late, well], timeout=Timeouts(run=2.0)) as d:
             result = await anext(d.results(["x"]))
             assert (result.value, result.device, result.attempts) == ("x", "well", 2)

@@ -100,6 +100,8 @@ def test_a_good_file(tmp_path):
 def test_time_limits_by_name():
     found = config.parse("[dispatcher.timeout]\nrun = 2.5\nqueue = 1\n")
     assert found.dispatcher == {"timeout": Timeouts(run=2.5, queue=1)}
+    found = config.parse('[dispatcher.timeout]\nrun = "auto"\ntotal = 1\n')
+    assert found.dispatcher == {"timeout": Timeouts(total=1)}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,7 @@ def device(body):
         ("[dispatcher]\nretries = true\n", r"'retries' must be a whole number from 0, not True"),
         ("[dispatcher]\ntimeout = -1\n", r"'timeout' must be seconds above 0"),
         ("[dispatcher.timeout]\nrunn = 1\n", r"timeout: unknown key 'runn'; did you mean 'run'"),
+        ('[dispatcher.timeout]\nopen = "auto"\n', r"timeout: 'open' must be seconds above 0"),
         ("[dispatcher.timeout]\nrun = 0\n", r"timeout: 'run' must be seconds above 0, not 0"),
         ("[dispatcher]\nhedge = 1\n", r"'hedge' must be true, false or a table, not 1"),
         ("[dispatcher.hedge]\nbugdet = 1\n", r"hedge: unknown key 'bugdet'; did you mean 'budget'"),

@@ -180,6 +180,7 @@ def test_no_device_left(virtual):
 def test_a_hung_call_is_ended_by_the_run_timeout(virtual):
     async def run():
         hung = Faulty("hung", 0.1)
+        hung.side_effects = True  # else a copy would be sooner
         async with Dispatcher([hung, SimulatedDriver("b", 0.2)], timeout=Timeouts(run=2.0)) as d:
             hung.service_time = 1e5
             result = await anext(d.results(["x"]))

@@ -70,8 +70,8 @@ def test_the_first_result_wins_and_the_other_call_is_cancelled(virtual):
     assert Counter(r.value for r in results)[0, "b"] == 1
 
 
-def test_without_it_nothing_is_copied(virtual):
-    a, b = Slow("a", 1.0, {0: 100.0}), Slow("b", 1.0)
+def test_without_it_nothing_is_copied_that_does_not_seem_to_hang(virtual):
+    a, b = Slow("a", 1.0, {0: 4.0}), Slow("b", 1.0)
     results, stats, _ = virtual(run([a, b], 20, hedge=None))
     assert results[0].value == (0, "a")
     assert stats.hedging == HedgeStats()
@@ -172,7 +172,7 @@ def test_what_is_usual_for_a_device_is_not_overdue(virtual):
 
 @pytest.mark.parametrize("budget", [0.001, 0.01, 0.05])
 def test_the_budget_is_kept(virtual, budget):
-    often = dict.fromkeys(range(0, 1000, 7), 9.0)
+    often = dict.fromkeys(range(0, 1000, 7), 4.0)  # with more they would seem to hang
     drivers = [Slow("a", 1.0, often), Slow("b", 1.0), Slow("c", 1.0)]
     hedge = Hedge(quantile=0.5, budget=budget)
     _, stats, _ = virtual(run(drivers, 1000, hedge=hedge))
@@ -431,7 +431,9 @@ def test_time_alone_wakes_nobody(virtual, slow, fast):
     """One call goes on for long and is not overdue, and nothing else happens."""
 
     async def main():
-        async with Dispatcher([slow("slow", 1e4)], hedge=EAGER) as d:
+        driver = slow("slow", 1e4)
+        driver.side_effects = slow is UnknownSlow  # else it might hang, for all that is known
+        async with Dispatcher([driver], hedge=EAGER) as d:
             stuck = asyncio.create_task(d.infer(0))
             await asyncio.sleep(1.0)
             if fast is not None:

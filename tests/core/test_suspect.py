@@ -171,7 +171,8 @@ def test_a_device_that_is_silent_for_too_long_is_suspect_until_it_answers(virtua
 def test_a_suspect_gets_no_more_calls(virtual):
     async def run():
         a, b = Hangs("a", 0.1, nth=2, seconds=50.0, concurrency=2), SimulatedDriver("b", 0.3)
-        async with Dispatcher([a, b], policy="greedy") as d:
+        a.side_effects = True  # no copy answers for its calls
+        async with Dispatcher([a, b], policy="greedy", timeout=Timeouts(run=None)) as d:
             stream = d.results(iter(int, 1), ordered=False)
             while now() < 1.0:
                 await anext(stream)
@@ -194,6 +195,7 @@ def test_a_suspect_gets_no_more_calls(virtual):
 def test_a_device_whose_probe_fails_is_lost_and_its_task_moves(virtual):
     async def run():
         a = Hangs("a", 0.1, nth=5, seconds=1e5, health=ConnectionError("gone"))
+        a.side_effects = True  # no copy answers for its calls
         async with Dispatcher([a, SimulatedDriver("b", 0.2)]) as d:
             got = [r async for r in d.results(range(50))]
             assert [r.value for r in got] == list(range(50))
@@ -211,6 +213,7 @@ def test_a_device_whose_probe_fails_is_lost_and_its_task_moves(virtual):
 def test_a_probe_that_says_nothing_changes_nothing(virtual, health, caplog):
     async def run():
         a = Hangs("a", 0.1, nth=5, seconds=60.0, health=health)
+        a.side_effects = True  # no copy answers for its calls
         async with Dispatcher([a, SimulatedDriver("b", 0.2)], timeout=Timeouts(close=1)) as d:
             assert [y async for y in d.stream(range(50))] == list(range(50))
             assert now() > 60, "nothing else would be known of the call"

@@ -14,7 +14,7 @@ import pytest
 
 from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError, DeviceError
-from asyncinfer.testing import check_driver
+from asyncinfer.testing import SimulatedDriver, check_driver
 from asyncinfer_drivers.cortex_m import CortexM4Driver
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
 from asyncinfer_drivers.cortex_m.emulated_driver import EmulatedCortexM4Driver
@@ -73,6 +73,25 @@ async def test_a_stream_survives(what, firmware, samples, answers):
 
         async with Dispatcher([driver_of(board)], window=64, retries=20) as dispatcher:
             await run(dispatcher, samples[:400], answers, disturb)
+
+
+async def test_a_stopped_board_holds_up_nobody(firmware, samples, answers):
+    """With default settings; the other device computes what the board should."""
+
+    def reference(sample):
+        return firmware.reference(sample[None])[0]
+
+    async with EmulatedCortexM4(firmware.elf) as board:
+
+        async def disturb(done):
+            if done == 100:
+                board.stop()
+
+        drivers = [driver_of(board), SimulatedDriver("other", 0.002, function=reference)]
+        async with asyncio.timeout(100), Dispatcher(drivers, window=64) as dispatcher:
+            await run(dispatcher, samples[:600], answers, disturb)
+            assert dispatcher.stats().devices[0].state != "ready"
+            assert dispatcher.ready
 
 
 async def trouble(board, what):

@@ -218,3 +218,21 @@ def test_sigterm_drains_a_process(pictures):
         assert (facts["drained"], facts["rows"], facts["models"]) == (True, 1, ["slow"])
         assert answers[0].status_code == 200
         assert "Traceback" not in server.errors
+
+
+async def test_not_ready_while_every_request_times_out(serve):
+    async with (
+        serve(simulated(seconds=0.01), request_timeout=0.3) as core,
+        httpx.AsyncClient(base_url=core.url, trust_env=False) as http,
+    ):
+        assert (await http.post(INFER, json=BODY)).status_code == 200
+        slow_down(core, 1e4)
+        for _ in range(2):
+            assert (await http.post(INFER, json=BODY)).status_code == 504
+        for path in ("/v2/health/ready", "/v2/models/m/ready"):
+            assert (await http.get(path)).status_code == 503
+        index = (await http.post("/v2/repository/index", json={})).json()
+        assert (index[0]["state"], index[0]["reason"]) == ("UNAVAILABLE", "no device answers")
+        slow_down(core, 0.01)
+        assert (await http.post(INFER, json=BODY)).status_code == 200
+        assert (await http.get("/v2/health/ready")).status_code == 200

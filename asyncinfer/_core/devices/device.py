@@ -12,10 +12,12 @@ from asyncinfer._core.alarm import Alarm
 from asyncinfer._core.devices.attributes import attributes_of
 from asyncinfer._core.devices.breaker import Breaker
 from asyncinfer._core.devices.leftovers import Leftovers
+from asyncinfer._core.devices.run_limit import HISTORY, NOTEWORTHY, RunLimit
 from asyncinfer._core.devices.speed import BatchSize, Estimator
 from asyncinfer._core.devices.states import check
 from asyncinfer._core.tasks.spans import Row, Span
 from asyncinfer.driver import Driver, ServiceTime
+from asyncinfer.errors import DeviceTimeout
 from asyncinfer.stats import DeviceState
 
 __all__ = ("Burst", "Device", "DeviceListener", "names", "put_back")
@@ -26,6 +28,15 @@ BEARABLE = 8.0
 USUAL_PEAK = 4.0
 #: seconds of silence that are bearable on top of that
 GRACE = 0.1
+#: a call is long overdue, and copied, once it has taken this many times what it should, and GRACE
+OVERDUE = 4.0
+#: a call given up after less than this many times what was expected says nothing of its device
+TOLERATED = 2.0
+#: seconds without an answer that make a device of unknown speed doubtful
+UNKNOWN_BEARABLE = 1.0
+#: seconds for which a device that did not answer is doubtful, unless it answers: then only another
+#: task can show what it is like. As long as one that fails again and again is held off at most
+DOUBTFUL = 30.0
 
 
 class DeviceListener(Protocol):
@@ -101,6 +112,10 @@ class Device:
         self.next_attempt = math.nan
         #: when a call last brought results
         self.answered_at = -math.inf
+        #: when it was last seen not to answer in time
+        self.doubted_at = -math.inf
+        #: the silence by which it is lost, if no limit was set
+        self.run_limit = RunLimit()
         #: seconds taken by the calls that were given up since it last brought results
         self._given_up = 0.0
         #: seconds of silence that were bearable before the first of these calls
@@ -140,6 +155,8 @@ class Device:
         if state is DeviceState.OPENING:
             self.generation += 1
             self._given_up = 0.0
+        if state is DeviceState.SUSPECT or (self.up and isinstance(error, DeviceTimeout)):
+            self.doubted_at = now
         self._state, self.since, self.reason = state, now, reason or str(error or "")
         self.up = state.up
         self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
@@ -224,11 +241,14 @@ class Device:
         tasks, now = burst.tasks_run, burst.call_began
         self.batches += calls
         self.tasks += tasks
-        self.learn(tasks / calls, (now - burst.began) / calls)
+        seconds = (now - burst.began) / calls
+        self.learn(tasks / calls, seconds)
+        if seconds > NOTEWORTHY:
+            self.run_limit.took(seconds, now)
         self.answered_at = now
         self._given_up = 0.0
         self.patience = 1.0
-        if self._state is DeviceState.SUSPECT:
+        if self._state is DeviceState.SUSPECT and now >= self.since:
             self.become(DeviceState.READY, now, "it answered")
 
     def count_error(self) -> None:
@@ -245,22 +265,77 @@ class Device:
         While no call brings results, the silence that is bearable stays what it was before the
         first call that was given up: the growing estimate must not hide that the device is silent.
         """
+        self._add_silence(tasks, seconds)
+        self.estimator.learn_given_up(tasks, seconds)
+        self._measure()
+
+    def went_unanswered(self, tasks: int, seconds: float, now: float) -> None:
+        """Nobody waits any more for the results of a call that was cancelled after ``seconds``.
+
+        Calls that were given up together tell as much as one that is silent for as long.
+        """
+        if seconds < TOLERATED * self.expect(tasks):
+            return
+        self._add_silence(tasks, seconds)
+        known = self._bearable < math.inf
+        if self._given_up > (self._bearable if known else UNKNOWN_BEARABLE):
+            self.doubted_at = now
+
+    def _add_silence(self, tasks: int, seconds: float) -> None:
         if not self._given_up:
             self._bearable = self.bearable(self.expect(tasks))
         self._given_up += seconds
-        self.estimator.learn_given_up(tasks, seconds)
-        self._measure()
+
+    @property
+    def silent_since(self) -> float:
+        """When it last answered, or was asked for the first time since; it must be busy."""
+        return max(self.answered_at, min(burst.call_began for burst in self.bursts))
 
     def silent_at(self) -> float:
         """When the device will have been silent for far too long; infinite if that is unknown."""
         if not self.bursts:
             return math.inf
         longest = max(self.expect(burst.running) for burst in self.bursts)
-        since = max(self.answered_at, min(burst.call_began for burst in self.bursts))
+        since = self.silent_since
         at = since + self.patience * self.bearable(longest)
         if self._given_up:
             at = min(at, since - self._given_up + self.patience * self._bearable)
         return at
+
+    def lost_at(self) -> float:
+        """When the device is lost by its silence, or by that of one call where others answer.
+
+        Infinite while it is idle or has no history. A call that shares the device with others may
+        take as many times as long.
+        """
+        if not self.bursts or self.batches < HISTORY:
+            return math.inf
+        limit, since = self.run_limit.seconds, self.silent_since
+        longest = max(self.expect(burst.running) for burst in self.bursts)
+        at = since + limit(self.bearable(longest), since)
+        if self._given_up:
+            at = min(at, since - self._given_up + limit(self._bearable, since))
+        oldest = min(self.bursts, key=lambda burst: burst.call_began)
+        shared = self.bearable(self.concurrency * self.expect(oldest.running))
+        return min(at, oldest.call_began + limit(shared, oldest.call_began))
+
+    def overdue_at(self, burst: Burst) -> float:
+        """From when on the present call of ``burst`` is long overdue, so that copies are due.
+
+        Sooner if the device is suspect; while its speed is unknown, as soon as it may be.
+        """
+        expected = self.expect(burst.running)
+        if math.isnan(expected):
+            return burst.call_began + GRACE
+        if self.suspect:
+            return burst.call_began + TOLERATED * expected
+        return burst.call_began + GRACE + OVERDUE * expected
+
+    def may_answer(self, now: float) -> bool:
+        """Whether it is up, and has answered since it last did not in time, or may do so."""
+        if not self.up or self.doubted_at <= self.answered_at:
+            return self.up
+        return not self.bursts and now >= self.doubted_at + DOUBTFUL
 
     def bearable(self, expected: float) -> float:
         """Longest silence that is not suspect, during a call ``expected`` to take so long.

@@ -33,7 +33,7 @@ class Supervisor:
 
     The supervisor knows nothing of tasks. When a device fails or is removed, it calls
     ``take_back``, which gives the device's tasks back and returns the bursts that were cancelled.
-    ``wake`` has tasks assigned anew.
+    ``wake`` has tasks assigned anew. ``overdue`` is shown each call that is long overdue.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Supervisor:
         timeouts: Timeouts,
         *,
         take_back: Callable[[Device, DeviceError | None], list[Burst]],
+        overdue: Callable[[Burst], None],
         wake: Callable[[], None],
     ) -> None:
         self._roster = roster
@@ -55,7 +56,14 @@ class Supervisor:
         self._wake = wake
         self._connecting = Connecting(recorder, clock, loop, timeouts)
         #: finds devices that fall silent
-        self.watchdog = Watchdog(roster, clock, loop, self.device_failed)
+        self.watchdog = Watchdog(
+            roster,
+            clock,
+            loop,
+            self.device_failed,
+            overdue=overdue,
+            loses=timeouts.run == "auto",
+        )
         #: the asyncio tasks that open devices, for the first time or again
         self._opening: dict[Device, asyncio.Task[None]] = {}
 

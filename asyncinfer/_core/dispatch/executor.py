@@ -9,6 +9,7 @@ from typing import Any
 
 from asyncinfer._core.alarm import Alarm
 from asyncinfer._core.devices.device import Burst, Device
+from asyncinfer._core.devices.lateness import PUNCTUAL
 from asyncinfer._core.dispatch.outcomes import Outcomes
 from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolError
 
@@ -112,6 +113,10 @@ class Executor:
         burst.alarm.within(self._run_timeout or 0.0)
 
     def _overran(self, burst: Burst) -> None:
+        alarm = burst.alarm
+        if alarm is not None and alarm.late > PUNCTUAL:  # the loop stood still: it may be answered
+            alarm.within(min(alarm.late, self._run_timeout or 0.0))
+            return
         text = f"a call took longer than the run timeout of {self._run_timeout} s"
         self._report_failure(burst, DeviceTimeout(burst.device.name, text))
 

@@ -1,12 +1,14 @@
-"""Hedging: copies of overdue tasks. The first result counts, and the other call is cancelled."""
+"""Copies of overdue tasks: the first result counts. Hedging asks for many, a hung call for one."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
-from asyncinfer._core.devices.device import Burst, Device, put_back
+from asyncinfer._core.devices.device import GRACE, OVERDUE, Burst, Device, put_back
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer._core.dispatch.retries import POISON
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer._core.tasks.spans import Span
 from asyncinfer.options import Hedge
@@ -30,12 +32,25 @@ class Hedging:
     A copy is the very same spans in a second burst on another device. The call that ends first
     finishes the spans. The other call finds them done and is cancelled, like every call whose tasks
     nobody wants any more.
+
+    With ``hedge``, calls are overdue as that says. Without it, only those are copied that the
+    watchdog shows to ``rescue``: they are long overdue, and seem to hang. For these there is no
+    budget. Such a call is not cancelled while its device answers nothing at all: it would be given
+    another task, and hold up that one too.
     """
 
     def __init__(
-        self, hedge: Hedge, roster: Roster, recorder: Recorder, outcomes: Outcomes
+        self, hedge: Hedge | None, roster: Roster, recorder: Recorder, outcomes: Outcomes
     ) -> None:
-        self.hedge = hedge
+        #: whether calls are copied before they seem to hang
+        self.eager = hedge is not None
+        #: whether a pass has to ask for copies
+        self.active = self.eager
+        self._hedge = hedge or Hedge()
+        #: the calls that seem to hang: bursts, and when the call began
+        self._hung: dict[Burst, float] = {}
+        #: when one of these is to be considered again
+        self._next_rescue = math.inf
         self._roster = roster
         self._recorder = recorder
         self._outcomes = outcomes
@@ -59,7 +74,8 @@ class Hedging:
 
     def due_in(self, now: float) -> float:
         """Seconds until the next search is due; infinite if time alone does not make it so."""
-        return max(SEARCH_PAUSE, self._next_look - now)
+        due = min(self._next_rescue, self._next_look if self.eager else math.inf)
+        return max(SEARCH_PAUSE, due - now)
 
     def look_soon(self, device: Device, now: float) -> None:
         """A call of ``device`` begins or has ended: search again before a call can be overdue."""
@@ -70,9 +86,23 @@ class Hedging:
         self._new = []
         if self._copies:
             self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
-        if self._at_next_event or now >= self._next_look - SAME_MOMENT:
+        pauses = [self._help(burst, now) for burst in list(self._hung)]
+        self._next_rescue = now + min(pauses, default=math.inf)
+        if self.eager and (self._at_next_event or now >= self._next_look - SAME_MOMENT):
             self._search(now)
+        self.active = self.eager or len(self._hung) > 0 or len(self._copies) > 0
         return self._new
+
+    def rescue(self, burst: Burst) -> None:
+        """The present call of ``burst`` seems to hang: copy it as soon as somebody waits for it.
+
+        If copies have answered for it already, it is cancelled.
+        """
+        if burst.abandoned:
+            self._outcomes.give_up(burst)
+        else:
+            self._hung[burst] = burst.call_began
+            self.active = True
 
     def close(self, now: float) -> None:
         """Settle all pairs that are left, as all devices are closed."""
@@ -81,6 +111,30 @@ class Hedging:
                 self._tally(copy)
             self._seconds += now - copy.burst.began
         self._copies.clear()
+
+    # ---- what hangs
+
+    def _help(self, burst: Burst, now: float) -> float:
+        """Copy what a call should have answered, if somebody waits for it, and it still hangs.
+
+        Returns in how many seconds to look again: infinite if time alone changes nothing.
+        """
+        goes_on = burst.live and not burst.abandoned and burst in burst.device.bursts
+        if not goes_on or burst.call_began != self._hung[burst] or _has_effects(burst.device):
+            del self._hung[burst]
+            return math.inf
+        self._outcomes.pass_on(burst, burst.began)
+        put_back(burst.take_reserved())
+        if not self._in_demand(burst):
+            return math.inf
+        late, times = now - burst.call_began - burst.device.expect(burst.running), 1.0
+        if math.isnan(late):  # its own speed is unknown: that of the device for the copy has to do
+            late, times = (now - burst.call_began - GRACE) / OVERDUE, OVERDUE
+        while True:  # until no device is free for the rest of its tasks
+            made = len(self._new)
+            pause = self._copy(burst, late, now, hangs=True)
+            if made == len(self._new):
+                return times * pause
 
     # ---- what is overdue
 
@@ -104,8 +158,8 @@ class Hedging:
         if not burst.live or burst.abandoned or math.isnan(expected) or _has_effects(burst.device):
             return math.inf
         late = now - burst.call_began - expected
-        if late < self.hedge.least - SAME_MOMENT:
-            return self.hedge.least - late
+        if late < self._hedge.least - SAME_MOMENT:
+            return self._hedge.least - late
         usual = self._usual(burst.device) * expected - expected
         if late < usual - SAME_MOMENT:
             return usual - late
@@ -117,7 +171,7 @@ class Hedging:
 
     def _usual(self, device: Device) -> float:
         """The stated quantile of what its calls took, as a multiple of what was expected."""
-        return max(1.0, percentile(device.estimator.ratios or (), self.hedge.quantile))
+        return max(1.0, percentile(device.estimator.ratios or (), self._hedge.quantile))
 
     def _in_demand(self, burst: Burst) -> bool:
         """Whether the consumer waits for this call: in an ordered stream, for the head only."""
@@ -131,14 +185,15 @@ class Hedging:
 
     # ---- copies
 
-    def _copy(self, burst: Burst, late: float, now: float) -> float:
+    def _copy(self, burst: Burst, late: float, now: float, *, hangs: bool = False) -> float:
         """Start a copy where that ends before the call is expected to.
 
         A call that is ``late`` by some seconds is expected to take as long again, since nothing
         else is known about a call that has outlived its estimate. Returns in how many seconds to
         look again: infinite if time alone changes nothing.
         """
-        tasks = [task for task in burst.share_running() if _may_be_copied(task)]
+        enough = self._copied_enough() if hangs else None
+        tasks = [task for task in burst.share_running() if _may_be_copied(task, enough)]
         best, seconds = self._best_for(burst.device, len(tasks), now)
         if not tasks:
             return math.inf
@@ -150,8 +205,8 @@ class Hedging:
             return seconds - late
         if not best.free:
             return math.inf
-        tasks = tasks[: best.batch_limit]
-        saving = self._saving(best.expect(len(tasks)), now)
+        tasks = tasks[: 1 if tasks[0].copied else best.batch_limit]
+        saving = 0.0 if hangs else self._saving(best.expect(len(tasks)), now)
         if saving > 0:
             self._look_at_next_event()
             return saving
@@ -171,7 +226,8 @@ class Hedging:
         def seconds(other: Device) -> float:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
 
-        others = [d for d in self._roster.up if d is not device and _may_run_copy(d)]
+        hung = {device, *(burst.device for burst in self._hung)}
+        others = [d for d in self._roster.up if d not in hung and _may_run_copy(d)]
         others = [other for other in others if not other.held] or others
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
@@ -183,8 +239,8 @@ class Hedging:
         """
         all_seconds = sum(device.busy_seconds(now) for device in self._roster.members)
         running = sum(max(copy.expected, now - copy.burst.began) for copy in self._copies)
-        missing = self._seconds + running + cost - self.hedge.budget * all_seconds
-        return missing / self.hedge.budget
+        missing = self._seconds + running + cost - self._hedge.budget * all_seconds
+        return missing / self._hedge.budget
 
     def _goes_on(self, copy: _Copy, now: float) -> bool:
         """Settle the pair if its tasks have ended; return whether the copy is still on a device."""
@@ -193,14 +249,35 @@ class Hedging:
         if not copy.settled and (not running or all(task.done for task in copy.tasks)):
             copy.settled = True
             self._tally(copy)
-            if copy.won and original in original.device.bursts:
+            left = self._is_left(original)
+            if copy.won and original in original.device.bursts and not left:
                 original.device.gave_up(original.running, now - original.call_began)
-            for call in (original, burst):
+            for call in (burst,) if left else (original, burst):
                 if call in call.device.bursts and call.abandoned:
                     self._outcomes.abandon(call)
         if not running:
             self._seconds += now - burst.began
         return running
+
+    def _is_left(self, burst: Burst) -> bool:
+        """Whether the call is not to be cancelled, though copies have answered for it."""
+        device = burst.device
+        silent = burst in self._hung and device.answered_at <= burst.call_began
+        return silent or device.suspect
+
+    def _copied_enough(self) -> set[Span]:
+        """The tasks that hang and must not be copied again.
+
+        Those of which a copy runs that does not hang itself. But also those whose copies hang too,
+        if there are two, or it would take the last device: they may be the cause of it.
+        """
+        copies = [copy for copy in self._copies if not copy.settled]
+        hung = {burst.device for burst in self._hung}
+        others = sum(device not in hung and not device.suspect for device in self._roster.up)
+        times = Counter(task for copy in copies for task in copy.tasks)
+        enough = {task for task, copied in times.items() if copied >= min(POISON, others) - 1}
+        well = [copy.tasks for copy in copies if copy.burst not in self._hung]
+        return enough.union(*well)
 
     def _tally(self, copy: _Copy) -> None:
         """Count for each task whether the copy, the original or neither of them finished it."""
@@ -241,5 +318,8 @@ def _may_run_copy(device: Device) -> bool:
     return not device.suspect and device.quickest < math.inf and not _has_effects(device)
 
 
-def _may_be_copied(task: Span) -> bool:
-    return not (task.done or task.copied or task.causes)
+def _may_be_copied(task: Span, enough: set[Span] | None) -> bool:
+    """Once only; or, of what hangs, until it was copied ``enough``."""
+    if task.done or task.causes:
+        return False
+    return not task.copied if enough is None else task not in enough

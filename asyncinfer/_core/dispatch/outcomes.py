@@ -161,21 +161,31 @@ class Outcomes:
             if task.causes and not task.done:
                 self._retries.queue(task)
 
-    def abandon(self, burst: Burst) -> None:
-        """Cancel a call that nobody waits for; its device stays busy until the call has ended."""
+    def abandon(self, burst: Burst) -> bool:
+        """Cancel a call that nobody waits for; its device stays busy until the call has ended.
+
+        Returns whether it was cancelled just now, and not before.
+        """
         runner = burst.runner
         if runner is None or runner.cancelling():
-            return
+            return False
         burst.cancel()
         if _unstarted(runner):
             self.call_ended(burst)  # a runner cancelled before it starts does not do so itself
+        return True
 
     def abandon_unwanted(self) -> None:
         """Cancel every call that nobody waits for any more."""
         for burst in self._roster.bursts:
             if burst.abandoned:
-                self.abandon(burst)
+                self.give_up(burst)
         self._wake()
+
+    def give_up(self, burst: Burst) -> None:
+        """Cancel a call that nobody waits for, and note that its device has not answered it."""
+        if self.abandon(burst):
+            now = self._clock()
+            burst.device.went_unanswered(burst.running, now - burst.call_began, now)
 
     # ---- a task has failed
 

@@ -50,7 +50,7 @@ class Pool:
         lanes: Lanes,
         roster: Roster,
         retries: Retries,
-        hedging: Hedging | None,
+        hedging: Hedging,
         recheck: Recheck,
         bindings: Bindings,
     ) -> None:
@@ -113,7 +113,7 @@ class Pool:
         self._bursts = []
         self._lanes.admit()
         self._update()
-        if self._hedging is not None:
+        if self._hedging.active:
             self._bursts += self._hedging.settle_and_copy(now)
             self._update()
         if self._retries.tasks:
@@ -127,7 +127,7 @@ class Pool:
     def _update(self) -> None:
         """Bring the roster's lists up to date, and tell hedging which devices have changed."""
         changed = self._roster.update()
-        if self._hedging is not None:
+        if self._hedging.eager:
             for device in changed:
                 self._hedging.look_soon(device, self.now)
 
@@ -155,7 +155,7 @@ class Pool:
             rest = rest or (free and self._retries.blocked)
             pause = self._retries.due_in
         self._recheck.passed(rest)
-        if self._hedging is not None and self.devices and self._lanes.unfinished:
+        if self._hedging.active and self.devices and self._lanes.unfinished:
             pause = min(pause, self._hedging.due_in(self.now))
         if pause < math.inf:
             self._recheck.within(pause)
@@ -243,7 +243,7 @@ class Pool:
             self._reserved += burst.reserved
             self._roster.note_reserved(device)
         device.assign(burst, self.now)
-        if self._hedging is not None:
+        if self._hedging.eager:
             self._hedging.look_soon(device, self.now)
         self._bursts.append(burst)
         return burst

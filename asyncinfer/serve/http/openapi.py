@@ -57,7 +57,7 @@ def openapi(core: Core) -> dict[str, Any]:
         body = {"required": True, "content": {"application/json": {"schema": _INFERENCE}}}
         paths |= {
             path: {**shared, "get": _answers("Metadata of the model")},
-            f"{path}/ready": {**shared, "get": _answers("A device of the model is up")},
+            f"{path}/ready": {**shared, "get": _answers("A device of the model answers")},
             f"{path}/config": {**shared, "get": _answers("The model as Triton configures one")},
             f"{path}/stats": {**shared, "get": _answers("Statistics of the model")},
             f"{path}/infer": {**shared, "post": _answers("Infer a batch") | {"requestBody": body}},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from oip_server import Fault
 
-from asyncinfer import Dispatcher
+from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.errors import (
     AsyncInferError,
     DeviceError,
@@ -19,7 +19,7 @@ from asyncinfer.errors import (
     InputError,
     TaskError,
 )
-from asyncinfer.testing import run_virtual
+from asyncinfer.testing import SimulatedDriver, run_virtual
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
 from asyncinfer_drivers.open_inference.session import Limits, Session
 from asyncinfer_drivers.open_inference.tensors import Message
@@ -278,3 +278,43 @@ async def until(condition, seconds=5.0):
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # whatever it is
             await asyncio.sleep(0.002)
+
+
+async def test_a_server_that_accepts_and_never_answers_holds_up_nobody(server, driver_for):
+    """With default settings; another server of the kind goes on."""
+    other = SimulatedDriver("other", 0.002, function=lambda x: x * 2)
+    drivers = [driver_for(server, max_batch=4), other]
+    rows = [ROW + index for index in range(600)]
+    async with asyncio.timeout(100), Dispatcher(drivers, window=64) as dispatcher:
+        done = 0
+        async for output in dispatcher.stream(rows):
+            assert (output == rows[done] * 2).all()
+            done += 1
+            if done == 100:
+                server.delay = 1e6
+        assert done == len(rows)
+        assert dispatcher.stats().devices[0].state not in ("ready", "busy")
+        assert dispatcher.ready
+
+
+async def test_a_server_that_never_answers_is_not_ready(server, driver_for):
+    async with Dispatcher([driver_for(server)], timeout=Timeouts(total=0.5)) as dispatcher:
+        assert (await dispatcher.infer(ROW) == ROW * 2).all()
+        server.delay = 1e6
+        for asked in range(3):
+            assert dispatcher.ready is (asked == 0)
+            with pytest.raises(TaskError):
+                await dispatcher.infer(ROW)
+        assert not dispatcher.ready
+        server.delay = 0.0
+        await asyncio.wait_for(_answered(dispatcher), 100)
+        assert dispatcher.ready
+
+
+async def _answered(dispatcher):
+    """Ask until there is an answer."""
+    while True:
+        try:
+            return await dispatcher.infer(ROW)
+        except TaskError:
+            continue
