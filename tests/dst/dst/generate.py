@@ -108,7 +108,7 @@ class Generator:
             retries=choose((0, 1, 2, 3)),
             open=choose((5.0, 0.5, None)),
             queue=choose((None, None, None, 0.05, 3.0)),
-            run=choose((None, 5.0, 0.5, 0.05)),
+            run=choose(("auto", 5.0, 0.5, 0.05)),
             total=choose((None, None, None, 0.2, 10.0)),
             close=choose((3.0, 0.2)),
             drain=choose((1000.0, 1000.0, 1.0, None)),

@@ -15,6 +15,9 @@ from asyncinfer._core.tasks.spans import Span
 from dst.ledger import Ledger
 from dst.schedule import Settings
 
+#: seconds that it may take to notice a call that hangs, besides 8 times what a copy takes
+SLACK, BEARABLE = 0.3, 8.0
+
 __all__ = ("check_at_rest", "check_ended", "described", "engine_of")
 
 
@@ -40,6 +43,7 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
         held = suspected or retries.due_in < math.inf
         check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
+    _check_hung(engine, ledger)
     here = _unfinished(engine) + engine.recorder.reorder_buffer
     missing = engine.lanes.unfinished - here
     check(not missing, "lost", missing, "tasks are nowhere")
@@ -68,6 +72,21 @@ def _check_bound(engine: Engine, ledger: Ledger) -> None:
         stands = device in up if device else bool(spare)
         whom = f"for {device.name}" if device else f"beside {spare}"
         ledger.check(not stands, "stall", "stream", lane.number, "waits", whom)
+
+
+def _check_hung(engine: Engine, ledger: Ledger) -> None:
+    """What somebody waits for and seems to hang is copied, if there is a device for that."""
+    idle = [d for d in engine.roster.up if not d.bursts and not d.suspect and d.quickest < math.inf]
+    for device in engine.roster.up:
+        for burst in device.bursts if idle else ():
+            task = next((span for span in burst.spans if not span.done), None)
+            if task is None or task.copied or task.causes or not burst.live:
+                continue
+            lane, late = burst.lane, ledger.now - device.overdue_at(burst) - ledger.leapt
+            first = not lane.ordered or task.first == lane.head
+            bearable = SLACK + BEARABLE * max(d.latency for d in idle)
+            check = ledger.check
+            check(not first or late < bearable, "stall", task.first, "hangs and is not copied")
 
 
 def _unfinished(engine: Engine) -> int:

@@ -54,6 +54,8 @@ class Ledger:
     window: float = math.inf
     #: asyncio tasks whose driver or source ignores its cancellation at present
     stubborn: set[asyncio.Task[Any] | None] = field(default_factory=set)
+    #: how often a task may have been copied, as far as the dispatcher has told
+    copies: int = 0
     #: seconds by which the clock has leapt
     leapt: float = 0.0
     #: times at which each device was lost

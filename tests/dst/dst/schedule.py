@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 __all__ = (
     "STEPS",
@@ -43,7 +43,7 @@ class Settings:
     retries: int = 2
     open: float | None = 5.0
     queue: float | None = None
-    run: float | None = None
+    run: float | Literal["auto"] | None = "auto"
     total: float | None = None
     close: float = 3.0
     drain: float | None = 1000.0
@@ -54,11 +54,6 @@ class Settings:
     contention: float = 0.0
     #: whether the devices remember what came before: each stream has one to itself
     stateful: bool = False
-
-    @property
-    def attempts(self) -> int:
-        """How often an input may be run; a copy may fail besides."""
-        return 1 if self.stateful else self.retries + 1 + self.hedged
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ class Work:
         tried = len(error.causes)
         spared = tried - error.attempts  # a copy may fail besides
         refused = sum(isinstance(cause, ConfigError) for cause in error.causes)
-        check(0 <= spared <= settings.hedged + refused, "attempts", x, repr(error))
+        check(0 <= spared <= self.ledger.copies + refused, "attempts", x, repr(error))
         check(len(error.devices) == tried, "attempts", x, repr(error))
         check(error.attempts <= settings.retries + 1, "attempts", x, "has failed", tried, "times")
         for cause, device in zip(error.causes, error.devices, strict=False):

@@ -49,7 +49,8 @@ __all__ = ("FOREVER", "World")
 FOREVER = 1e6
 #: steps of closing, each of which takes the close timeout at most: the sources, then the devices
 CLOSE_STEPS = 2
-
+#: how often one task is copied at most, where it hangs and its copy too
+MOST_COPIES = 2
 
 #: many copies, so that much can go wrong with them
 EAGER = Hedge(quantile=0.5, budget=1.0)
@@ -129,7 +130,11 @@ class World:
             return
         key = (event.kind, event.stream, event.index)
         self.events[key] += 1
-        most = self.settings.retries if event.kind == "task.retried" else 1
+        if event.kind == "task.hedged":  # a copy may fail besides
+            ledger.copies = MOST_COPIES
+        most = {"task.retried": self.settings.retries, "task.hedged": MOST_COPIES}.get(
+            event.kind, 1
+        )
         if event.kind == "task.retried":
             most += sum(call.end == "refused" for call in ledger.calls)
         if self.settings.stateful and event.kind in ("task.retried", "task.hedged"):
@@ -388,7 +393,7 @@ class World:
     def _check_all(self) -> None:
         ledger, engine = self.ledger, inside.engine_of(self.dispatcher)
         check_left(ledger, self.loop, self.drivers, self.work.open_sources)
-        check_attempts(ledger, self.settings.attempts)
+        check_attempts(ledger, self.settings.retries + 1 + ledger.copies)
         if engine is not None:
             inside.check_ended(engine, ledger)
             check_stats(self.dispatcher.stats(), self.kinds, self.work, ledger, self.drivers)
