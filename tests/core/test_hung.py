@@ -199,8 +199,25 @@ def test_a_device_that_hangs_is_lost_by_its_own_history_and_opened_again(virtual
     ((at, error), *_) = virtual(losses(hung, 30))
     assert at == pytest.approx(0.19 + 2.0, abs=0.11)
     assert isinstance(error, DeviceTimeout)
-    assert "a call went on for 2" in str(error)
+    assert "no answer for 2" in str(error)
     assert hung.opens == 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_the_silence_of_several_calls_at_once_counts_once(virtual, concurrency):
+    """Copies answer for them, and they are given up and followed by others."""
+
+    async def run():
+        events = []
+        drivers = [Hangs("hung", 0.01, 40, concurrency=concurrency), SimulatedDriver("b", 0.01)]
+        async with Dispatcher(drivers, on_event=events.append) as d:
+            async for _ in d.results(range(1200)):
+                if any(event.kind == "device.lost" for event in events):
+                    break
+        return next(e.time for e in events if e.kind == "device.suspect"), now()
+
+    suspected, lost = virtual(run())
+    assert 1.7 < lost - suspected < 2.5
 
 
 def test_a_slow_device_is_given_its_own_time(virtual):

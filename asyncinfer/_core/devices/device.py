@@ -276,7 +276,7 @@ class Device:
         """
         if seconds < TOLERATED * self.expect(tasks):
             return
-        self._add_silence(tasks, seconds)
+        self._add_silence(tasks, seconds / self.concurrency)  # others are silent at the same time
         known = self._bearable < math.inf
         if self._given_up > (self._bearable if known else UNKNOWN_BEARABLE):
             self.doubted_at = now
@@ -290,6 +290,10 @@ class Device:
     def silent_since(self) -> float:
         """When it last answered, or was asked for the first time since; it must be busy."""
         return max(self.answered_at, min(burst.call_began for burst in self.bursts))
+
+    def silent_for(self, now: float) -> float:
+        """For how long it has not answered, calls that were given up included; it is busy."""
+        return now - self.silent_since + self._given_up
 
     def silent_at(self) -> float:
         """When the device will have been silent for far too long; infinite if that is unknown."""

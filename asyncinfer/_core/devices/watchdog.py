@@ -136,9 +136,10 @@ class Watchdog:
 
     def _lose(self, device: Device, now: float) -> None:
         """The device has been silent for so long that it is taken to hang."""
-        silent = now - min(burst.call_began for burst in device.bursts)
+        oldest = now - min(burst.call_began for burst in device.bursts)
+        silent = max(oldest, device.silent_for(now))
         device.run_limit.cut_off(silent, now)
-        text = f"a call went on for {silent:.3g} s, and {device.latency:.3g} s were expected"
+        text = f"no answer for {silent:.3g} s, and {device.latency:.3g} s were expected"
         limit = "by its history that is too long (Timeouts.run sets a limit of your own)"
         self._device_failed(device, DeviceTimeout(device.name, f"{text}: {limit}"))
 
