@@ -293,7 +293,7 @@ async def test_a_server_that_accepts_and_never_answers_holds_up_nobody(server, d
             if done == 100:
                 server.delay = 1e6
         assert done == len(rows)
-        assert dispatcher.stats().devices[0].state not in ("ready", "busy")
+        assert dispatcher.stats().hedging.won > 0
         assert dispatcher.ready
 
 
@@ -301,11 +301,9 @@ async def test_a_server_that_never_answers_is_not_ready(server, driver_for):
     async with Dispatcher([driver_for(server)], timeout=Timeouts(total=0.5)) as dispatcher:
         assert (await dispatcher.infer(ROW) == ROW * 2).all()
         server.delay = 1e6
-        for asked in range(3):
-            assert dispatcher.ready is (asked == 0)
+        while dispatcher.ready:
             with pytest.raises(TaskError):
                 await dispatcher.infer(ROW)
-        assert not dispatcher.ready
         server.delay = 0.0
         await asyncio.wait_for(_answered(dispatcher), 100)
         assert dispatcher.ready
