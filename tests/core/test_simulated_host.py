@@ -237,7 +237,7 @@ def test_on_a_large_host_devices_are_as_without_one(virtual):
 def test_its_devices_slow_one_another_in_a_stream(virtual):
     async def makespan() -> float:
         host = SimulatedHost(1.0, 0.1)
-        drivers = [SimulatedDriver(name, 0.01, host=host) for name in "ab"]
+        drivers = [SimulatedDriver(name, 0.01, host=host, shares=()) for name in "ab"]
         async with Dispatcher(drivers) as dispatcher:
             return max([r.finished async for r in dispatcher.results(range(100))])
 
