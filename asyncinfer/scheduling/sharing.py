@@ -248,7 +248,7 @@ class Group:
         self._fit()
         present = 0.0 if self.chosen & ~self.available else self.model.rate(self.chosen)
         best, most = self.chosen, present * GAIN
-        for devices, rate in self._hopes().items():
+        for devices, rate in self._hopes(most).items():
             if rate > most and (not present or self._worth(devices, rate / present, now)):
                 best, most = devices, rate
         if best == self.chosen:
@@ -268,7 +268,12 @@ class Group:
         self.model.fit(self._table, self.sigma, self._chance)
 
     def _first(self) -> int:
-        """The set to begin with: the quickest devices, as many as one may hope have room."""
+        """The set to begin with: the quickest devices, as many as one may hope have room.
+
+        In a large group it is all of them, as it would take too long to add one after the other.
+        """
+        if self.available.bit_count() > ALL_SETS:
+            return self.available
         alone = self.model.alone
         places = sorted(bits(self.available), key=lambda place: alone[place])
         room = int(1 / HOPED_DEMAND)
@@ -288,18 +293,26 @@ class Group:
         while len(self._table) > SETS_KEPT:
             del self._table[next(iter(self._table))]
 
-    def _hopes(self) -> dict[int, float]:
-        """For each set that is considered, the highest rate that any of the models gives it."""
+    def _hopes(self, least: float) -> dict[int, float]:
+        """For each set that is considered, the highest rate that any of the models gives it.
+
+        Those that could not do ``least`` even if nobody slowed down another are left out.
+        """
         hopes: dict[int, float] = {}
+        if self.model.nominal(self.available) <= least:
+            return hopes
         samples = SAMPLES if len(self.model.members) <= ALL_SETS else 1
         models = [
             self._hopeful(self.model),
             *(self.model.sample(self._table, self.sigma, self._chance) for _ in range(samples)),
         ]
         sets = self._candidates()
+        most = _rates(
+            Model(models[0].members, [0.0] * len(models[0].alone), models[0].alone, 0.0), sets
+        )
         for model in models:
-            for devices, rate in zip(sets, _rates(model, sets), strict=True):
-                if rate > hopes.get(devices, 0.0):
+            for devices, rate, limit in zip(sets, _rates(model, sets), most, strict=True):
+                if limit > least and rate > hopes.get(devices, 0.0):
                     hopes[devices] = rate
         return hopes
 

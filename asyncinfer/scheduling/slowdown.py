@@ -23,7 +23,7 @@ FIRST_CONTENTION = 0.02
 LEAST_DEMAND, MOST_DEMAND, MOST_CONTENTION = 0.005, 4.0, 0.5
 #: rounds of the fit, each of which adjusts every figure once
 ROUNDS = 2
-#: with more devices than this one round must do, and figures are not adjusted together
+#: with more devices than this, one round from one beginning must do
 FEW = 12
 #: steps of the grid on which one figure is looked for, and how often the step is then halved
 GRID, HALVINGS = 8, 6
@@ -141,7 +141,8 @@ class Model:
         presumed = [member.demand for member in self.members]
         self.table = table
         costs = []
-        for contention in (FIRST_CONTENTION, chance.uniform(0, 2 * CONTENTION_SIGMA)):
+        other = chance.uniform(0, 2 * CONTENTION_SIGMA)
+        for contention in (FIRST_CONTENTION, other)[: 1 + (len(presumed) <= FEW)]:
             cost = self._fit_from(contention, presumed, sigma)
             costs.append((cost, self.demands, self.alone, self.contention))
         _, self.demands, self.alone, self.contention = min(costs, key=lambda found: found[0])
@@ -164,14 +165,12 @@ class Model:
         self.contention = contention
         known = [member.alone for member in self.members]
         self.alone = [self._first_guess(place, known[place]) for place in range(len(known))]
-        many = len(known) > FEW
-        for _ in range(1 if many else ROUNDS):
+        for _ in range(ROUNDS if len(known) <= FEW else 1):
             sets = self._slownesses()
             for place, demand in enumerate(presumed):
                 self._fit_demand(place, demand, sets, sigma)
             self._fit_contention(sets, sigma)
-            if not many:
-                self._refine(presumed, sets, sigma)
+            self._refine(presumed, sets, sigma)
             self._fit_alone(known, sigma)
         return self._slopes(presumed, self._slownesses(), sigma)[0]
 

@@ -223,5 +223,5 @@ def _connected(devices: list[Device]) -> list[list[Device]]:
 
 def _figure(rate: float) -> str:
     """A rate as people write it, such as 35,300 or 2.71."""
-    digits = max(0, 2 - math.floor(math.log10(rate))) if rate > 0 else 0
-    return f"{round(rate, 2 - math.floor(math.log10(rate))) if rate > 0 else 0:,.{digits}f}"
+    rounded = float(f"{rate:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
