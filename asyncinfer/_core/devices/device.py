@@ -52,7 +52,7 @@ class DeviceListener(Protocol):
         """The device has changed its state, because of ``error`` if there is one."""
         ...
 
-    def held_or_not(self, device: Device) -> None:
+    def aside_or_not(self, device: Device) -> None:
         """The device is given nothing from now on, or is given tasks again."""
         ...
 
@@ -105,7 +105,7 @@ class Device:
         #: why it is given nothing though it is up, in words; ``None`` while it takes part
         self.rests: str | None = None
         #: whether it is given nothing just now, as it rests or others are being tried without it
-        self.held = False
+        self.aside = False
         #: whether its state lets it take tasks; it may still be busy with others
         self.up = False
         #: when it will be opened again, while it is backing off; infinite if that is unknown
@@ -177,11 +177,11 @@ class Device:
         if rested:
             self._listener.rests_or_takes_part(self, reason)
 
-    def hold(self, held: bool) -> None:
+    def put_aside(self, aside: bool) -> None:
         """Give the device nothing from now on, or give it tasks again."""
-        if held is not self.held:
-            self.held = held
-            self._listener.held_or_not(self)
+        if aside is not self.aside:
+            self.aside = aside
+            self._listener.aside_or_not(self)
 
     def back_off(self, now: float, pause: float) -> None:
         """Note that the device will be opened again in ``pause`` seconds, and not before."""

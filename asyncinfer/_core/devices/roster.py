@@ -145,7 +145,7 @@ class Roster:
         facts = {"before": before or "", "reason": device.reason}
         self._recorder.device_event(kind, device.name, error, **facts)
 
-    def held_or_not(self, device: Device) -> None:
+    def aside_or_not(self, device: Device) -> None:
         """Note that the device is given nothing from now on, or is given tasks again."""
         self._came_or_went = True
         self.changed(device)
@@ -167,7 +167,7 @@ class Roster:
         if self._came_or_went:
             self._came_or_went = False
             self.up = [device for device in self.devices if device.up and device in self._seats]
-            self.active = [device for device in self.up if not device.held]
+            self.active = [device for device in self.up if not device.aside]
         return changed
 
     def drop_busy(self, asked: int) -> None:
@@ -178,7 +178,7 @@ class Roster:
         still = []
         for entry in self.free[:asked]:
             device = entry[2]
-            if device.free and not device.held:
+            if device.free and not device.aside:
                 still.append(entry)
             else:
                 self._seats[device].free = None
@@ -189,7 +189,7 @@ class Roster:
     def _refresh(self, device: Device) -> None:
         """Put the device where it belongs among those that are free."""
         seat = self._seats[device]
-        idle = device.free and not device.held
+        idle = device.free and not device.aside
         free = (device.quickest, device.position, device) if idle else None
         if free != seat.free:
             if seat.free is not None:
@@ -234,7 +234,7 @@ class Roster:
     def _recount(self, device: Device) -> None:
         """Count the device with its present figures, if they have changed noticeably."""
         counted = self._seats[device].counted
-        if not device.up or device.held or math.isnan(device.latency):
+        if not device.up or device.aside or math.isnan(device.latency):
             self._count(device, None)
         elif counted is None or device.latency != counted[0]:
             deviation = device.deviation if device.batches else math.nan

@@ -228,7 +228,7 @@ class Hedging:
 
         hung = {device, *(burst.device for burst in self._hung)}
         others = [d for d in self._roster.up if d not in hung and _may_run_copy(d)]
-        others = [other for other in others if not other.held] or others
+        others = [other for other in others if not other.aside] or others
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
 

@@ -99,7 +99,7 @@ class Retries:
             if wait > 0 or len(self._suspects) >= self._at_once:
                 return None
         untried = [d for d in up if d.name not in task.devices and not d.stuck(now)]
-        active = [device for device in untried if not device.held]
+        active = [device for device in untried if not device.aside]
         free = [device for device in active or untried or up if device.free]
         if suspect:
             free = [device for device in free if device not in self._suspects.values()]

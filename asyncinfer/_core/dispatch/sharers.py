@@ -175,7 +175,7 @@ class _Party:
         if self._followed != (group.chosen, group.available):
             self._followed = group.chosen, group.available
             for device, seat in self.seats.items():
-                device.hold(bool(group.available & ~group.chosen & seat.mine))
+                device.put_aside(bool(group.available & ~group.chosen & seat.mine))
         if self._told != group.confirmed:
             self._told = group.confirmed
             self._tell()
@@ -193,7 +193,7 @@ class _Party:
     def disband(self) -> None:
         """Let all devices take part: the group is no more."""
         for device in self.seats:
-            device.hold(False)
+            device.put_aside(False)
             device.take_part()
 
 

@@ -48,7 +48,7 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
     here = _unfinished(engine) + engine.recorder.reorder_buffer
     missing = engine.lanes.unfinished - here
     check(not missing, "lost", missing, "tasks are nowhere")
-    takes = any(not device.held for device in free)  # those that rest for others take nothing
+    takes = any(not device.aside for device in free)  # those that rest for others take nothing
     for lane in lanes:
         consumer, intake = lane._consumer, lane.intake
         asleep = consumer is not None and not consumer.done()
