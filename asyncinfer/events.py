@@ -15,6 +15,7 @@ EventKind = Literal[
     "device.opening",
     "device.ready",
     "device.suspect",
+    "device.distrusted",
     "device.lost",
     "device.backing_off",
     "device.draining",

@@ -21,6 +21,9 @@ class DeviceState(StrEnum):
     BUSY = "busy"
     #: up, but silent for far too long, or on trial after repeated losses: gets one task at a time
     SUSPECT = "suspect"
+    #: up, but fails tasks that work elsewhere: gets one task on trial now and then, while another
+    #: device is up that does not
+    DISTRUSTED = "distrusted"
     #: failed, and being closed in order to be opened again
     LOST = "lost"
     #: closed, and waiting until it is opened again
@@ -36,7 +39,7 @@ class DeviceState(StrEnum):
         return self in _UP
 
 
-_UP = frozenset({DeviceState.READY, DeviceState.BUSY, DeviceState.SUSPECT})
+_UP = frozenset({DeviceState.READY, DeviceState.BUSY, DeviceState.SUSPECT, DeviceState.DISTRUSTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,15 @@ class DeviceStats:
     rests: str | None = None
     #: what its driver tells of itself, such as the options it has chosen
     details: Mapping[str, str | float] = field(default_factory=dict)
+    #: tasks that failed on it and worked elsewhere; of a call with several, the call counts
+    faults: int = 0
+    #: seconds until it is given its next task on trial, while it is distrusted and another device
+    #: is not; 0 if that is due; ``nan`` otherwise
+    next_trial: float = math.nan
 
     @property
     def up(self) -> bool:
-        """Whether it takes tasks: it is ready, busy, or suspect and on trial."""
+        """Whether it takes tasks: it is ready, busy, or suspect or distrusted and on trial."""
         return self.state.up
 
 

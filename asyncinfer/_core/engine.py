@@ -14,6 +14,7 @@ import anyio
 from asyncinfer._core.devices.device import Burst, names
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.supervisor import Supervisor
+from asyncinfer._core.devices.trust import Trust
 from asyncinfer._core.dispatch.bindings import Bindings
 from asyncinfer._core.dispatch.executor import Executor
 from asyncinfer._core.dispatch.hedging import Hedging
@@ -65,12 +66,14 @@ class Engine:
         self.lanes = lanes = Lanes()
         self.roster = roster = Roster(recorder)
         #: failed tasks that wait to be run again
-        self.retries = Retries(roster)
+        trust = Trust(roster, clock)
+        self.retries = Retries(roster, trust, retries)
         #: which of the devices that share something take part; ``None`` where the policy decides
         self._sharers = Sharers(roster) if getattr(policy, "chooses_sets", False) else None
         self._outcomes = Outcomes(
             roster,
             self.retries,
+            trust,
             recorder,
             clock,
             most_retries=retries,
@@ -82,7 +85,7 @@ class Engine:
         self._recheck = Recheck(roster, loop, clock, self.wake)
         bindings = Bindings(roster, self._outcomes)
         self._pool = Pool(
-            policy, lanes, roster, self.retries, self.hedging, self._recheck, bindings
+            policy, lanes, roster, self.retries, self.hedging, self._recheck, bindings, trust
         )
         self.supervisor = Supervisor(
             roster,

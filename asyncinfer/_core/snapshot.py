@@ -64,5 +64,7 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
         generation=device.generation,
         wedged=device.leftovers.wedged,
         rests=device.rests,
+        faults=device.record.total_faults,
+        next_trial=max(0.0, device.record.trial_at - now) if device.held else math.nan,
         details=dict(getattr(device.driver, "details", None) or {}),
     )

@@ -7,6 +7,7 @@ from asyncinfer.errors import (
     ClosedError,
     DeadlineExceeded,
     DeviceError,
+    InputError,
     NoDeviceError,
     TaskError,
 )
@@ -16,6 +17,7 @@ __all__ = (
     "BadRequest",
     "Cancelled",
     "Internal",
+    "ModelFailed",
     "NotFound",
     "ServeError",
     "TimedOut",
@@ -67,6 +69,13 @@ class Cancelled(ServeError):
     """The client has gone: nobody reads the answer."""
 
 
+class ModelFailed(ServeError):
+    """The model raised at every attempt: by fault of the request, or of the server's devices.
+
+    A client that has another server may try there.
+    """
+
+
 class Internal(ServeError):
     """A fault of the server; its log has the traceback."""
 
@@ -81,6 +90,7 @@ ANSWERS: dict[type[ServeError], tuple[int, str]] = {
     Unavailable: (503, "UNAVAILABLE"),
     Cancelled: (499, "CANCELLED"),
     TimedOut: (504, "DEADLINE_EXCEEDED"),
+    ModelFailed: (500, "INTERNAL"),
     Internal: (500, "INTERNAL"),
 }
 
@@ -96,8 +106,10 @@ def as_answer(error: Exception) -> ServeError:
     if isinstance(error, DeadlineExceeded):
         return TimedOut(str(error))
     if isinstance(error, TaskError):
-        device = error.causes and isinstance(error.causes[-1], DeviceError)
-        return Unavailable(str(error)) if device else BadRequest(str(error))
+        kinds = {DeviceError: Unavailable, InputError: BadRequest}
+        last = error.causes[-1] if error.causes else None
+        answers = (answer for kind, answer in kinds.items() if isinstance(last, kind))
+        return next(answers, ModelFailed)(str(error))
     return Internal("the server failed; its log says why")
 
 

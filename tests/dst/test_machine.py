@@ -71,6 +71,7 @@ class Dispatching(RuleBasedStateMachine):
         "outage",
         "flap",
         "slow",
+        "broken",
     )
 
     @rule(chance=chances, kind=st.sampled_from(faults), pause=pauses)

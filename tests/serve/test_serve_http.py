@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from serve_models import simulated, slow_down, until
 
+from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError
+from asyncinfer.testing import SimulatedDriver
+from asyncinfer_drivers.open_inference import OpenInferenceDriver
 
 INFER = "/v2/models/m/infer"
 
@@ -294,3 +297,19 @@ async def test_metrics_count_what_happened(serve):
             "asyncinfer_requests_in_work 0.0",
         ):
             assert line in lines
+
+
+async def test_a_model_that_raises_is_no_bad_request(serve):
+    """So a dispatcher that has the server as a device, and another one, tries there."""
+    broken = simulated(function=lambda x: 1 / 0 if x.any() else x)
+    async with serve(broken) as core, client(core) as http:
+        answer = await http.post(INFER, json=body())
+        assert answer.status_code == 500
+        assert "ZeroDivisionError" in answer.json()["error"]
+        remote = OpenInferenceDriver(core.url, model="m", protocol="http", name="remote")
+        good = SimulatedDriver("good", 0.002, function=lambda x: x * 2)
+        inputs = [np.full(2, i + 1, np.float32) for i in range(200)]
+        async with Dispatcher([remote, good]) as dispatcher:
+            outputs = [y async for y in dispatcher.stream(inputs)]
+            assert dispatcher.stats().devices[0].faults > 0
+        assert [float(y[0]) for y in outputs] == [2.0 * (i + 1) for i in range(200)]

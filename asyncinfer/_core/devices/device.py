@@ -12,6 +12,7 @@ from asyncinfer._core.alarm import Alarm
 from asyncinfer._core.devices.attributes import attributes_of
 from asyncinfer._core.devices.breaker import Breaker
 from asyncinfer._core.devices.leftovers import Leftovers
+from asyncinfer._core.devices.record import Record
 from asyncinfer._core.devices.run_limit import HISTORY, NOTEWORTHY, RunLimit
 from asyncinfer._core.devices.speed import BatchSize, Estimator
 from asyncinfer._core.devices.states import check
@@ -123,6 +124,10 @@ class Device:
         #: the watchdog looks into the device after this many times the silence that is bearable
         self.patience = 1.0
         self.breaker = Breaker(f"42/{self.name}")
+        #: what is known of the tasks that failed on it
+        self.record = Record()
+        #: whether it is given nothing but tasks on trial, for what it has failed
+        self.held = False
         self.leftovers = Leftovers()
         self._state = DeviceState.OPENING
         #: whether it has not come into any state yet
@@ -150,6 +155,8 @@ class Device:
 
         ``reason`` says why in words; without one, the text of ``error`` does.
         """
+        if state is DeviceState.READY and self.record.distrusted:
+            state = DeviceState.DISTRUSTED  # opened again, or answering again, and yet not trusted
         before, self._is_new = None if self._is_new else self._state, False
         check(self.name, before, state)
         if state is DeviceState.OPENING:
@@ -159,7 +166,7 @@ class Device:
             self.doubted_at = now
         self._state, self.since, self.reason = state, now, reason or str(error or "")
         self.up = state.up
-        self._slots = self.concurrency if state is DeviceState.READY else int(self.up)
+        self._slots = self._slots_now()
         self._touched = now
         self._listener.became(self, before, error)
         if not self.up:
@@ -183,6 +190,31 @@ class Device:
             self.aside = aside
             self._listener.aside_or_not(self)
 
+    def _slots_now(self) -> int:
+        if self.held:
+            return 0
+        well = self._state in (DeviceState.READY, DeviceState.DISTRUSTED)
+        return self.concurrency if well else int(self.up)
+
+    def hold(self, held: bool) -> None:
+        """Give the device nothing but tasks on trial from now on, or whatever it can take."""
+        if held is self.held:
+            return
+        self.held = held
+        self._slots = self._slots_now()
+        if held:
+            for burst in self.bursts:
+                put_back(burst.take_reserved())
+        self._listener.changed(self)
+
+    def tell_trust(self, now: float, reason: str) -> None:
+        """Show that the device is distrusted from now on, or trusted again, and why.
+
+        A device in trouble of another kind is distrusted once it is over that.
+        """
+        if self._state in (DeviceState.READY, DeviceState.DISTRUSTED):
+            self.become(DeviceState.READY, now, reason)
+
     def back_off(self, now: float, pause: float) -> None:
         """Note that the device will be opened again in ``pause`` seconds, and not before."""
         self.next_attempt = now + pause
@@ -202,6 +234,11 @@ class Device:
     def suspect(self) -> bool:
         """Whether it is given only one task at a time: it is silent for too long, or on trial."""
         return self._state is DeviceState.SUSPECT
+
+    @property
+    def returning(self) -> bool:
+        """Whether it is not up, and is to be opened."""
+        return self._state in (DeviceState.OPENING, DeviceState.LOST, DeviceState.BACKING_OFF)
 
     @property
     def failures(self) -> int:
@@ -242,9 +279,10 @@ class Device:
         self.batches += calls
         self.tasks += tasks
         seconds = (now - burst.began) / calls
-        self.learn(tasks / calls, seconds)
-        if seconds > NOTEWORTHY:
-            self.run_limit.took(seconds, now)
+        if 2 * burst.failed <= tasks:  # what fails may take any time: it teaches no speed
+            self.learn(tasks / calls, seconds)
+            if seconds > NOTEWORTHY:
+                self.run_limit.took(seconds, now)
         self.answered_at = now
         self._given_up = 0.0
         self.patience = 1.0
@@ -438,6 +476,8 @@ class Burst:
         "beside",
         "call_began",
         "device",
+        "doubts",
+        "failed",
         "generation",
         "inputs",
         "lane",
@@ -471,6 +511,11 @@ class Burst:
         self.passed_on = 0
         #: outputs that have not been passed on: those of the first of ``spans``
         self.outputs: list[Any] = []
+        #: how many of the outputs so far were errors
+        self.failed = 0
+        #: where the same tasks failed together before, and how, if that is not known to be their
+        #: own fault
+        self.doubts: tuple[Device, BaseException] | None = None
         #: when the first call started
         self.began = now
         #: when the present call started, and the one before it ended

@@ -107,6 +107,10 @@ class Roster:
         """All devices, in the order they were added, those included that are just being opened."""
         return self._devices.values()
 
+    def named(self, name: str) -> Device | None:
+        """The device of this name, if there is one."""
+        return self._devices.get(name)
+
     @property
     def members(self) -> Collection[Device]:
         """The devices that take part: they have joined, and not left."""
@@ -234,7 +238,8 @@ class Roster:
     def _recount(self, device: Device) -> None:
         """Count the device with its present figures, if they have changed noticeably."""
         counted = self._seats[device].counted
-        if not device.up or device.aside or math.isnan(device.latency):
+        out = device.held or device.aside
+        if not device.up or out or math.isnan(device.latency):
             self._count(device, None)
         elif counted is None or device.latency != counted[0]:
             deviation = device.deviation if device.batches else math.nan

@@ -14,10 +14,28 @@ __all__ = ("TRANSITIONS", "IllegalTransition", "check")
 TRANSITIONS: Mapping[DeviceState | None, frozenset[DeviceState]] = {
     None: frozenset({DeviceState.OPENING, DeviceState.DRAINING}),
     DeviceState.OPENING: frozenset(
+        {
+            DeviceState.READY,
+            DeviceState.SUSPECT,
+            DeviceState.DISTRUSTED,
+            DeviceState.LOST,
+            DeviceState.DRAINING,
+        }
+    ),
+    DeviceState.READY: frozenset(
+        {
+            DeviceState.SUSPECT,
+            DeviceState.DISTRUSTED,
+            DeviceState.LOST,
+            DeviceState.DRAINING,
+        }
+    ),
+    DeviceState.SUSPECT: frozenset(
+        {DeviceState.READY, DeviceState.DISTRUSTED, DeviceState.LOST, DeviceState.DRAINING}
+    ),
+    DeviceState.DISTRUSTED: frozenset(
         {DeviceState.READY, DeviceState.SUSPECT, DeviceState.LOST, DeviceState.DRAINING}
     ),
-    DeviceState.READY: frozenset({DeviceState.SUSPECT, DeviceState.LOST, DeviceState.DRAINING}),
-    DeviceState.SUSPECT: frozenset({DeviceState.READY, DeviceState.LOST, DeviceState.DRAINING}),
     DeviceState.LOST: frozenset({DeviceState.BACKING_OFF, DeviceState.DRAINING}),
     DeviceState.BACKING_OFF: frozenset({DeviceState.OPENING, DeviceState.DRAINING}),
     DeviceState.DRAINING: frozenset({DeviceState.REMOVED}),

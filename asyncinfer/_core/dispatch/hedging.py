@@ -315,7 +315,11 @@ def _has_effects(device: Device) -> bool:
 
 
 def _may_run_copy(device: Device) -> bool:
-    return not device.suspect and device.quickest < math.inf and not _has_effects(device)
+    return (
+        not (device.suspect or device.held)
+        and device.quickest < math.inf
+        and not _has_effects(device)
+    )
 
 
 def _may_be_copied(task: Span, enough: set[Span] | None) -> bool:

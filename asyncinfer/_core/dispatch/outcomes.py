@@ -9,6 +9,7 @@ from typing import Any
 
 from asyncinfer._core.devices.device import Burst, Device, put_back
 from asyncinfer._core.devices.roster import Roster
+from asyncinfer._core.devices.trust import Trust
 from asyncinfer._core.dispatch.retries import POISON, Retries, strikes
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer._core.tasks.spans import Run, Span
@@ -29,6 +30,7 @@ class Outcomes:
         self,
         roster: Roster,
         retries: Retries,
+        trust: Trust,
         recorder: Recorder,
         clock: Callable[[], float],
         *,
@@ -38,6 +40,7 @@ class Outcomes:
     ) -> None:
         self._roster = roster
         self._retries = retries
+        self._trust = trust
         self._recorder = recorder
         self._clock = clock
         self._most_retries = most_retries
@@ -56,30 +59,43 @@ class Outcomes:
             return
         run = Run(burst.device.name, started, burst.call_began)
         some_failed = _has_errors(burst.outputs)
+        mixed = some_failed and self._count_errors(burst)
         finished: list[Span] = []
         for span in burst.take_finished():
             if span.done:  # it has an outcome already, or nobody wants it
                 continue
             span.run = run
             if some_failed:
-                finished += self._succeeded(burst.device, span)
+                finished += self._succeeded(burst.device, span, mixed)
             else:
                 finished.append(span)
+        if burst.doubts is not None:
+            self._settle_doubts(burst.doubts, some_failed)
         if finished:
+            self._trust.worked(burst.device, finished)
             burst.lane.finish(finished)
         if self._recorder.observed:
             for span in finished:
                 self._recorder.task_event("task.finished", span)
 
-    def _succeeded(self, device: Device, span: Span) -> Iterator[Span]:
-        """Yield the tasks that have a result; those that have an error instead fail, each alone."""
+    def _succeeded(self, device: Device, span: Span, mixed: bool) -> Iterator[Span]:
+        """Yield the tasks that have a result; those that have an error instead fail, each alone.
+
+        ``mixed`` says whether the same calls brought results too.
+        """
         for task in span.singles():
             error = task.outputs[0]
             if isinstance(error, BaseException):
                 device.count_error()
-                self._attempt_failed(task, error, task.run)
+                self._attempt_failed(task, error, task.run, mixed=mixed)
             else:
                 yield task
+
+    def _count_errors(self, burst: Burst) -> bool:
+        """Count the outputs that are errors; return whether there are others."""
+        errors = sum(isinstance(output, BaseException) for output in burst.outputs)
+        burst.failed += errors
+        return errors < len(burst.outputs)
 
     def raised(self, burst: Burst, error: Exception) -> None:
         """The model raised ``error`` in the present call.
@@ -100,7 +116,32 @@ class Outcomes:
         for task in tasks:
             if not task.done:  # else its copy has given the result, and that is what its run tells
                 task.run = run
-                self._retry(task, run.device)
+        self._failed_together(burst, tasks, error)
+
+    def _failed_together(self, burst: Burst, tasks: list[Span], error: Exception) -> None:
+        """Have tasks of one call that raised run again, in one call elsewhere or each alone.
+
+        Those that failed before are run alone in any case.
+        """
+        device, now = burst.device, self._clock()
+        tasks = [t for t in tasks if not (t.done or self._runs_elsewhere(t, device.name))]
+        self._trust.failed(device)
+        if burst.doubts is not None:
+            self._settle_doubts(burst.doubts, True)
+        elif self._trust.blames(device) and self._trust.others_for_batches(device, now):
+            first = [task for task in tasks if not task.causes]
+            tasks = [task for task in tasks if task.causes]
+            self._retries.queue_together(first, (device, error))
+        for task in tasks:
+            self._retries.queue(task, alone=True)
+
+    def _settle_doubts(self, doubts: tuple[Device, BaseException], failed: bool) -> None:
+        """Tasks that failed together on a device were run together elsewhere."""
+        device, error = doubts
+        if failed:
+            device.record.own_fault()
+        else:
+            self._trust.blame(device, error)
 
     def call_ended(self, burst: Burst) -> None:
         """The burst's runner ends: free the device; tasks that were not run go elsewhere."""
@@ -132,6 +173,7 @@ class Outcomes:
         """
         now = self._clock()
         bursts = list(device.bursts)
+        in_standing = error is None or not bursts or self._trust.lost(device, error)
         for burst in bursts:
             self.pass_on(burst, burst.began)
             self._count_results(burst)
@@ -141,7 +183,7 @@ class Outcomes:
             running = burst.take_running()
             for task in running:
                 if error is not None:
-                    self._attempt_failed(task, error, run)
+                    self._attempt_failed(task, error, run, in_standing=in_standing)
                 elif not task.done:
                     task.run = run
             rest = burst.take_rest()
@@ -176,6 +218,7 @@ class Outcomes:
 
     def abandon_unwanted(self) -> None:
         """Cancel every call that nobody waits for any more."""
+        self._retries.forget_done()
         for burst in self._roster.bursts:
             if burst.abandoned:
                 self.give_up(burst)
@@ -189,14 +232,28 @@ class Outcomes:
 
     # ---- a task has failed
 
-    def _attempt_failed(self, task: Span, error: BaseException, run: Run) -> None:
-        """One attempt of a single task failed: run it again, or end it with its error."""
+    def _attempt_failed(
+        self,
+        task: Span,
+        error: BaseException,
+        run: Run,
+        *,
+        mixed: bool = False,
+        in_standing: bool | None = None,
+    ) -> None:
+        """One attempt of a single task failed: run it again, or end it with its error.
+
+        ``mixed`` says whether the same call brought results of other tasks, and ``in_standing``
+        whether its device was in standing, if that was found out before.
+        """
         if task.done:
             return
         refused_anew = isinstance(error, ConfigError) and run.device not in task.devices
         task.attempt_failed(error, run)
-        both = isinstance(error, DeviceError | ConfigError)
-        if both and self._runs_elsewhere(task, run.device):
+        if in_standing is None:
+            in_standing = self._trusted(run.device, error, mixed)
+        blamed = isinstance(error, DeviceError | ConfigError) or not in_standing
+        if blamed and self._runs_elsewhere(task, run.device):
             task.spared += 1  # a copied task has failed only once both of its calls have
             return
         if refused_anew and self._may_try_another(task):
@@ -205,12 +262,30 @@ class Outcomes:
             text = f"{POISON} devices were lost while it ran"
             self._recorder.quarantined += 1
             self._fail_for_good([task], run.finished, PoisonTask, text, error)
-        elif self._is_final(task, error):
+        elif self._is_final(task, error) and not (not in_standing and self._spares(task, error)):
+            self._trust.gave_up(task)
             self._fail_for_good([task], run.finished, TaskError, "", error)
         else:
             self._recorder.retried += 1
-            self._retry(task, run.device)
+            self._retry(task, run.device, blamed=not in_standing)
             self._recorder.task_event("task.retried", task, error)
+
+    def _trusted(self, device: str, error: BaseException, mixed: bool) -> bool:
+        """Whether the device was in standing before it failed a task with ``error``."""
+        if isinstance(error, InputError):
+            return True
+        return self._trust.failed(self._roster.named(device), mixed=mixed)
+
+    def _spares(self, task: Span, error: BaseException) -> bool:
+        """Let a task's last attempt not count, as the device was most likely to blame.
+
+        That is so once for each task, and only while a healthy device is up that has not failed it.
+        """
+        if task.spared or self._roster.stateful or isinstance(error, InputError):
+            return False
+        spares = self._trust.may_spare(task)
+        task.spared += spares
+        return spares
 
     def _is_final(self, task: Span, error: BaseException) -> bool:
         """Whether the task is not to be tried again after this error."""
@@ -226,10 +301,10 @@ class Outcomes:
         refused = {device for device, cause in met if isinstance(cause, ConfigError)}
         return any(device.name not in refused for device in self._roster.members)
 
-    def _retry(self, task: Span, device: str) -> None:
-        """Have the task run again alone, unless it still runs on a device other than ``device``."""
+    def _retry(self, task: Span, device: str, *, blamed: bool) -> None:
+        """Have the task run again, unless it still runs on a device other than ``device``."""
         if not self._runs_elsewhere(task, device):
-            self._retries.queue(task)
+            self._retries.queue(task, blamed=blamed)
 
     def _runs_elsewhere(self, task: Span, device: str) -> bool:
         """Whether the task, or the copy of it, runs on a device other than ``device``."""

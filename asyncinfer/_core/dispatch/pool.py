@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.roster import Entry, Roster
+from asyncinfer._core.devices.trust import Trust
 from asyncinfer._core.dispatch.bindings import Bindings
 from asyncinfer._core.dispatch.hedging import Hedging
 from asyncinfer._core.dispatch.recheck import Recheck
-from asyncinfer._core.dispatch.retries import Retries
+from asyncinfer._core.dispatch.retries import Retries, Retry
 from asyncinfer._core.tasks.lane import Lane
 from asyncinfer._core.tasks.lanes import Lanes
 from asyncinfer._core.tasks.recorder import logger
@@ -53,8 +54,11 @@ class Pool:
         hedging: Hedging,
         recheck: Recheck,
         bindings: Bindings,
+        trust: Trust,
     ) -> None:
         self.now = 0.0
+        #: the devices that are up, not held back, and do not rest
+        self.devices: Sequence[Device] = ()
         #: whether the last pass left no device free; a device that becomes free causes another pass
         self.full = False
         self._policy = policy
@@ -64,6 +68,7 @@ class Pool:
         self._hedging = hedging
         self._recheck = recheck
         self._bindings = bindings
+        self._trust = trust
         #: the bursts that this pass has made, to be started after it
         self._bursts: list[Burst] = []
         #: tasks that devices were given and have not started
@@ -75,11 +80,6 @@ class Pool:
         self._share = 0.0
 
     # ---- what policies see (a scheduling.PoolView)
-
-    @property
-    def devices(self) -> Sequence[Device]:
-        """The devices that are up and do not rest."""
-        return self._roster.active
 
     @property
     def census(self) -> Census:
@@ -116,9 +116,12 @@ class Pool:
         if self._hedging.active:
             self._bursts += self._hedging.settle_and_copy(now)
             self._update()
-        if self._retries.tasks:
-            for device, task in self._retries.pairs(now):
-                self._hand_out(device, [task], 1)
+        if self._trust.questionable:
+            self._trust.review(now)
+            self._update()
+        if self._retries:
+            for retry in self._retries.pairs(now):
+                self._run_again(retry)
             self._update()
         rest = self._follow_streams() if self._roster.stateful else self._pull_all()
         self._schedule_next_pass(rest)
@@ -127,6 +130,9 @@ class Pool:
     def _update(self) -> None:
         """Bring the roster's lists up to date, and tell hedging which devices have changed."""
         changed = self._roster.update()
+        self.devices = self._roster.active
+        if self._trust.questionable:
+            self.devices = [device for device in self.devices if not device.held]
         if self._hedging.eager:
             for device in changed:
                 self._hedging.look_soon(device, self.now)
@@ -144,16 +150,57 @@ class Pool:
         self._share = min(MOST_IN_A_PASS, ready) / max(1, len(self.devices))
         if self._passes % NOW_AND_THEN == 0:
             self._roster.doubt_one(self.now)
-        return self._pull_fastest_first() and self.waiting > 0
+        rest = self._pull_fastest_first()
+        if self._trust.questionable:
+            self._try_distrusted()
+        return rest and self.waiting > 0
+
+    def _run_again(self, retry: Retry) -> None:
+        """Hand out tasks that failed; with fresh ones beside them where that does no harm."""
+        tasks = retry.tasks
+        room = retry.device.batch_limit - len(tasks)
+        if retry.may_grow and room > 0 and self._lanes.waiting:
+            tasks = [*tasks, *self._take_beside(retry, room)]
+        burst = self._hand_out(retry.device, tasks, sum(task.count for task in tasks))
+        burst.doubts = retry.doubts
+
+    def _take_beside(self, retry: Retry, room: int) -> list[Span]:
+        """Take what the policy grants the device, if that is of the same stream."""
+        self._reserved = self._roster.reserved
+        grant = self._ask_policy(retry.device)
+        skip = max(0, grant.skip - self._reserved) if grant else 0
+        if not (grant and grant.take) or skip >= self._lanes.waiting:
+            return []
+        lane, offset = self._lanes.locate(skip)
+        if lane is not retry.tasks[0].lane:
+            return []
+        self._lanes.took_turn(lane)
+        return lane.waiting.take(min(room, grant.take), offset)
+
+    def _try_distrusted(self) -> None:
+        """Give one task each to devices that are held back and due for a trial."""
+        others = self.devices
+        for device in self._trust.on_trial(self.now):
+            if not self.waiting:
+                break
+            self.devices = [*others, device]
+            grant = self._ask_policy(device)
+            spans = self._take_granted(device, grant) if grant and grant.take else []
+            if spans:
+                self._hand_out(device, spans, 1)
+        self.devices = others
 
     def _schedule_next_pass(self, rest: bool) -> None:
         """See to it that the next pass is made in time even if nothing happens until then."""
         free = len(self._roster.free) > 0
         self.full = not free
         pause = math.inf
-        if self._retries.tasks:
+        if self._retries:
             rest = rest or (free and self._retries.blocked)
             pause = self._retries.due_in
+        if self._trust.questionable and (self._retries or self._lanes.waiting):
+            rest = rest or any(device.bursts for device in self.devices)  # may fall silent
+            pause = min(pause, self._trust.due_in(self.now))
         self._recheck.passed(rest)
         if self._hedging.active and self.devices and self._lanes.unfinished:
             pause = min(pause, self._hedging.due_in(self.now))
@@ -230,8 +277,9 @@ class Pool:
             if skip >= self.waiting:  # some of the reserved tasks were done: nobody wants them
                 return []
         lane, offset = self._lanes.locate(skip)
-        count = 1 if device.suspect else grant.take
-        if self._policy.reserves and lane.one_context and not device.suspect:
+        on_trial = device.suspect or device.held
+        count = 1 if on_trial else grant.take
+        if self._policy.reserves and lane.one_context and not on_trial:
             count = max(count, _reservation(device, count, self._share))
         self._lanes.took_turn(lane)
         return lane.waiting.take(count, offset)

@@ -141,7 +141,7 @@ class _Party:
         available = 0
         for device in self.devices:
             seat = self.seats.get(device) or self._admit(device)
-            if seat is not None and device.up and not device.suspect:
+            if seat is not None and device.up and not (device.suspect or device.held):
                 available |= seat.mine
         self.group.offer(available, now)
         self._follow()

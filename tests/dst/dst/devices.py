@@ -13,15 +13,27 @@ from asyncinfer.driver import ServiceTime
 from asyncinfer.errors import ConfigError, DeviceLost, InputError, ProtocolError
 from asyncinfer.testing import SimulatedHost
 from dst.ledger import OWNER, Call, Input, Ledger
-from dst.schedule import CallFault, CloseFault, DevicePlan, OpenFault, ResetFault, Settings
+from dst.schedule import (
+    Broken,
+    CallFault,
+    CloseFault,
+    DevicePlan,
+    OpenFault,
+    ResetFault,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("UNKNOWN", "Faults", "FaultyDriver", "Unusual", "until")
+__all__ = ("UNKNOWN", "Defect", "Faults", "FaultyDriver", "Unusual", "until")
 
 #: what a device remembers that was not reset, or was stopped in the middle of something
 UNKNOWN: Input = ("unknown", -1)
+
+
+class Defect(Exception):
+    """Raised by a device that fails what others can do."""
 
 
 class Unusual(BaseException):
@@ -57,6 +69,7 @@ class Faults:
         self.closes: dict[tuple[str, int], CloseFault] = {}
         self.resets: dict[tuple[str, int], ResetFault] = {}
         self.inputs: dict[Input, str] = {}
+        self.broken: dict[str, Broken] = {}
         #: set when all faults end: who hangs goes on then
         self.healed = asyncio.Event()
 
@@ -290,7 +303,17 @@ class FaultyDriver(Driver[Any, Any]):
         finally:
             self.ledger.end(call, how)
 
+    def _defects(self, count: int) -> list[bool]:
+        """Which of so many tasks the device fails in the call that begins."""
+        plan = self.faults.broken.get(self.name)
+        if plan is None or not self._well or not 0 < self.infers - plan.after <= plan.calls:
+            return [False] * count
+        return [self.chance.random() < plan.share for _ in range(count)]
+
     async def _run(self, call: Call, fault: CallFault | None, pulled: asyncio.Event) -> Any:
+        defects = self._defects(len(call.inputs))
+        if any(defects):
+            return await self._fail(call, defects, pulled)
         kind = fault.kind if fault is not None else ""
         seconds = self.plan.batch_cost + self.plan.service_time * len(call.inputs)
         seconds *= self.factor * self.chance.lognormvariate(0, self.plan.noise)
@@ -307,6 +330,20 @@ class FaultyDriver(Driver[Any, Any]):
         if kind in RETURNED:
             return RETURNED[kind](outputs)
         return self._bad_inputs(call.inputs, outputs)
+
+    async def _fail(self, call: Call, defects: list[bool], pulled: asyncio.Event) -> Any:
+        plan = self.faults.broken[self.name]
+        if not (plan.at_once and all(defects)):
+            seconds = self.plan.batch_cost + self.plan.service_time * len(call.inputs)
+            await self._work(seconds * self.factor, pulled)
+        if plan.raises:
+            raise Defect("of the device")
+        outputs: list[Any] = [("out", x, call.number) for x in call.inputs]
+        self._bad_inputs(call.inputs, outputs)
+        for at, fails in enumerate(defects):
+            if fails:
+                outputs[at] = Defect("of the device")
+        return outputs
 
     async def _work(self, seconds: float, pulled: asyncio.Event) -> None:
         ledger = self.ledger

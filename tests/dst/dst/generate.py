@@ -13,6 +13,7 @@ from dst.hosts import hosted
 from dst.schedule import (
     Add,
     BadInput,
+    Broken,
     CallFault,
     Calls,
     Cancel,
@@ -81,6 +82,8 @@ class Generator:
         for kind in kinds:
             if chance.random() < 0.3:
                 steps += [kind() for _ in range(chance.choice((1, 1, 2, 4, 8)))]
+        if chance.random() < 0.2:
+            steps += [self.broken() for _ in range(chance.choice((1, 1, 2)))]
         if chance.random() < 0.35:
             steps += [self.end() for _ in range(chance.choice((1, 1, 1, 2, 3)))]
         return Schedule(self.settings(), devices, tuple(steps))
@@ -211,6 +214,19 @@ class Generator:
     def flap(self) -> Flap:
         """A device flaps."""
         return Flap(self.moment(), self.name(), self.chance.choice(SECONDS))
+
+    def broken(self) -> Broken:
+        """A device fails some of its tasks, or all of them."""
+        choose = self.chance.choice
+        return Broken(
+            0.0,
+            self.name(),
+            share=choose((0.1, 0.2, 0.5, 1.0, 1.0)),
+            after=choose((0, 0, 3, 10)),
+            calls=choose((1_000_000, 1_000_000, 5, 20)),
+            raises=choose((True, False)),
+            at_once=choose((True, False)),
+        )
 
     def slow(self) -> Slow:
         """A device changes its pace."""

@@ -30,7 +30,9 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
     """Time is about to pass: whatever could be done was done."""
     check = ledger.check
     devices, lanes, retries = engine.roster.devices, engine.lanes, engine.retries
-    up = [device for device in devices if device.up]
+    held = [device for device in devices if device.up and device.held]
+    check(not held or _waits_for(engine), "stall", held, "are held back for nobody")
+    up = [device for device in devices if device.up and not device.held]
     free = [device for device in up if device.free]
     waiting = sum(lane.waiting.tasks for lane in lanes)
     idle = up and len(free) == len(up) and not any(device.bursts for device in up)
@@ -41,8 +43,8 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
         left = [task for task in retries.tasks if not task.done]
         suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
-        held = suspected or retries.due_in < math.inf
-        check(held or not left, "stall", len(left), "tasks to be retried wait for idle devices")
+        due = suspected or retries.due_in < math.inf
+        check(due or not left, "stall", len(left), "tasks to be retried wait for idle devices")
     if not settings.stateful:  # then no other device could take over
         _check_hung(engine, ledger)
     here = _unfinished(engine) + engine.recorder.reorder_buffer
@@ -88,6 +90,12 @@ def _check_hung(engine: Engine, ledger: Ledger) -> None:
             bearable = SLACK + BEARABLE * max(d.latency for d in idle)
             check = ledger.check
             check(not first or late < bearable, "stall", task.first, "hangs and is not copied")
+
+
+def _waits_for(engine: Engine) -> bool:
+    """Whether a device is up, or to come back soon, that is not held back."""
+    devices = engine.roster.members
+    return any(not device.held and (device.up or device.returning) for device in devices)
 
 
 def _unfinished(engine: Engine) -> int:

@@ -63,6 +63,9 @@ class Ledger:
     #: devices that were to leave
     left: set[str] = field(default_factory=set)
 
+    #: since when each device has been ready without a break
+    steady: dict[str, float] = field(default_factory=dict)
+
     @property
     def now(self) -> float:
         """Virtual seconds."""

@@ -11,9 +11,11 @@ from unittest.mock import patch
 from asyncinfer._core.devices import connecting
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.supervisor import Supervisor
+from asyncinfer._core.devices.trust import Trust
 from asyncinfer._core.dispatch import bindings, executor
 from asyncinfer._core.dispatch.hedging import Hedging
 from asyncinfer._core.dispatch.outcomes import Outcomes
+from asyncinfer._core.dispatch.retries import Retries
 from asyncinfer._core.tasks.intake import Intake
 from asyncinfer._core.tasks.lane import Lane
 from asyncinfer._core.tasks.spans import Run, Span
@@ -89,9 +91,9 @@ def _result_doubled_after_hedging() -> list[Any]:
 def _result_doubled_after_a_retry() -> list[Any]:
     """A failed task is queued for two more attempts, and both results are taken."""
 
-    def again(self: Outcomes, task: Span, device: str) -> None:
-        once(self, task, device)
-        self._retries.tasks.append(task)
+    def again(self: Outcomes, task: Span, device: str, **how: bool) -> None:
+        once(self, task, device, **how)
+        self._retries.queue(task)
 
     once = Outcomes._retry
     return [
@@ -274,6 +276,19 @@ def _what_hangs_not_copied() -> list[Any]:
     return [patch.object(Hedging, "rescue", lambda self, burst: None)]
 
 
+def _distrust_forgotten() -> list[Any]:
+    """A failed task is run again where a device is free first, also for the last time."""
+
+    def device_for(self: Retries, kind: Any, shares: bool, now: float) -> Device | None:
+        return next((device for device in self._roster.up if device.free), None)
+
+    return [
+        patch.object(Retries, "_device_for", device_for),
+        patch.object(Trust, "may_spare", lambda self, task: False),
+        patch.object(Device, "hold", lambda self, held: None),
+    ]
+
+
 PLANTED: dict[str, Callable[[], list[Any]]] = {
     function.__name__.strip("_").replace("_", " "): function
     for function in (
@@ -299,6 +314,7 @@ PLANTED: dict[str, Callable[[], list[Any]]] = {
         _stream_not_begun_afresh,
         _lost_state_made_up,
         _what_hangs_not_copied,
+        _distrust_forgotten,
     )
 }
 

@@ -10,6 +10,7 @@ __all__ = (
     "STEPS",
     "Add",
     "BadInput",
+    "Broken",
     "CallFault",
     "Calls",
     "Cancel",
@@ -201,6 +202,21 @@ class Flap(Step):
 
 
 @dataclass(frozen=True)
+class Broken(Step):
+    """From its n-th call on, and for so many, a device fails a share of its tasks, at once or not.
+
+    It raises, or puts errors in the places of outputs.
+    """
+
+    device: str = ""
+    share: float = 1.0
+    after: int = 0
+    calls: int = 1_000_000
+    raises: bool = True
+    at_once: bool = True
+
+
+@dataclass(frozen=True)
 class Slow(Step):
     """From now on a device needs so many times its time."""
 
@@ -251,7 +267,7 @@ STEPS: dict[str, type[Step]] = {
     kind.__name__: kind
     for kind in (
         Stream, Calls, Add, Remove, CallFault, OpenFault, CloseFault, ResetFault, BadInput,
-        Outage, Flap, Slow, Cores, Leap, Drain, Close, Leave, Cancel,
+        Outage, Flap, Broken, Slow, Cores, Leap, Drain, Close, Leave, Cancel,
     )
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from asyncinfer.errors import (
     StateLost,
     TaskError,
 )
-from dst.devices import Faults, until
+from dst.devices import Defect, Faults, until
 from dst.ledger import OWNER, Input, Ledger
 from dst.schedule import Calls, Settings, Stream
 
@@ -279,13 +279,30 @@ class Work:
             late = result.finished - result.submitted - total - self.ledger.leapt
             check(late < 1e-3, "deadline", x, "ends", late, "s too late")
 
+    def _untried(self, x: Input, error: TaskError) -> list[str]:
+        """Devices that failed nothing, and were there for an input all the time.
+
+        The last attempt is theirs, if there are no more devices that fail than retries.
+        """
+        ledger, faults = self.ledger, self.faults
+        failing = {call.device for call in ledger.calls if call.end not in ("answered", "")}
+        failing |= {*faults.broken, *(device for device, _ in faults.calls)}
+        if len(failing) > self.settings.retries:
+            return []
+        begun = ledger.runs[x][0].started
+        return [
+            name
+            for name, since in ledger.steady.items()
+            if since < begun and name not in failing and name not in error.devices
+        ]
+
     def check_error(self, x: Input, error: TaskError, seconds: float | None = None) -> None:
         """It is complete, and within the limits."""
         check, settings = self.ledger.check, self.settings
         tried = len(error.causes)
-        spared = tried - error.attempts  # a copy may fail besides
+        spared = tried - error.attempts  # a copy may fail besides, and one by the device's fault
         refused = sum(isinstance(cause, ConfigError) for cause in error.causes)
-        check(0 <= spared <= self.ledger.copies + refused, "attempts", x, repr(error))
+        check(0 <= spared <= self.ledger.copies + refused + 1, "attempts", x, repr(error))
         check(len(error.devices) == tried, "attempts", x, repr(error))
         check(error.attempts <= settings.retries + 1, "attempts", x, "has failed", tried, "times")
         for cause, device in zip(error.causes, error.devices, strict=False):
@@ -296,6 +313,9 @@ class Work:
             final = error.attempts > settings.retries or isinstance(error.causes[-1], FINAL)
             final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
+            if all(isinstance(cause, Defect) for cause in error.causes):
+                left = self._untried(x, error)
+                check(not left, "trust", x, "fails on", *error.devices, "and not on", *left)
         elif isinstance(error, StateLost):
             check(settings.stateful, "state", x, "has lost what no device keeps")
             late = settings.queue is not None or settings.total is not None

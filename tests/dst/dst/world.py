@@ -21,6 +21,7 @@ from dst.ledger import Ledger
 from dst.schedule import (
     Add,
     BadInput,
+    Broken,
     CallFault,
     Calls,
     Cancel,
@@ -127,14 +128,17 @@ class World:
         if event.kind == "device.draining":
             ledger.left.add(event.device)
         if event.stream < 0:
+            ledger.steady.pop(event.device, None)
+            if event.kind == "device.ready":
+                ledger.steady[event.device] = ledger.now
             return
         key = (event.kind, event.stream, event.index)
         self.events[key] += 1
         if event.kind == "task.hedged":  # a copy may fail besides
             ledger.copies = MOST_COPIES
-        most = {"task.retried": self.settings.retries, "task.hedged": MOST_COPIES}.get(
+        most = {"task.retried": self.settings.retries + 1, "task.hedged": MOST_COPIES}.get(
             event.kind, 1
-        )
+        )  # one retry is spared, as the device's fault
         if event.kind == "task.retried":
             most += sum(call.end == "refused" for call in ledger.calls)
         if self.settings.stateful and event.kind in ("task.retried", "task.hedged"):
@@ -157,6 +161,8 @@ class World:
             faults.closes.setdefault((step.device, step.closing), step)
         elif isinstance(step, ResetFault):
             faults.resets.setdefault((step.device, step.reset), step)
+        elif isinstance(step, Broken):
+            faults.broken.setdefault(step.device, step)
         elif isinstance(step, BadInput):
             faults.inputs.setdefault((f"s{step.stream}", step.index), step.kind)
         else:
