@@ -333,7 +333,8 @@ class Run:
     def check_error(self, error: TaskError, index: int) -> None:
         assert error.index == index
         spared = len(error.causes) - error.attempts
-        assert 0 <= spared <= (self.plan.hedge is not None)
+        # two copies may fail besides, and one attempt is spared as the device's fault
+        assert 0 <= spared <= 3
         assert len(error.causes) == len(error.devices)
         assert error.attempts <= self.tries
         if isinstance(error, PoisonTask):

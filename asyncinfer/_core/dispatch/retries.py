@@ -13,7 +13,7 @@ from asyncinfer._core.devices.device import Device
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.trust import Trust
 from asyncinfer._core.tasks.spans import Span
-from asyncinfer.errors import DeviceError
+from asyncinfer.errors import ConfigError, DeviceError
 
 __all__ = ("POISON", "Retries", "Retry", "strikes")
 
@@ -49,6 +49,8 @@ class _Kind(NamedTuple):
     alone: bool
     #: whether the device was most likely to blame when the task failed
     blamed: bool
+    #: the devices that are not set up for it
+    refused: frozenset[str] = frozenset()
 
 
 #: a task, behind what it is sorted by: when it was accepted, then its turn
@@ -134,7 +136,9 @@ class Retries:
         last = task.attempts >= self._most_retries
         alone = alone or (suspect and len(task.causes) > 1)
         tried = frozenset(task.devices)
-        kind = _Kind(tried, suspect, last, task.lane.number, alone, blamed)
+        met = zip(task.devices, task.causes, strict=True)
+        refused = frozenset(device for device, cause in met if isinstance(cause, ConfigError))
+        kind = _Kind(tried, suspect, last, task.lane.number, alone, blamed, refused)
         heappush(self._waiting.setdefault(kind, []), (task.submitted, next(self._turns), task))
 
     def queue_together(self, tasks: list[Span], doubts: tuple[Device, BaseException]) -> None:
@@ -232,7 +236,12 @@ class Retries:
         """
         if kind.suspect and len(self._suspects) >= self._at_once:
             return None
-        up = [device for device in self._roster.up if not device.held]
+        able = [device for device in self._roster.up if device.name not in kind.refused]
+        able = able or self._roster.up
+        up = [device for device in able if not device.held]
+        if kind.refused and not up:  # what is held back may be set up as the task needs it
+            idle = [device for device in able if not device.bursts]
+            return min(idle, key=_idle_and_fast_first, default=None)
         sure = kind.last or (kind.suspect and shares)
         surest = self._trust.surest(now, kind.tried) if sure else []
         untried = surest or [d for d in up if d.name not in kind.tried and not d.stuck(now)]

@@ -313,7 +313,8 @@ class Work:
             final = error.attempts > settings.retries or isinstance(error.causes[-1], FINAL)
             final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
-            if all(isinstance(cause, Defect) for cause in error.causes):
+            defects = all(isinstance(cause, Defect) for cause in error.causes)
+            if defects and not settings.stateful:
                 left = self._untried(x, error)
                 check(not left, "trust", x, "fails on", *error.devices, "and not on", *left)
         elif isinstance(error, StateLost):

@@ -399,7 +399,8 @@ class World:
     def _check_all(self) -> None:
         ledger, engine = self.ledger, inside.engine_of(self.dispatcher)
         check_left(ledger, self.loop, self.drivers, self.work.open_sources)
-        check_attempts(ledger, self.settings.retries + 1 + ledger.copies)
+        spared = not self.settings.stateful  # one failure, as the device's fault
+        check_attempts(ledger, self.settings.retries + 1 + ledger.copies + spared)
         if engine is not None:
             inside.check_ended(engine, ledger)
             check_stats(self.dispatcher.stats(), self.kinds, self.work, ledger, self.drivers)
