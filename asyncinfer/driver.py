@@ -81,7 +81,7 @@ class Driver(Protocol[InT, OutT]):
 
     #: unique among the drivers of one dispatcher; shown in results, statistics and errors
     name: str
-    #: most tasks one ``infer`` call takes
+    #: most tasks one ``infer`` call takes; asked for again after ``open`` and after each call
     max_batch: int = 1
     #: ``infer`` calls that may be in flight at once
     concurrency: int = 1

@@ -309,3 +309,29 @@ def test_calls_that_vary_do_not_make_batches_small(seed):
         estimator.learn(size.limit, seconds)
         size.learn(estimator)
     assert sum(sizes) / len(sizes) > 60
+
+
+class Growing(Noting):
+    """A driver that finds out while it works how large its batches should be."""
+
+    async def infer(self, batch):
+        outputs = await super().infer(batch)
+        if len(self.sizes) == 3:
+            self.max_batch = 8
+        if len(self.sizes) == 6:
+            self.max_batch = 0  # nonsense, which changes nothing
+        return outputs
+
+
+def test_a_driver_may_change_its_largest_batch_while_it_works(virtual):
+    driver = batching(kind=Growing, max_batch=1)
+
+    async def main():
+        async with Dispatcher([driver], window=64) as dispatcher:
+            assert [o async for o in dispatcher.stream(range(200))] == list(range(200))
+
+    virtual(main())
+    begun = driver.sizes.index(8)
+    assert set(driver.sizes[:3]) == {1}
+    assert 3 <= begun <= 6
+    assert driver.sizes.count(8) >= 20

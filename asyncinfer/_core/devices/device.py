@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from asyncinfer._core.devices.speed import BatchSize, Estimator
 from asyncinfer._core.devices.states import check
 from asyncinfer._core.tasks.spans import Row, Span
 from asyncinfer.driver import Driver, ServiceTime
-from asyncinfer.errors import DeviceTimeout
+from asyncinfer.errors import ConfigError, DeviceTimeout
 from asyncinfer.stats import DeviceState
 
 __all__ = ("Burst", "Device", "DeviceListener", "names", "put_back")
@@ -51,6 +52,10 @@ class DeviceListener(Protocol):
         self, device: Device, before: DeviceState | None, error: BaseException | None
     ) -> None:
         """The device has changed its state, because of ``error`` if there is one."""
+        ...
+
+    def shares_anew(self, device: Device) -> None:
+        """The device shares something else than before."""
         ...
 
     def aside_or_not(self, device: Device) -> None:
@@ -246,9 +251,11 @@ class Device:
         return self.breaker.failures(self.answered_at)
 
     def reread_attributes(self) -> None:
-        """Ask the driver again for what it may have found out by opening."""
+        """Ask the driver again for what it may have found out by now."""
         attributes = attributes_of(self.driver)
-        self.shares = attributes.shares
+        if attributes.shares != self.shares:
+            self.shares = attributes.shares
+            self._listener.shares_anew(self)
         before, self.max_batch = self.max_batch, attributes.max_batch
         if self.max_batch != before:
             self._size = BatchSize(attributes.max_batch, attributes.latency_target)
@@ -409,6 +416,9 @@ class Device:
 
     def learn(self, batch: float, seconds: float) -> None:
         """Take a call with ``batch`` tasks, which took ``seconds``, into the estimate."""
+        if getattr(self.driver, "max_batch", 1) != self.max_batch:
+            with suppress(ConfigError):  # nonsense: then it stays as it was
+                self.reread_attributes()
         self.estimator.learn(batch, seconds)
         self._measure()
 

@@ -49,7 +49,7 @@ class Roster:
         self._recorder = recorder
         #: whether the devices are stateful: all are, or none
         self.stateful = False
-        #: how often a device has joined or left
+        #: how often a device has joined or left, or has changed what it shares
         self.comings_and_goings = 0
         self._devices: dict[str, Device] = {}
         self._positions = 0
@@ -148,6 +148,10 @@ class Roster:
         kind = cast("EventKind", f"device.{state}")
         facts = {"before": before or "", "reason": device.reason}
         self._recorder.device_event(kind, device.name, error, **facts)
+
+    def shares_anew(self, device: Device) -> None:
+        """Note that the device shares something else than before."""
+        self.comings_and_goings += 1
 
     def aside_or_not(self, device: Device) -> None:
         """Note that the device is given nothing from now on, or is given tasks again."""
