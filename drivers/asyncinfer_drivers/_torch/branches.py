@@ -140,13 +140,21 @@ class Decisions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.taken: list[bool] = []
+        self._places: list[tuple[types.CodeType, int]] = []
+
+    @property
+    def loops(self) -> bool:
+        """Whether one line got more than one: it may be what ends a loop."""
+        return len(set(self._places)) < len(self._places)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, bool) and getattr(func, "__name__", "") in _YES_OR_NO:
+            frame = sys._getframe(1)
             self.taken.append(result)
+            self._places.append((frame.f_code, frame.f_lineno))
         return result
 
 

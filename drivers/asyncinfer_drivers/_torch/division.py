@@ -165,6 +165,12 @@ class Division:
         missing = self.least - len(inputs)
         return torch.cat([inputs, inputs[-1:].expand(missing, *inputs.shape[1:])])
 
+    def widen(self, wanted: int) -> None:
+        """Batches of that size are asked for from now on: what was taken for granted is studied."""
+        if wanted > self._wanted:
+            self._wanted = wanted
+            self._parts.clear()
+
     def limit(self, most: int) -> None:
         """Larger batches have failed though their tasks did not."""
         self.most = max(most, self.least)
@@ -348,7 +354,9 @@ class Division:
             return
         with torch.inference_mode(), Decisions() as usual:
             twin(example)
-        if usual.taken:
+        if usual.loops:  # then tasks that are done early may be filled up
+            self._separate(f"values of the whole batch end a loop ({seen})", _ONE_FOR_ANOTHER)
+        elif usual.taken:
             self._usual[_key(items)] = usual.taken
         else:
             self._separate(f"it decides by values of the whole batch ({seen})", _ONE_FOR_ANOTHER)
