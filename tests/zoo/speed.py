@@ -2,9 +2,14 @@
 
     python tests/zoo/speed.py --models mobilenetv3 --turns 7
 
-Loops differ in form (eager, channels last, exported, frozen trace), batch and torch's threads; the
-fastest is run in turns with ``Dispatcher.stream`` over one driver with default options. Prints a
-line of JSON for each model, with the median of the ratios of turns beside each other.
+Loops differ in form, batch and torch's threads; the fastest is run in turns with
+``Dispatcher.stream`` over one driver with default options. Prints a line of JSON for each model,
+with the median of the ratios of turns beside each other.
+
+Forms are those that are right for every input: the module itself, in ``inference_mode``, with its
+channels last, and what ``torch.export`` makes of it with a dynamic batch and length, whose guards
+are checked in each call. A frozen trace keeps the branch that its example took: it is admitted only
+where the module's Python code does not look at values or sizes. MiniLM's does.
 """
 
 from __future__ import annotations
@@ -26,8 +31,11 @@ import torch
 from models import masked, pictures, sentences, timm_net
 
 from asyncinfer import Dispatcher
+from asyncinfer_drivers._torch.branches import watched
 from asyncinfer_drivers.torch_host import TorchDriver
 
+#: tasks of one shape that a loop runs at once
+BATCHES = (1, 8, 32)
 #: seconds each loop is tried for, and a turn lasts
 TRIED, TURN = 1.0, 2.0
 
@@ -45,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--max-batch", nargs="*", default=["1", "auto"])
+    parser.add_argument("--max-batch", nargs="*", default=["auto"])
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -66,7 +74,7 @@ def main() -> None:
 def candidates(module: torch.nn.Module, tasks: list[Any]) -> dict[str, Callable[[Any], int]]:
     """Loops over all tasks by their form, batch and threads; each gives how many it did."""
     found: dict[str, Callable[[Any], int]] = {}
-    for form, batch, threads in itertools.product(FORMS, (1, 8), (1, 2)):
+    for form, batch, threads in itertools.product(FORMS, BATCHES, (1, 2)):
         try:
             forward = FORMS[form](module, torch.stack([tasks[0]] * 2))
             same(module, forward, tasks)
@@ -93,6 +101,9 @@ def exported(module: torch.nn.Module, example: torch.Tensor) -> Any:
 
 
 def frozen(module: torch.nn.Module, example: torch.Tensor) -> Any:
+    seen = watched(module, example[:1]).values
+    if seen:
+        raise ValueError(seen)
     with torch.no_grad():
         return torch.jit.freeze(torch.jit.trace(module, example, check_trace=False))
 
@@ -147,9 +158,12 @@ async def beside(
     module: Any, tasks: list[Any], loops: dict[str, Any], batch: Any, turns: int
 ) -> dict[str, Any]:
     """The driver and the loops in turns."""
-    driver = TorchDriver(module, max_batch=batch, warmup_input=tasks[0])
+    driver = TorchDriver(module, max_batch=batch)
     rates: dict[str, list[float]] = {name: [] for name in ("driver", *loops)}
-    async with Dispatcher([driver]) as dispatcher:
+    async with Dispatcher([driver], window=256, queue_size=256) as dispatcher:
+        await streamed(dispatcher, tasks)
+        await driver.tune()
+        await streamed(dispatcher, tasks)
         for _ in range(turns):
             for name, loop in loops.items():
                 rates[name].append(await asyncio.to_thread(measured, loop, tasks, TURN))
