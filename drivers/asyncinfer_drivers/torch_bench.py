@@ -62,6 +62,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[torch_loops.Rate]] = {"naive": [], "bare": [], "stream": []}
     lags: dict[str, list[float]] = {name: [] for name in rates}
     async with Dispatcher(drivers, window=8192, queue_size=8192, wait_for="all") as dispatcher:
+        for driver in drivers:
+            await driver.tune()
         for _ in range(options.turns):
             for name, threads in (("naive", 1), ("naive", None)):
                 rate = await asyncio.to_thread(

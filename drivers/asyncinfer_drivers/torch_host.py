@@ -17,9 +17,11 @@ __all__ = ("TorchDriver", "TorchOptions")
 
 
 class _TorchSession(HostSession, Protocol):
-    """A host whose model can begin a stream afresh."""
+    """A host whose model can begin a stream afresh, and be made faster."""
 
     async def reset(self) -> None: ...
+
+    async def tune(self) -> None: ...
 
 
 class TorchDriver(HostDriver[_TorchSession]):
@@ -56,8 +58,12 @@ class TorchDriver(HostDriver[_TorchSession]):
     run one by one. Only the device's own faults, such as CUDA errors and full memory, are raised,
     as ``DeviceLost``.
 
-    ``details`` tells what was chosen: ``optimize``, ``gain`` (images/s by those of the model as it
-    is), ``max_batch``, ``batches`` if not all sizes are used, ``micro_batch`` if given,
+    It begins with the model as it is. What is faster (batches, a form, threads) is sought between
+    calls, with the warm-up input or the first that the model has answered, and used as it is found;
+    ``max_batch`` changes with it. ``tune`` has all of it found at once.
+
+    ``details`` tells what was chosen so far: ``optimize``, ``gain`` (images/s by those of the model
+    as it is), ``max_batch``, ``batches`` if not all sizes are used, ``micro_batch`` if given,
     ``threads``, ``isolation``, ``malloc``, and ``device`` if another name was given. Empty until it
     was opened once.
 
@@ -78,7 +84,7 @@ class TorchDriver(HostDriver[_TorchSession]):
             )
         self._options = options
         self.name = options.called
-        #: tasks a call takes; with ``"auto"`` known once it is open
+        #: tasks a call takes; with ``"auto"`` it changes while it is open
         self.max_batch = options.size or 1
         self.concurrency = options.concurrency
         self.max_wait = options.max_wait
@@ -86,7 +92,7 @@ class TorchDriver(HostDriver[_TorchSession]):
         #: whether a stream has to stay on one device, and begins with ``reset``
         self.stateful = options.stateful
         self.shares = options.shares
-        #: what was chosen when it last opened, and what it gained
+        #: what was chosen since it last opened, and what it gained
         self.details = {}
         self._close_timeout = options.close_timeout
 
@@ -104,6 +110,15 @@ class TorchDriver(HostDriver[_TorchSession]):
 
     def _usually_shared(self) -> frozenset[str]:
         return shared_by(str(self.details.get("device", self._options.device)))
+
+    async def tune(self) -> None:
+        """Find now, rather than between calls, what is fastest: for measurements, or before a rush.
+
+        Without an input to try things with, it returns at once.
+        """
+        session = self._opened()
+        await session.tune()
+        self._take_over(session)
 
     def _new_session(self) -> _TorchSession:
         host = ProcessHost if self._options.isolated else ThreadHost

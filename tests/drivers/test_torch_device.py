@@ -225,8 +225,7 @@ def test_a_thread_binds_itself_only():
 async def test_two_drivers_with_threads_of_their_own(monkeypatch):
     monkeypatch.setattr("asyncinfer_drivers._torch.engine.usable_cores", lambda: 4)
     ours, net = torch.get_num_threads(), Threads()
-    one, three = TorchDriver(net, threads=1), TorchDriver(net, threads=3)
-    rest = TorchDriver(net)
+    one, three, rest = (TorchDriver(net, threads=n, optimize="none") for n in (1, 3, None))
     drivers = [one, three, rest]
     await asyncio.gather(*(driver.open() for driver in drivers))
     for _ in range(3):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._torch import aot, engine, optimize
+from asyncinfer.errors import ConfigError, InputError
+from asyncinfer_drivers._torch import aot, engine, optimize, tuning
 from asyncinfer_drivers._torch.branches import Watched
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.guard import Guarded
@@ -457,6 +457,8 @@ async def test_digits_by_a_driver(optimize):
     driver = await opened("digits", optimize=optimize, max_batch=8)
     pictures, targets = digits.inputs().items[:40], list(range(10)) * 4
     outputs = [o for n in range(0, 40, 8) for o in await driver.infer(pictures[n : n + 8])]
+    await driver.tune()
+    outputs[8:] = [o for n in range(8, 40, 8) for o in await driver.infer(pictures[n : n + 8])]
     await driver.close()
     net = digits.build()
     with torch.inference_mode():
@@ -488,12 +490,19 @@ async def test_a_refused_name_is_told_and_the_model_runs(caplog):
         assert negative == model((PICTURE - 1)[None])[0]
 
 
-async def test_without_an_input_auto_does_nothing_and_says_so(caplog):
-    with caplog.at_level(logging.INFO, "asyncinfer.torch"):
-        driver = await opened(conv())
+async def test_without_an_input_the_first_that_is_answered_serves():
+    driver = await opened(conv())
+    assert driver.details["optimize"] == "none yet"
+    await driver.tune()
+    assert driver.details["optimize"] == "none yet"
+    (refused,) = await driver.infer(["no tensor"])
+    assert isinstance(refused, InputError)
+    await driver.tune()
+    assert driver.details["optimize"] == "none yet"
+    await driver.infer([PICTURE])
+    await driver.tune()
     await driver.close()
-    assert "for lack of a warmup_input" in caplog.text
-    assert driver.details["optimize"] == "none: no warmup_input"
+    assert driver.details["optimize"] != "none yet"
     with pytest.raises(ConfigError, match="optimize needs a warmup_input"):
         await opened(conv(), optimize="freeze")
 
@@ -510,25 +519,28 @@ def test_names_in_any_order():
     assert set(STEPS) > {"fuse", "freeze"}
 
 
-async def test_cancelling_open_ends_the_search(monkeypatch):
+@pytest.mark.parametrize("ended_by", ["cancelling", "closing"])
+async def test_a_search_ends_when_it_is_no_longer_wanted(monkeypatch, ended_by):
     begun, go, asked = asyncio.Event(), threading.Event(), []
     loop = asyncio.get_running_loop()
 
-    def run(self, plans):
+    def steps(self, plans):
         loop.call_soon_threadsafe(begun.set)
         assert go.wait(10)
         asked.append(self.wanted())
+        yield None
         return Choice(self.module)
 
-    monkeypatch.setattr(engine.Search, "run", run)
-    driver = TorchDriver("digits")
-    opening = asyncio.create_task(driver.open())
+    monkeypatch.setattr(tuning.Search, "steps", steps)
+    driver = await opened("digits", max_batch=1)
+    work = asyncio.create_task(driver.tune() if ended_by == "cancelling" else asyncio.sleep(0))
     await begun.wait()
-    opening.cancel()
+    work.cancel()
+    closing = asyncio.create_task(driver.close() if ended_by == "closing" else asyncio.sleep(0))
     await asyncio.sleep(0)
     go.set()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
+    await asyncio.wait([work, closing])
+    await driver.close()
     assert asked == [False]
 
 
@@ -579,7 +591,7 @@ def test_nothing_is_compiled_for_a_thread_beside_an_event_loop(monkeypatch, isol
         isolation="process" if isolated else "thread",
     )  # fmt: skip
     one = engine.Engine(options, None, pause=lambda seconds: None, wanted=lambda: True)
-    in_thread(one.load)
+    in_thread(lambda: [one.load(), one.tune()])
     assert (("aot",) in tried) == isolated
     assert len(tried) >= 5
 
@@ -593,17 +605,18 @@ def test_a_form_is_for_the_largest_batch_that_the_model_gets(
 ):
     sought = []
 
-    def run(self, plans):
+    def steps(self, plans):
         sought.append((self.batch, self.cache.max_batch))
+        yield None
         return Choice(self.module)
 
-    monkeypatch.setattr(engine.Search, "run", run)
+    monkeypatch.setattr(tuning.Search, "steps", steps)
     options = TorchOptions(
         conv(), max_batch=max_batch, micro_batch=micro_batch, warmup_input=PICTURE,
         isolation="process",
     )  # fmt: skip
     one = engine.Engine(options, None, pause=lambda seconds: None, wanted=lambda: True)
-    in_thread(one.load)
+    in_thread(lambda: [one.load(), one.tune()])
     assert sought == [(batch, batch)]
 
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch.compare import difference
+from asyncinfer_drivers._torch.course import finished
 from asyncinfer_drivers._torch.sizes import best_size
 from asyncinfer_drivers.torch_host import TorchDriver
 
@@ -56,6 +57,7 @@ async def served(model, batch, sizes=(3, 2, 1, 1), **options):
     driver = TorchDriver(model, **options)
     await driver.open()
     try:
+        await driver.tune()
         outputs, at = [], 0
         for size in sizes:
             outputs += await driver.infer(batch[at : at + size])
@@ -503,6 +505,23 @@ async def test_what_decides_alike_for_all_is_run_in_batches(caplog):
 
 
 @ONE_LOOP
+async def test_no_task_lengthens_the_loop_of_another(caplog):
+    def grown(x, y):
+        rows = x
+        while rows.shape[1] < 12:  # as text is generated: until all have ended, filled up with 0
+            ended = rows.sum(1, keepdim=True) > 20
+            if ended.all():
+                break
+            rows = torch.cat([rows, torch.where(ended, 0.0, 2.0)], 1)
+        return rows
+
+    batch = [torch.full((SIZE,), float(n)) for n in (1, 1, 1, 4, 1, 6, 2)]
+    outputs, _ = await served(Function(grown), batch)
+    assert_same(outputs, alone(Function(grown), batch, first))
+    assert "values of the whole batch end a loop" in caplog.text
+
+
+@ONE_LOOP
 async def test_a_constant_decides_nothing(caplog):
     limit = torch.tensor(3.0)
     model = Function(lambda x, y: y if bool(limit > 2) else y + 1)
@@ -656,9 +675,8 @@ async def test_what_cannot_be_filled_up_is_refused():
     await driver.close()
 
 
-@pytest.mark.parametrize("max_batch", [64, "auto"])
 @ONE_LOOP
-async def test_a_module_for_small_batches(max_batch):
+async def test_a_module_for_small_batches():
     def forward(x, y):
         if len(x) > 5:
             raise ValueError("5 at most")
@@ -668,10 +686,26 @@ async def test_a_module_for_small_batches(max_batch):
     sizes, batch = [], items(60)
     model = Function(forward)
     outputs, details = await served(
-        model, batch, sizes=[20, 20, 20], max_batch=max_batch, warmup_input=batch[0]
+        model, batch, sizes=[20, 20, 20], max_batch=64, warmup_input=batch[0]
     )
-    assert max(sizes[-10:]) == (5 if max_batch == 64 else details["largest"])
-    assert details["largest"] in (64, 1, 2, 4)
+    assert max(sizes[-10:]) == 5
+    assert details["largest"] == 64
+    assert_same(outputs, alone(model, batch, first))
+
+
+@ONE_LOOP
+async def test_a_size_is_found_within_what_a_module_takes():
+    def forward(x, y):
+        if len(x) > 5:
+            raise ValueError("5 at most")
+        return y
+
+    batch = items(60)
+    model = Function(forward)
+    outputs, details = await served(
+        model, batch, sizes=[20, 20, 20], max_batch="auto", warmup_input=batch[0]
+    )
+    assert details["largest"] in (1, 2, 4)
     assert_same(outputs, alone(model, batch, first))
 
 
@@ -680,12 +714,12 @@ def test_a_size_that_fails_ends_the_search_for_the_best():
         if size > 4:
             raise ValueError("too many")
 
-    _, rates = best_size(run, budget=1.0, longest=1.0)
+    _, rates = finished(best_size(run, budget=1.0, longest=1.0))
     assert list(rates) == [1, 2, 4]
-    _, rates = best_size(lambda size: None, budget=1.0, longest=1.0, limit=3)
+    _, rates = finished(best_size(lambda size: None, budget=1.0, longest=1.0, limit=3))
     assert list(rates)[:3] == [1, 2, 3]
     with pytest.raises(ValueError, match="never"):
-        best_size(fail, budget=1.0, longest=1.0)
+        finished(best_size(fail, budget=1.0, longest=1.0))
 
 
 def fail(size):

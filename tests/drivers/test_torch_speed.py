@@ -15,6 +15,7 @@ from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers import torch_loops
 from asyncinfer_drivers._torch import malloc
+from asyncinfer_drivers._torch.course import finished
 from asyncinfer_drivers._torch.sizes import LIMIT, best_size, memory_left
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers.models import digits
@@ -38,7 +39,7 @@ class Machine:
     def best(self, **options):
         options = {"budget": 100.0, "longest": 100.0, **options}
         clock = self.clock
-        return best_size(self.run, clock=clock, timer=clock, **options)[0]
+        return finished(best_size(self.run, clock=clock, timer=clock, **options))[0]
 
     def clock(self):
         return self.now
@@ -89,6 +90,8 @@ async def test_the_dispatcher_uses_the_size_that_was_found():
     assert driver.max_batch == 1
     items = list(digits.inputs().items[:200])
     async with Dispatcher([driver]) as dispatcher:
+        assert driver.max_batch == 1
+        await driver.tune()
         assert driver.max_batch > 1
         assert [label async for label in dispatcher.stream(items)] == bare_labels(items)
         (stats,) = dispatcher.stats().devices

@@ -57,7 +57,7 @@ def plain(net, items):
 
 
 async def opened(net, **options):
-    driver = TorchDriver(net, **{"threads": 1, "optimize": "none", **options})
+    driver = TorchDriver(net, **{"threads": 1, "optimize": "none", "max_batch": 1, **options})
     await driver.open()
     return driver
 

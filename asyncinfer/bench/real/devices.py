@@ -80,7 +80,9 @@ class Opened(Driver[Any, Any]):
         return size / max(1e-9, self._service.of(size))
 
     async def time(self) -> None:
-        """Have the open driver timed."""
+        """Have the open driver find what is fastest, if it seeks that, and be timed."""
+        if (tune := getattr(self.driver, "tune", None)) is not None:
+            await tune()
         if isinstance(self.driver, SupportsCalibrate):
             self._service = await self.driver.calibrate()
 

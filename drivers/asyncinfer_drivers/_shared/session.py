@@ -28,10 +28,16 @@ class Host(Protocol):
 
     #: one raw input, or ``None``
     warmup: Any
-    #: tasks a call takes
-    max_batch: int
-    #: what was chosen when it opened
-    details: dict[str, str | float]
+
+    @property
+    def max_batch(self) -> int:
+        """Tasks a call takes, as far as is known now."""
+        ...
+
+    @property
+    def details(self) -> Mapping[str, str | float]:
+        """What was chosen so far."""
+        ...
 
     async def open(self) -> None:
         """Load it; ``ConfigError`` if it cannot be loaded or run."""
@@ -112,22 +118,31 @@ class SessionDriver(SharingDriver, Generic[S]):
 class HostDriver(SessionDriver[H]):
     """A driver whose session runs the model: its calls are the host's."""
 
-    #: what was chosen when it last opened
+    #: what was chosen since it last opened
     details: Mapping[str, str | float]
     #: seconds that closing a session may take
     _close_timeout: float
 
     async def _open(self, session: H) -> None:
         await session.open()
-        if self._session is session:
-            self.max_batch, self.details = session.max_batch, session.details
+        self._take_over(session)
 
     async def _close(self, session: H) -> None:
+        if session.opened:
+            self.max_batch, self.details = session.max_batch, session.details
         await session.close(self._close_timeout)
 
     async def infer(self, batch: Sequence[Any]) -> list[Any]:
         """Run the tasks; one output, or the exception that is that task's fault, for each."""
-        return await self._opened().run(batch)
+        session = self._opened()
+        outputs = await session.run(batch)
+        self._take_over(session)
+        return outputs
+
+    def _take_over(self, session: H) -> None:
+        """Say what the session has found by now."""
+        if self._session is session:
+            self.max_batch, self.details = session.max_batch, session.details
 
     async def calibrate(self) -> ServiceTime | None:
         """Time calls with ``warmup_input``, all that lies between caller and model included.

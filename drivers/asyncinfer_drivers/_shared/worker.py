@@ -18,12 +18,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from anyio import CancelScope
 
 from asyncinfer.errors import DeviceLost, DeviceTimeout
+from asyncinfer_drivers._shared.between import Between
 
 __all__ = ("EXIT_GRACE", "Worker", "as_exception", "outlast", "portable")
 
@@ -46,10 +47,15 @@ class Worker:
     call, and the dearest part of a short call.
 
     ``device`` names the device in errors and the thread in debuggers; ``at_end`` is called in the
-    thread when it ends.
+    thread when it ends. ``between`` is what it does between calls.
     """
 
-    def __init__(self, device: str, at_end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        device: str,
+        at_end: Callable[[], None] | None = None,
+        between: Between | None = None,
+    ) -> None:
         self._device = device
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._awaited: set[_Job[Any]] = set()
@@ -59,7 +65,7 @@ class Worker:
         self._outbox = _Outbox()
         self._thread = threading.Thread(
             target=_work,
-            args=(device, self._jobs, self._outbox, self._stopping, self._ended, at_end),
+            args=(device, self._jobs, self._outbox, self._stopping, self._ended, at_end, between),
             name=f"asyncinfer-{device}",
             daemon=True,
         )
@@ -68,6 +74,10 @@ class Worker:
     def alive(self) -> bool:
         """Whether ``run`` may be called."""
         return self._outbox.open and not self._stopping.is_set()
+
+    def going(self) -> bool:
+        """Whether it is not stopped yet. A step between calls may ask."""
+        return not self._stopping.is_set()
 
     def wanted(self) -> bool:
         """In a call: whether somebody still waits for it. A long one may ask between steps."""
@@ -278,9 +288,10 @@ def _work(
     stopping: threading.Event,
     ended: Future[None],
     at_end: Callable[[], None] | None,
+    between: Between | None,
 ) -> None:
     try:
-        while (job := jobs.get()) is not None:
+        while (job := _next(jobs, stopping, between)) is not None:
             if job.claim():
                 outbox.running = job
                 job.work(DeviceLost(device, "closed") if stopping.is_set() else None)
@@ -292,6 +303,24 @@ def _work(
     finally:
         outbox.open = False
         ended.set_result(None)
+
+
+def _next(
+    jobs: SimpleQueue[_Job[Any] | None], stopping: threading.Event, between: Between | None
+) -> _Job[Any] | None:
+    """The next job, when it is there and its turn has come."""
+    if between is None or not between.needed:
+        return jobs.get()
+    found: list[_Job[Any] | None] = []
+
+    def came(seconds: float) -> bool:
+        if not found:
+            with suppress(Empty):
+                found.append(jobs.get(timeout=seconds))
+        return bool(found)
+
+    between.fill(came, stopping.is_set)
+    return found[0] if found else jobs.get()
 
 
 _running: weakref.WeakSet[Worker] = weakref.WeakSet()

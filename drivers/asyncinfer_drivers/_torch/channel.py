@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -77,6 +78,20 @@ class Channel:
             kind = "" if isinstance(error, AsyncInferError) else f"{type(error).__name__}: "
             raise Unloadable(f"{kind}{error}") from error
         return values
+
+    def ready(self, seconds: float) -> bool:
+        """Whether something comes within that time: a message, or the end."""
+        return bool(select.select([self._connection], [], [], seconds)[0])
+
+    def open(self) -> bool:
+        """Whether the other side has not closed, as far as is known without waiting."""
+        try:
+            here = self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return here != b""
 
     def forget_received(self) -> None:
         """Hold nothing of what has come, which lets the other side forget it."""

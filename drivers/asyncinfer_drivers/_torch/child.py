@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
+from asyncinfer_drivers._shared.between import Between
 from asyncinfer_drivers._shared.worker import as_exception, portable
 from asyncinfer_drivers._torch.channel import Channel, Unloadable
 from asyncinfer_drivers._torch.engine import Engine
@@ -24,7 +25,7 @@ from asyncinfer_drivers._torch.mainprogram import MAIN, MainProgram
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.wire import Area, Pickled, packed
 
-__all__ = ("Loaded", "Order", "main")
+__all__ = ("Order", "main")
 
 #: prctl(2): the signal to get when the thread that started this process ends
 _PR_SET_PDEATHSIG = 1
@@ -35,18 +36,10 @@ class Order(NamedTuple):
 
     #: where to find what the main program has defined, as ``multiprocessing`` puts it
     program: dict[str, Any]
-    #: intra-op threads; ``None`` on an accelerator
-    threads: int | None
+    #: intra-op threads, and as many as they may be; ``None`` on an accelerator
+    threads: tuple[int, int] | None
     #: of the log
     level: int
-
-
-class Loaded(NamedTuple):
-    """What an engine tells of itself."""
-
-    warmup: Any
-    max_batch: int
-    details: dict[str, str | float]
 
 
 def main(line: int, lifeline: int, inbox: int, outbox: int, parent: int) -> NoReturn:
@@ -77,8 +70,12 @@ def _die_with(parent: int, lifeline: int) -> None:
 
 def _serve(channel: Channel) -> None:
     server = _Server(channel)
-    while _exchange(channel, server):
-        pass
+    between = Between(server)
+    while True:
+        if between.needed:
+            between.fill(channel.ready, lambda: not channel.open())
+        if not _exchange(channel, server):
+            return
 
 
 def _exchange(channel: Channel, server: _Server) -> bool:
@@ -91,15 +88,15 @@ def _exchange(channel: Channel, server: _Server) -> bool:
         if request is None:
             return False
         well, answer = server.answer(*request)
-    log = server.log.taken()
+    news, log = server.news(), server.log.taken()
     try:
-        pickled = Pickled.of((well, answer, log))
+        pickled = Pickled.of((well, answer, log, news))
     except Exception as error:
-        pickled = Pickled.of((*_unsendable(well, answer, error), log))
+        pickled = Pickled.of((*_unsendable(well, answer, error), log, news))
     try:
         channel.post(pickled)
     except MemoryError as error:
-        channel.send(False, error, [])
+        channel.send(False, error, [], None)
     return True
 
 
@@ -127,16 +124,23 @@ class _Share:
     """This driver's share of the cores, as its parent says with each batch."""
 
     threads = 1
+    most = 1
+
+    def take(self, due: tuple[int, int]) -> None:
+        """What the parent says."""
+        self.threads, self.most = due
 
 
 class _Server:
-    """Does what it is asked: each ``_do_x`` answers a request ``x``."""
+    """Does what it is asked: each ``_do_x`` answers a request ``x``. Tries things between them."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._main = MainProgram({})
         self._share: _Share | None = None
-        self._engine: Any = None
+        self._engine: Engine | None = None
+        #: what the parent knows of the engine
+        self._known: tuple[int, dict[str, str | float]] | None = None
         self.log = _Log()
         logger = logging.getLogger("asyncinfer.torch")
         logger.addHandler(self.log)
@@ -149,34 +153,73 @@ class _Server:
         except BaseException as error:
             return False, portable(as_exception(error))
 
+    def news(self) -> tuple[int, dict[str, str | float]] | None:
+        """The engine's size of batches and details, if they are no longer what they were."""
+        if self._engine is None or self._engine.runner is None:
+            return None
+        now = self._engine.max_batch, self._engine.details
+        if now == self._known:
+            return None
+        self._known = now
+        return now
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the engine has something to try between batches."""
+        return self._engine is not None and self._engine.waiting
+
+    @property
+    def worked(self) -> float:
+        """Seconds that batches of real tasks have taken."""
+        return 0.0 if self._engine is None else self._engine.worked
+
+    def step(self) -> bool:
+        """Have it try some of that."""
+        return self._engine is not None and self._engine.step()
+
     def _do_prepare(self, order: Order) -> None:
         logging.getLogger("asyncinfer.torch").setLevel(order.level)
         self._main = MainProgram(order.program)
         self._channel.main = self._main.find
         if order.threads is not None:
             self._share = _Share()
-            self._share.threads = order.threads
+            self._share.take(order.threads)
 
-    def _do_load(self, options: TorchOptions) -> Loaded:
+    def _do_load(self, options: TorchOptions) -> Any:
         self._channel.forget_received()  # the model
         if any(_of_main(option) for option in (options.model, *options.steps)):
             self._main.load()
-        self._engine = Engine(options, self._share, pause=time.sleep, wanted=lambda: True)
-        self._engine.load()
-        return Loaded(self._engine.warmup, self._engine.max_batch, self._engine.details)
+        engine = self._engine = Engine(
+            options,
+            self._share,
+            pause=time.sleep,
+            wanted=self._channel.open,
+            going=self._channel.open,
+        )
+        engine.load()
+        return engine.warmup
 
-    def _do_run(self, argument: tuple[int, Sequence[Any]]) -> Any:
-        threads, batch = argument
-        if self._share is not None:
-            self._share.threads = threads
-        outputs = self._engine.runner.run(batch)
+    def _do_run(self, argument: tuple[tuple[int, int] | None, bool, Sequence[Any]]) -> Any:
+        due, real, batch = argument
+        if self._share is not None and due is not None:
+            self._share.take(due)
+        outputs = self._loaded().run(batch, real=real)
         return packed([portable(o) if isinstance(o, Exception) else o for o in outputs])
 
+    def _do_tune(self, argument: None) -> None:
+        self._loaded().tune()
+
     def _do_reset(self, argument: None) -> None:
-        self._engine.reset()
+        self._loaded().reset()
 
     def _do_probe(self, argument: None) -> None:
-        self._engine.runner.probe()
+        runner = self._loaded().runner
+        assert runner is not None  # noqa: S101  # it was loaded
+        runner.probe()
+
+    def _loaded(self) -> Engine:
+        assert self._engine is not None  # noqa: S101  # the parent loads first
+        return self._engine
 
 
 def _of_main(option: Any) -> bool:

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from asyncinfer.errors import AsyncInferError, ConfigError, DeviceLost
-from asyncinfer_drivers._torch import aot, malloc
-from asyncinfer_drivers._torch.device import available, choose, is_device_fault, timer
+from asyncinfer_drivers._torch import malloc
+from asyncinfer_drivers._torch.course import finished
+from asyncinfer_drivers._torch.device import available, choose, is_device_fault
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.load import load
-from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.runner import Runner
-from asyncinfer_drivers._torch.sizes import LIMIT, LONGEST_CALL, best_size, memory_left
 from asyncinfer_drivers._torch.state import Own
-from asyncinfer_drivers._torch.threads import CoreShare, Share, usable_cores
+from asyncinfer_drivers._torch.threads import CoreShare, Crew, Share, every_core, usable_cores
+from asyncinfer_drivers._torch.tuning import Tuning, Wide, longest_call
 from asyncinfer_drivers._torch.variants import Forward
 
 __all__ = ("Engine", "claim")
 
 logger = logging.getLogger("asyncinfer.torch")
 
-#: seconds that finding the batch size takes at most, and a call with the size that is found
-_SIZES_BUDGET = 1.5
-
 
 def claim(options: TorchOptions) -> CoreShare | None:
     """The driver's share of this host's cores, joined; ``None`` where it computes elsewhere."""
     if torch.device(choose(options.device, *available())).type != "cpu":
         return None
-    share = CoreShare(options.threads, usable_cores())
+    share = CoreShare(options.threads, usable_cores(), every_core())
     share.join()
     return share
 
@@ -43,7 +41,10 @@ class Engine:
     """From ``load`` to ``release``, all in one thread.
 
     ``pause`` sleeps for seconds, or less when closing; ``wanted`` says whether the result of a
-    long call is still waited for.
+    long call is still waited for, ``going`` whether the engine is to go on at all.
+
+    It begins with the model as it is. What is faster is sought in steps (``Chores``), once there is
+    an input: the warm-up's, or the first that the model has answered.
     """
 
     def __init__(
@@ -53,20 +54,28 @@ class Engine:
         *,
         pause: Callable[[float], None],
         wanted: Callable[[], bool],
+        going: Callable[[], bool] = lambda: True,
     ) -> None:
         self._options = options
-        self._share = share
+        self._crew = None if share is None else Crew(share)
         self._pause = pause
-        self._wanted = wanted
+        self._wanted = self._asked = wanted
+        self._going = going
         self._malloc_held = False
         self._heaps: list[int] = []
         self._own: Own | None = None
+        self._tuning: Tuning | None = None
+        self._wide = Wide(longest_call(options))
+        #: the size that is best for tasks of one shape, once it is found
+        self._size: int | None = None
+        #: seconds that calls with real tasks have taken
+        self.worked = 0.0
         self.runner: Runner | None = None
         #: one raw input, or ``None``
         self.warmup: Any = None
         #: tasks a call takes
         self.max_batch = options.size or 1
-        #: what was chosen
+        #: what was chosen; replaced with each change
         self.details: dict[str, str | float] = {}
 
     def load(self) -> None:
@@ -93,6 +102,9 @@ class Engine:
     def release(self) -> None:
         """Free the model: milliseconds for a large one."""
         cuda = self.runner is not None and self.runner.device.type == "cuda"
+        if self._tuning is not None:
+            self._tuning.close()
+            self._tuning = None
         self.runner = None
         if self._own is not None:
             self._own.release()
@@ -104,6 +116,44 @@ class Engine:
             malloc.release()
         if cuda:
             torch.cuda.empty_cache()
+
+    def run(self, batch: Sequence[Any], *, real: bool = True) -> list[Any]:
+        """As ``Runner.run``, and learn from it what may be faster, if the tasks are ``real``."""
+        runner = self.runner
+        assert runner is not None  # noqa: S101  # it was loaded
+        began = time.perf_counter()
+        outputs = runner.run(batch)
+        if not real:
+            return outputs
+        took = time.perf_counter() - began
+        self.worked += took
+        if self._size is not None and len(batch) > 1:
+            self._wide.learn(len(batch), runner.shapes, took)
+            most = self._wide.most(self._size, self.max_batch)
+            if most != self.max_batch:
+                self.max_batch = most
+                self._tell(max_batch=most)
+        if self._tuning is not None and not self._tuning.over:
+            self._tuning.begin()
+        return outputs
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be tried."""
+        return self._tuning is not None and self._tuning.waiting
+
+    def step(self) -> bool:
+        """Try some of it, if there is something to do now."""
+        return self._tuning is not None and self._tuning.step()
+
+    def tune(self) -> None:
+        """Try all of it at once, as long as that is wanted."""
+        if self._tuning is not None:
+            self._asked = self._wanted
+            try:
+                self._tuning.finish()
+            finally:
+                self._asked = self._going
 
     def reset(self) -> None:
         """Begin a new stream; ``DeviceLost`` if the model fails to."""
@@ -125,119 +175,86 @@ class Engine:
             module=own.module,
             device=device,
             steps=options.steps.imported().over(loaded.steps),
-            share=self._share,
+            share=self._crew,
             slowdown=options.slowdown,
             pause=self._pause,
             micro_batch=options.micro_batch,
             takes=own.takes,
             source=own,
-            wanted=options.size or LIMIT,
+            wanted=self.max_batch,
             trusted=options.batching == "trusted",
         )
         runner.forward = own
         self.warmup = options.warmup_input
         if self.warmup is None and loaded.example is not None:
             self.warmup = loaded.example()
+        tuning = self._tuning = Tuning(
+            options,
+            runner,
+            own,
+            self._crew,
+            tell=self._tell,
+            sized=self._sized,
+            wanted=lambda: self._asked(),
+        )
         if self.warmup is not None:
-            runner.warm_up(self.warmup, options.size or 2)
-            self._settle(runner, own)
-            if options.size is None and not options.stateful:
-                self._find_size(runner)
+            runner.warm_up(self.warmup, self.max_batch)
+            self._settle(runner, own, tuning)
         elif options.plans:
             raise ConfigError(f"{options.called}: optimize needs a warmup_input to try things with")
         self.max_batch = min(self.max_batch, runner.division.most or self.max_batch)
         self._describe(runner)
+        self._asked = self._going
+        tuning.begin()
         self.runner = runner
 
-    def _settle(self, runner: Runner, own: Own) -> None:
+    def _settle(self, runner: Runner, own: Own, tuning: Tuning) -> None:
         """Go on with what the first calls have shown about the module."""
         runner.module = own.module
-        if own.settled:
-            runner.forward = self._optimized(runner)
-        elif self._options.stateful:
+        if self._options.stateful:
             self.reset()
-            self.details["optimize"] = "none: stateful"
-        elif self._options.plans:
-            with own.turn():
-                own.use(self._optimized(runner))
-        else:
-            self.details["optimize"] = "none: it changes something outside of itself"
+        elif own.settled:
+            runner.forward = own.module
+        if self._options.plans:
+            self._use_named(runner, own, tuning)
 
-    def _optimized(self, runner: Runner) -> Forward:
-        """The fastest form that is right, at worst the module."""
-        options, item = self._options, runner.example(self.warmup)
-        if runner.division.least > 1:
-            refused = dict.fromkeys(options.plans or (), "the model takes no single tasks")
-            choice = Choice(runner.module, refused=refused)
-            self._tell(choice)
-            return choice.forward
-        batch = options.size or LIMIT
-        batch = min(batch, options.micro_batch or batch, runner.division.most or batch)
-        threads = self._share.threads if self._share else 1
-        search = Search(
-            options.called,
-            runner.module,
-            item,
-            batch,
-            options.optimize_seconds,
-            aot.Cache.of_user(batch, threads) if options.isolated else None,
-            self._wanted,
-        )
-        choice = search.run(options.plans)
-        self._tell(choice)
-        if choice.plan:
-            return Guarded(options.called, runner.module, choice, item)
-        return runner.module
+    def _use_named(self, runner: Runner, own: Own, tuning: Tuning) -> None:
+        """Use the form that ``optimize`` names, if it is right."""
+        with own.turn():
+            tensor = runner.example(self.warmup)
+            choice = finished(tuning.form(tensor))
+            if not choice.plan:
+                return
+            form: Forward = Guarded(self._options.called, runner.module, choice, tensor)
+            if own.settled:
+                runner.forward = form
+            else:
+                own.use(form)
 
-    def _tell(self, choice: Choice) -> None:
-        options = self._options
-        self.details["optimize"] = str(choice)
-        if choice.plan:
-            self.details["gain"] = round(choice.gain, 2)
-            logger.info(
-                "%s: %s is %.1f times as fast as the model as it is, with the same answers; "
-                "found in %.1f s", options.called, choice, choice.gain, choice.seconds,
-            )  # fmt: skip
-        elif options.plans:
-            reason = next(iter(choice.refused.values()), "not tried")
-            self.details["refused"] = reason
-            logger.warning(
-                "%s: not optimised with %s: %s", options.called, "+".join(options.plans[0]), reason
-            )
+    def _sized(self, size: int) -> None:
+        """Take batches of that size from now on."""
+        self._size = self.max_batch = size
+        if self.runner is not None:
+            self.runner.part = size
+        self._tell(max_batch=size)
 
-    def _find_size(self, runner: Runner) -> None:
-        target = self._options.latency_target
-        size, rates = best_size(
-            lambda size: _run(runner, [self.warmup] * size),
-            limit=runner.division.most or LIMIT,
-            budget=_SIZES_BUDGET,
-            longest=LONGEST_CALL if target is None else min(target, LONGEST_CALL),
-            timer=timer(runner.device),
-            wanted=self._wanted,
-            memory=memory_left,
-        )
-        self.max_batch = size
-        shown = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
-        logger.info("%s: batches of %d (tasks/s by size: %s)", self._options.called, size, shown)
+    def _tell(self, **details: str | float) -> None:
+        self.details = {**self.details, **details}
 
     def _describe(self, runner: Runner) -> None:
-        if self.warmup is None and self._options.plans is None:
-            self.details["optimize"] = "none: no warmup_input"
-            logger.info("%s: not optimised, for lack of a warmup_input", self._options.called)
-        self.details.setdefault("optimize", "none")
-        self.details["max_batch"] = self.max_batch
+        options, details = self._options, dict[str, str | float]()
+        if options.stateful:
+            details["optimize"] = "none: stateful"
+        elif options.plans is None:
+            details["optimize"] = "none yet"
+        elif not options.plans:
+            details["optimize"] = "none"
+        details["max_batch"] = self.max_batch
         if runner.division.reason:
-            self.details["batches"] = runner.division.reason
-        if self._options.micro_batch is not None:
-            self.details["micro_batch"] = self._options.micro_batch
-        if self._share is not None:
-            self.details["threads"] = self._share.threads
-        self.details["malloc"] = "raised" if self._malloc_held else "as it is"
-
-
-def _run(runner: Runner, batch: list[Any]) -> None:
-    for output in runner.run(batch):
-        if isinstance(output, BaseException):
-            raise output
-    if runner.failed_size == len(batch):
-        raise ValueError(f"the model takes no batch of {len(batch)}")
+            details["batches"] = runner.division.reason
+        if options.micro_batch is not None:
+            details["micro_batch"] = options.micro_batch
+        if self._crew is not None:
+            details["threads"] = self._crew.threads
+        details["malloc"] = "raised" if self._malloc_held else "as it is"
+        self._tell(**details)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from asyncinfer.errors import DeviceLost, DeviceTimeout
+from asyncinfer_drivers._shared.between import Between
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers._torch.engine import Engine, claim
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.threads import CoreShare
 
-__all__ = ("ThreadHost",)
+__all__ = ("ThreadHost", "TunedHost")
 
 
 class ThreadHost:
@@ -23,30 +24,49 @@ class ThreadHost:
         self._name = options.called
         self._share: CoreShare | None = None
         self._engine: Engine | None = None
-        self.worker = Worker(self._name, at_end=self._release)
+        self.worker = Worker(self._name, at_end=self._release, between=Between(self))
         self.opened = False
         self.warmup: Any = None
-        self.max_batch = 1
-        self.details: dict[str, str | float] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the model, while it is open."""
+        if self._engine is None or self._engine.runner is None:
+            raise DeviceLost(self._name, "not open")
+        return self._engine
 
     @property
     def runner(self) -> Runner:
         """The engine's, while it is open."""
-        if self._engine is None or self._engine.runner is None:
-            raise DeviceLost(self._name, "not open")
-        return self._engine.runner
+        runner = self.engine.runner
+        assert runner is not None  # noqa: S101  # it was asked for
+        return runner
+
+    @property
+    def max_batch(self) -> int:
+        """See ``Host``."""
+        return 1 if self._engine is None else self._engine.max_batch
+
+    @property
+    def details(self) -> dict[str, str | float]:
+        """See ``Host``."""
+        return {**(self._engine.details if self._engine else {}), "isolation": "thread"}
 
     async def open(self) -> None:
         """See ``Host``."""
         self.worker.start()
         engine = await self.worker.run(self._load)
-        self.warmup, self.max_batch = engine.warmup, engine.max_batch
-        self.details = {**engine.details, "isolation": "thread"}
+        self.warmup = engine.warmup
         self.opened = True
 
     async def run(self, batch: Sequence[Any]) -> list[Any]:
         """See ``Host``."""
-        return await self.worker.run(self.runner.run, batch)
+        real = not batch or batch[0] is not self.warmup
+        return await self.worker.run(self.engine.run, batch, real=real)
+
+    async def tune(self) -> None:
+        """See ``TorchDriver.tune``."""
+        await self.worker.run(self.engine.tune)
 
     async def probe(self) -> None:
         """See ``Host``."""
@@ -54,10 +74,7 @@ class ThreadHost:
 
     async def reset(self) -> None:
         """Begin a new stream; ``DeviceLost`` if the model fails to."""
-        engine = self._engine
-        if engine is None or engine.runner is None:
-            raise DeviceLost(self._name, "not open")
-        await self.worker.run(engine.reset)
+        await self.worker.run(self.engine.reset)
 
     async def close(self, timeout: float) -> None:
         """See ``Host``. A call that runs cannot be ended: its thread is left to end with it."""
@@ -65,10 +82,30 @@ class ThreadHost:
             text = f"still computing after {timeout:g} s; its thread is left"
             raise DeviceTimeout(self._name, text)
 
+    # ---- in the thread
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the engine has something to try between calls."""
+        return self._engine is not None and self._engine.waiting
+
+    @property
+    def worked(self) -> float:
+        """Seconds that calls with real tasks have taken."""
+        return 0.0 if self._engine is None else self._engine.worked
+
+    def step(self) -> bool:
+        """Have it try some of that."""
+        return self._engine is not None and self._engine.step()
+
     def _load(self) -> Engine:
         self._share = claim(self._options)
         self._engine = Engine(
-            self._options, self._share, pause=self.worker.pause, wanted=self.worker.wanted
+            self._options,
+            self._share,
+            pause=self.worker.pause,
+            wanted=self.worker.wanted,
+            going=self.worker.going,
         )
         self._engine.load()
         return self._engine
@@ -80,3 +117,15 @@ class ThreadHost:
             engine.release()
         if self._share is not None:
             self._share.leave()
+
+
+class TunedHost(ThreadHost):
+    """One that is open when all that a warm-up input shows is found.
+
+    For an actor, which tells its driver only once how large batches are.
+    """
+
+    async def open(self) -> None:
+        """See ``Host``."""
+        await super().open()
+        await self.tune()

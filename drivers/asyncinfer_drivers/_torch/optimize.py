@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from torch import nn
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch import aot
+from asyncinfer_drivers._torch.course import Steps, finished
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize, timer
 from asyncinfer_drivers._torch.judge import Judge
 from asyncinfer_drivers._torch.variants import STEPS, Forward, Plan, Refused, make
@@ -43,7 +45,7 @@ _WORTH_IT = 1.05
 #: part of the budget that timing one form may take
 _TIMING_PART = 0.08
 #: part of the budget that one timed call may take, which bounds its tasks
-_CALL_PART = 0.01
+_CALL_PART = 0.02
 #: tasks in a timed call at most
 _LARGEST_SAMPLE = 16
 #: first calls that are not timed: a graph is compiled in its second one
@@ -91,12 +93,13 @@ class Choice:
 
 @dataclass
 class Search:
-    """A search for one model on one device, in the thread that the model will run in.
+    """A search for one model on one device.
 
     ``item`` is the tensor of one task. ``cache`` is where compiled models are kept, ``None`` where
     none may run: they hold the interpreter's lock, and with it an event loop in another thread.
-    ``budget`` is in seconds: no form is begun that is likely to end after it. ``wanted`` tells
-    whether the result is still wanted; it is asked between steps.
+    ``budget`` is in seconds of ``clock``: no form is begun that is likely to end after it.
+    ``wanted`` tells whether the result is still wanted; it is asked between steps. ``judged`` is
+    asked in the place of ``module``, whose calls may run beside: a copy of it.
     """
 
     name: str
@@ -106,56 +109,63 @@ class Search:
     budget: float
     cache: aot.Cache | None
     wanted: Callable[[], bool] = lambda: True
+    clock: Callable[[], float] = time.perf_counter
+    judged: nn.Module | None = None
 
     def run(self, plans: tuple[Plan, ...] | None) -> Choice:
         """The fastest of ``plans`` ("auto" for ``None``) that is right; at worst the model itself.
 
-        Raises only what says that the device has failed.
+        In the thread that the model will run in. Raises only what says that the device has failed.
         """
-        started = time.perf_counter()
+        return finished(self.steps(plans))
+
+    def steps(self, plans: tuple[Plan, ...] | None) -> Steps[Choice]:
+        """The same in steps: forms are made and judged in jobs, and timed between calls."""
+        started = self.clock()
         choice = Choice(self.module)
         if plans != ():
-            with torch.inference_mode():
-                self._try_all(plans, choice, started)
-        choice.seconds = time.perf_counter() - started
+            yield from self._try_all(plans, choice, started)
+        choice.seconds = self.clock() - started
         for plan, reason in choice.refused.items():
             logger.debug("%s: not %s: %s", self.name, "+".join(plan), reason)
         return choice
 
-    def _try_all(self, plans: tuple[Plan, ...] | None, choice: Choice, started: float) -> None:
-        one = min(_timed(self.module, self.item.unsqueeze(0)) for _ in range(_LEAST_CALLS))
+    def _try_all(
+        self, plans: tuple[Plan, ...] | None, choice: Choice, started: float
+    ) -> Steps[None]:
+        one = math.inf
+        for _ in range(_LEAST_CALLS):
+            one = min(one, _timed(self.module, self.item.unsqueeze(0)))
+            yield None
         fitting = int(_CALL_PART * self.budget / one)
         sample = _tiled(self.item, max(1, min(self.batch, fitting, _LARGEST_SAMPLE)))
-        judge = Judge(self.module, self.item, self.batch, sample)
+        judge = Judge(self.judged or self.module, self.item, self.batch, sample)
         if plans is None and one * _CALLS_OF_A_FORM > self.budget:
             unfit = f"one call takes {one:.2g} s, too long to try anything"
         else:
-            unfit = judge.unfit()
+            unfit = yield judge.unfit
         if unfit:
             choice.refused = dict.fromkeys(plans or (("auto",),), unfit)
             return
         longest = 0.0
         for plan in self._auto(sample) if plans is None else plans:
-            begun = time.perf_counter()
+            begun = self.clock()
             if plans is None and begun - started + longest > self.budget:
                 choice.refused[plan] = "no time was left"
             elif self.wanted():
-                self._try(plan, sample, judge, choice, least=0.0 if plans else _WORTH_IT)
-                longest = max(longest, time.perf_counter() - begun)
+                yield from self._try(plan, sample, judge, choice, 0.0 if plans else _WORTH_IT)
+                longest = max(longest, self.clock() - begun)
 
     def _try(
         self, plan: Plan, sample: torch.Tensor, judge: Judge, choice: Choice, least: float
-    ) -> None:
+    ) -> Steps[None]:
         """Take this form if it is right, and ``least`` times as fast as the best before it."""
         reason = ""
         try:
-            judge.allow(plan)
-            with torch.inference_mode(False), torch.no_grad():
-                forward = make(plan, self.module, sample.clone(), self.cache)
-            judge.check(forward)
-            times = self._times(forward, choice.forward, sample)
+            forward: Forward = yield lambda: self._made(plan, sample, judge)
+            times = yield from self._times(forward, choice.forward, sample)
             if times > least:
-                judge.check_further(forward)
+                yield lambda: judge.check_further(forward)
                 choice.forward, choice.plan = forward, plan
                 choice.gain *= times
             else:
@@ -167,6 +177,16 @@ class Search:
             reason = text if isinstance(error, Refused) else _named(error, text)
         if reason:
             choice.refused[plan] = reason
+
+    def _made(self, plan: Plan, sample: torch.Tensor, judge: Judge) -> Forward:
+        """The form, with the model's answers to inputs like the sample. Raises ``Refused``."""
+        judge.allow(plan)
+        with torch.inference_mode(False), torch.no_grad():
+            forward = make(plan, self.judged or self.module, sample.clone(), self.cache)
+        judge.check(forward)
+        for _ in range(_UNCOUNTED):
+            forward(sample)
+        return forward
 
     def _auto(self, sample: torch.Tensor) -> list[Plan]:
         if self.item.device.type != "cpu":
@@ -180,7 +200,7 @@ class Search:
             plans.insert(0, ("aot",))
         return plans
 
-    def _times(self, forward: Forward, other: Forward, sample: torch.Tensor) -> float:
+    def _times(self, forward: Forward, other: Forward, sample: torch.Tensor) -> Steps[float]:
         """How many times as fast as ``other`` it is: the median over calls in turns.
 
         The speed of a host that others use as well changes from one moment to the next.
@@ -194,6 +214,7 @@ class Search:
             enough = call + 1 >= _LEAST_CALLS and spent > _TIMING_PART * self.budget
             if enough or not self.wanted():
                 break
+            yield None
         return statistics.median(found or [1.0])
 
 

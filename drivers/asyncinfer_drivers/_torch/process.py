@@ -92,8 +92,7 @@ class ProcessHost:
     async def open(self) -> None:
         """Start the process, load the model; ``ConfigError`` for what cannot be pickled."""
         self.worker.start()
-        self.warmup, self.max_batch, details = await self.worker.run(self._load)
-        self.details = {**details, "isolation": "process"}
+        self.warmup = await self.worker.run(self._load)
         self.opened = True
 
     async def run(self, batch: Sequence[Any]) -> list[Any]:
@@ -107,6 +106,10 @@ class ProcessHost:
     async def reset(self) -> None:
         """As ``Engine.reset``."""
         await self.worker.run(self._ask, "reset", None)
+
+    async def tune(self) -> None:
+        """See ``TorchDriver.tune``."""
+        await self.worker.run(self._ask, "tune", None)
 
     async def close(self, timeout: float) -> None:
         """End the process: when its call has ended, or after ``timeout`` seconds."""
@@ -123,10 +126,9 @@ class ProcessHost:
 
     def _load(self) -> Any:
         request = self._request()
-        share = self._share = claim(self._options)
-        threads = None if share is None else share.threads
+        self._share = claim(self._options)
         child = self._child = _Child()
-        self._ask("prepare", Order(described(), threads, logger.getEffectiveLevel()))
+        self._ask("prepare", Order(described(), self._due(), logger.getEffectiveLevel()))
         try:
             loaded = self._exchange(request, self.worker.wanted)
         except Unloadable as error:
@@ -137,9 +139,11 @@ class ProcessHost:
         child.channel.forget_sent()
         options = self._options
         sent = isinstance(options.model, nn.Module) and not options.stateful
-        self._proven = not sent or share is None  # on an accelerator it takes as much memory again
-        if loaded[0] is not None and not self._proven:
-            self._prove(loaded[0], self._run([loaded[0]]))
+        self._proven = (
+            not sent or self._share is None
+        )  # on an accelerator it takes as much memory again
+        if loaded is not None and not self._proven:
+            self._prove(loaded, self._run([loaded]))
         return loaded
 
     def _run_proving(self, batch: Sequence[Any]) -> list[Any]:
@@ -226,8 +230,12 @@ class ProcessHost:
         return [next(rest) if output is None else output for output in outputs]
 
     def _batch(self, batch: Sequence[Any]) -> Pickled:
-        threads = self._share.threads if self._share else 1
-        return Pickled.of(("run", (threads, packed(batch))))
+        real = not batch or batch[0] is not self.warmup
+        return Pickled.of(("run", (self._due(), real, packed(batch))))
+
+    def _due(self) -> tuple[int, int] | None:
+        """The threads it is due, and as many as they may be."""
+        return None if self._share is None else (self._share.threads, self._share.most)
 
     def _ask(self, what: str, argument: Any) -> Any:
         """Ask the process and wait for its answer."""
@@ -247,7 +255,10 @@ class ProcessHost:
         if answer is None:
             self._lost = DeviceLost(self._name, f"its process {child.end()}")
             raise self._lost
-        well, value, log = answer
+        well, value, log, news = answer
+        if news is not None:
+            self.max_batch, details = news
+            self.details = {**details, "isolation": "process"}
         for level, text in log:
             logger.log(level, "%s", text)
         if not well:

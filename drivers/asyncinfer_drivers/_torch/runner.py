@@ -73,6 +73,12 @@ class Runner:
         )
         #: the last size of a batch that failed though its tasks did not
         self.failed_size = 0
+        #: tasks of one shape that are run together at most, for which a call is divided further
+        self.part: int | None = None
+        #: the tensor of the first task that was answered
+        self.first: torch.Tensor | None = None
+        #: shapes in the last call with more than one task
+        self.shapes = 1
         self._accepted: dict[Signature, None] = {}
         self._blamed: dict[Signature, bool] = {}
         self._fallbacks = Fallbacks(self.name, logger)
@@ -87,7 +93,7 @@ class Runner:
         try:
             tensor = self.example(item)
             if batch > 1:
-                self._study(tensor)
+                self.study(tensor)
         except ConfigError:
             raise
         except BaseException as error:
@@ -98,7 +104,8 @@ class Runner:
                 if isinstance(output, BaseException):
                     self._refuse_warm_up(output)
 
-    def _study(self, item: torch.Tensor) -> None:
+    def study(self, item: torch.Tensor) -> None:
+        """Learn how outputs are divided from the tensor of one task and others like it."""
         with torch.inference_mode():
             pair = torch.stack(probes(item)[:2])
         try:
@@ -134,6 +141,21 @@ class Runner:
             self.pause((self.slowdown - 1) * (time.perf_counter() - started))
         return outputs
 
+    def rehearse(self, size: int) -> None:
+        """Compute what a batch of that size takes, of the first task; without the user's steps.
+
+        Raises ``OneByOne``, or whatever the model raises, if it takes no such batch.
+        """
+        assert self.first is not None  # noqa: S101  # there was one
+        division = self.division
+        with torch.inference_mode():
+            inputs = self.first.expand(size, *self.first.shape).clone()
+            given = division.padded(inputs) if size < division.least else inputs
+            output = division.run(self.forward, given)
+        if self.steps.uncollate is None:
+            division.tasks(output, given)
+        synchronize(self.device)
+
     def probe(self) -> None:
         """Compute something small on the device; ``DeviceLost`` if that fails."""
         try:
@@ -148,8 +170,13 @@ class Runner:
         outputs = self._run_collated(batch)
         if outputs is None:
             outputs = [None] * len(batch)
-            for signature, group in self._grouped(batch, outputs):
-                self._run_group(signature, group, outputs)
+            groups = self._grouped(batch, outputs)
+            if len(batch) > 1:
+                self.shapes = len(groups)
+            for signature, group in groups:
+                part = self.part or len(group)
+                for at in range(0, len(group), part):
+                    self._run_group(signature, group[at : at + part], outputs)
         return outputs
 
     def _run_collated(self, batch: Sequence[Any]) -> list[Any] | None:
@@ -235,7 +262,10 @@ class Runner:
         if division.most is not None and count > division.most:
             raise OneByOne
         before = inputs.clone() if count > 1 and division.due() else None
+        first = self.first
         with torch.inference_mode():
+            if first is None:
+                first = inputs[0].clone().to(self.device)
             given = inputs.to(self.device)
             if count < division.least:
                 given = division.padded(given)
@@ -251,6 +281,7 @@ class Runner:
             outputs = [self._finish(part) for part in division.tasks(output, given)[:count]]
         if before is not None:
             division.check(before, output)
+        self.first = first
         return outputs[:count]
 
     def _uncollated(self, output: Any, count: int) -> list[Any] | None:

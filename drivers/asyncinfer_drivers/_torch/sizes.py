@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from asyncinfer_drivers._torch.course import Steps
+
 __all__ = ("LIMIT", "LONGEST_CALL", "best_size", "memory_left")
 
 #: tasks in the largest batch that is tried
@@ -30,21 +32,21 @@ def best_size(
     wanted: Callable[[], bool] = lambda: True,
     memory: Callable[[], int | None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[int, dict[int, float]]:
+) -> Steps[tuple[int, dict[int, float]]]:
     """The smallest of 1, 2, 4, ... ``limit`` with about the best rate; and each size's tasks/s.
 
     ``run`` runs a batch of that size; the first but 1 for which it raises ends the search. Each is
-    run four times, the first two are not counted. None is begun that is likely to take longer than
-    ``longest`` seconds a call or to end after ``budget`` seconds, or for which ``memory`` (bytes
-    left) would become short. ``timer`` tells
-    how long a call takes, ``clock`` what is left of the budget.
+    run four times, the first two are not counted; each call is a step. None is begun that is likely
+    to take longer than ``longest`` seconds a call or to end after ``budget`` seconds, or for which
+    ``memory`` (bytes left) would become short. ``timer`` tells how long a call takes, ``clock``
+    what is left of the budget.
     """
     rates: dict[int, float] = {}
     started, size, since_best = clock(), 1, 0
     while size <= limit and wanted():
         before, begun = memory(), clock()
         try:
-            seconds = _time(run, size, timer)
+            seconds = yield from _time(run, size, timer)
         except Exception:
             if not rates:
                 raise
@@ -67,13 +69,14 @@ def best_size(
     return min(size for size, rate in rates.items() if rate >= enough), rates
 
 
-def _time(run: Callable[[int], None], size: int, timer: Callable[[], float]) -> float:
+def _time(run: Callable[[int], None], size: int, timer: Callable[[], float]) -> Steps[float]:
     seconds = []
     for call in range(4):
         started = timer()
         run(size)
         if call >= 2:  # the first is checked, and a graph is compiled for it in the second
             seconds.append(timer() - started)
+        yield None
     return max(min(seconds), 1e-9)
 
 

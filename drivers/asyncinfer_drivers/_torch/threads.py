@@ -23,7 +23,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
-__all__ = ("CoreShare", "Share", "bind", "quota", "usable_cores")
+__all__ = ("CoreShare", "Crew", "Share", "bind", "every_core", "quota", "usable_cores")
 
 T = TypeVar("T")
 
@@ -34,6 +34,11 @@ class Share(Protocol):
     @property
     def threads(self) -> int:
         """That many, now."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """As many, if none is left to the event loop."""
         ...
 
 
@@ -47,9 +52,10 @@ class CoreShare:
     _open: ClassVar[list[CoreShare]] = []
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, fixed: int | None, cores: int) -> None:
+    def __init__(self, fixed: int | None, cores: int, every: int | None = None) -> None:
         self._fixed = fixed
         self._cores = cores
+        self._every = max(cores, every or 0)
 
     def join(self) -> None:
         """Count this driver in."""
@@ -66,12 +72,57 @@ class CoreShare:
     @property
     def threads(self) -> int:
         """Intra-op threads this driver is due now."""
+        return self._part_of(self._cores)
+
+    @property
+    def most(self) -> int:
+        """Those it would be due if the event loop had no core to itself."""
+        return self._part_of(self._every)
+
+    def _part_of(self, cores: int) -> int:
         if self._fixed is not None:
             return self._fixed
         with self._lock:
             fixed = sum(share._fixed or 0 for share in self._open)
             sharing = sum(share._fixed is None for share in self._open)
-        return max(1, (self._cores - fixed) // max(1, sharing))
+        return max(1, (cores - fixed) // max(1, sharing))
+
+
+class Crew:
+    """The threads of one driver's calls: its share, or a number that was found to be faster.
+
+    What was found holds as long as the share stays the same.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._found: tuple[tuple[int, int], int] | None = None
+
+    @property
+    def threads(self) -> int:
+        """As many as the next call should have."""
+        if self._found is not None and self._found[0] == self._due():
+            return self._found[1]
+        return self._share.threads
+
+    @property
+    def most(self) -> int:
+        """As many as it may have."""
+        return self._share.most
+
+    @property
+    def others(self) -> list[int]:
+        """Numbers to be tried beside the present one."""
+        threads, most = self._due()
+        several = {1, threads, most} if most > 1 and threads != most else {threads}
+        return sorted(several - {self.threads})
+
+    def choose(self, threads: int) -> None:
+        """Take that many from now on."""
+        self._found = self._due(), threads
+
+    def _due(self) -> tuple[int, int]:
+        return self._share.threads, self._share.most
 
 
 _default_lock = threading.Lock()
@@ -107,11 +158,16 @@ def usable_cores() -> int:
     Call it in a thread that has not set its own number. torch's default counts physical cores and
     follows ``OMP_NUM_THREADS`` and ``torch.set_num_threads`` in the main program.
     """
+    return max(1, every_core() - 1)
+
+
+def every_core() -> int:
+    """All cores that torch may use, the event loop's included."""
     limits = [torch.get_num_threads()]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     limits.append(quota(Path("/sys/fs/cgroup/cpu.max")) or limits[0])
-    return max(1, min(limits) - 1)
+    return min(limits)
 
 
 def quota(file: Path) -> int | None:

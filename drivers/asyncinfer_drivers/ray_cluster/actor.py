@@ -57,7 +57,8 @@ class ModelActor:
             return Answer(None, portable(error))
         self._host = host
         where = ray.get_runtime_context().get_node_id(), own_address()
-        return Answer(Loaded(host.warmup, host.max_batch, host.details, *where, os.getpid()))
+        details = dict(host.details)
+        return Answer(Loaded(host.warmup, host.max_batch, details, *where, os.getpid()))
 
     async def run(self, parcel: Parcel) -> Answer:
         """One output per input, or the exception that is its own fault."""

@@ -74,7 +74,7 @@ def _made(name: str, factory: Callable[[], Any]) -> Any:
 
 def _torch_host(order: Order) -> Host:
     try:
-        from asyncinfer_drivers._torch.hosts import ThreadHost
+        from asyncinfer_drivers._torch.hosts import TunedHost
         from asyncinfer_drivers._torch.options import TorchOptions
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -89,7 +89,7 @@ def _torch_host(order: Order) -> Host:
         **order.steps._asdict(),
         **order.torch,
     )
-    return ThreadHost(options)
+    return TunedHost(options)
 
 
 def _short(model: Any) -> str:

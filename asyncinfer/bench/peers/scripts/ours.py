@@ -41,7 +41,10 @@ async def obey(dispatcher: Dispatcher, order: dict) -> loads.Load:
 async def main() -> None:
     """Start, obey, stop."""
     commands = Commands()
-    async with Dispatcher(devices(WORKERS), wait_for="all") as dispatcher:
+    drivers = devices(WORKERS)
+    async with Dispatcher(drivers, wait_for="all") as dispatcher:
+        for driver in drivers:
+            await driver.tune()
         commands.reply(versions=versions("asyncinfer", "torch"))
         lines = iter(commands)
         while (order := await asyncio.to_thread(next, lines, None)) is not None:

@@ -22,7 +22,10 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     What exists by then lives on: left to the garbage collector, torch's objects, well over 100,000,
     would be looked through again and again, with a pause of 0.1 s and more.
     """
-    async with Dispatcher(devices(WORKERS), wait_for="all") as app.state.dispatcher:
+    drivers = devices(WORKERS)
+    async with Dispatcher(drivers, wait_for="all") as app.state.dispatcher:
+        for driver in drivers:
+            await driver.tune()
         gc.collect()
         gc.freeze()
         yield
