@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ("Draw", "distributions", "lines")
+from asyncinfer.bench.measure import Spread
+
+__all__ = ("Draw", "bars", "distributions", "dots", "lines")
 
 #: draws into a matplotlib ``Axes``
 Draw: TypeAlias = Callable[[Any], None]
@@ -56,6 +58,36 @@ def distributions(samples: Mapping[str, Sequence[float]], label: str) -> Draw:
             axes.step(ordered, parts, where="post", label=policy, **_STYLES.get(policy, {}))
         axes.set_xscale("log")
         _name(axes, (label, "part of the tasks"))
+
+    return draw
+
+
+def bars(spreads: Mapping[str, Spread], label: str) -> Draw:
+    """A bar as long as the median, and a line between the extremes; the first one stands out."""
+
+    def draw(axes: Any) -> None:
+        names, found = list(spreads), list(spreads.values())
+        colors = ["#2b6cb0", *["#a0aec0"] * (len(names) - 1)]
+        below = [max(0.0, each.median - each.least) for each in found]
+        above = [max(0.0, each.most - each.median) for each in found]
+        medians = [each.median for each in found]
+        axes.barh(names, medians, color=colors, xerr=[below, above])
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+
+    return draw
+
+
+def dots(samples: Mapping[str, Sequence[float]], label: str) -> Draw:
+    """A row of dots for each name, in order."""
+
+    def draw(axes: Any) -> None:
+        for name, values in samples.items():
+            axes.plot(values, [name] * len(values), "o", color="#2b6cb0", alpha=0.5)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
 
     return draw
 

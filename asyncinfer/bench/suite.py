@@ -44,11 +44,12 @@ SUITES = {
     "overhead": "asyncinfer.bench.overhead.suite:run",
     "link": "asyncinfer.bench.link.suite:run",
     "real": "asyncinfer.bench.real.suite:run",
+    "sharing": "asyncinfer.bench.sharing.suite:run",
     "peers": "asyncinfer.bench.peers.suite:run",
 }
 
 #: suites that go by the real clock: in some seconds it tells little
-TIMED = ("overhead", "link", "real", "peers")
+TIMED = ("overhead", "link", "real", "sharing", "peers")
 
 
 def suite_named(name: str) -> Suite:

@@ -18,7 +18,7 @@ from asyncinfer.bench.simulated.simulation import Observed, Plan, simulate
 from asyncinfer.bench.suite import Context
 from asyncinfer.events import EventHook
 
-__all__ = ("DEVICES", "POLICIES", "Case", "Lab", "Results")
+__all__ = ("DEVICES", "POLICIES", "Case", "Lab", "Results", "begin_worker")
 
 #: sets of devices by what they show, in seconds per task
 DEVICES: Mapping[str, Sequence[float]] = {
@@ -130,7 +130,7 @@ class Lab:
     def _submit(self, work: Callable[[], Result]) -> Future[Result]:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, spawn, _begin_worker)
+            self._pool = ProcessPoolExecutor(self.workers, spawn, begin_worker)
         return self._pool.submit(work)
 
     def sweep(
@@ -194,7 +194,7 @@ def _done(result: Result) -> Future[Result]:
     return future
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
     """Let Ctrl-C end a worker at once and in silence, and let none outlive a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
