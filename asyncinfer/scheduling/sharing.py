@@ -227,7 +227,7 @@ class Group:
         """Seconds within which the chosen set should have been measured."""
         if not self.chosen or self._got >= FEWEST_CALLS:
             return math.inf
-        slowest = max([self.model.alone[place] for place in bits(self.chosen)])
+        slowest = max(map(self.model.call, bits(self.chosen)))
         return 4 * HORIZON * slowest / self.model.speed(self.chosen)
 
     def _look(self, now: float) -> None:
@@ -261,7 +261,7 @@ class Group:
 
     def _pause(self, now: float) -> float:
         """Seconds after which another look is taken, however few calls there were."""
-        slowest = max([self.model.alone[place] for place in bits(self.available)])
+        slowest = max(map(self.model.call, bits(self.available)))
         return max(LOOK_PAUSE, HORIZON * slowest, (now - self._started) / 50)
 
     def _fit(self) -> None:
@@ -355,7 +355,7 @@ class Group:
         worked, in units of the slowest device's call: so their part of it becomes ever smaller.
         """
         cost = self._lost(devices, self._seconds_of_trial(devices))
-        slowest = max([self.model.alone[place] for place in bits(self.available)])
+        slowest = max(map(self.model.call, bits(self.available)))
         worked = now - self._started
         if self._searched and self._spent + cost > BUDGET * math.sqrt(slowest * worked):
             return False
@@ -364,9 +364,9 @@ class Group:
     def _seconds_of_trial(self, devices: int, precision: float = PRECISION) -> float:
         """How long it takes to measure a set, and to get rid of it again."""
         model = self.model
-        new = [model.alone[place] for place in bits(devices & ~self.chosen)]
-        calls = self._calls_needed(precision) / (model.nominal(devices))
-        return max([*new, calls]) / model.speed(devices)
+        new = [model.call(place) for place in bits(devices & ~self.chosen)]
+        calls = sum([model.members[at].concurrency / model.call(at) for at in bits(devices)])
+        return max([*new, self._calls_needed(precision) / calls]) / model.speed(devices)
 
     def _lost(self, devices: int, seconds: float) -> float:
         """Seconds of the chosen set's work that are lost while ``devices`` run for so long."""
@@ -403,7 +403,7 @@ class Group:
         place = self._worth_probing() if self._probe_at == math.inf else None
         if place is None:
             return
-        slowest = max([self.model.alone[each] for each in bits(self.available)])
+        slowest = max(map(self.model.call, bits(self.available)))
         self._probe_at = now + max(PROBE_PAUSE * slowest, self._cost(place) / PROBE_COST)
 
     def _cost(self, place: int) -> float:

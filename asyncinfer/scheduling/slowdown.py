@@ -76,6 +76,8 @@ class Member:
     alone: float
     #: calls that it runs at once
     concurrency: int = 1
+    #: tasks in one of its calls
+    batch: float = 1.0
     #: natural logarithm of the share of the host that it is presumed to want
     demand: float = math.log(USUAL_DEMAND)
 
@@ -120,6 +122,10 @@ class Model:
         """Tasks a second that ``devices`` would do if none slowed down another."""
         alone, members = self.alone, self.members
         return sum([members[place].concurrency / alone[place] for place in bits(devices)])
+
+    def call(self, place: int) -> float:
+        """Seconds of a call of one device, if none slowed it down."""
+        return self.alone[place] * self.members[place].batch
 
     def blended(self, devices: int, speed: float) -> float:
         """The law's ``speed``, counted like one call beside those that were measured."""

@@ -203,7 +203,7 @@ def _member(device: Device, batch: float) -> Member:
     alone = math.nan
     if estimator.known and not estimator.samples:
         alone = estimator.expect(batch) / batch
-    return Member(alone, device.concurrency)
+    return Member(alone, device.concurrency, batch)
 
 
 def _connected(devices: list[Device]) -> list[list[Device]]:
