@@ -172,7 +172,7 @@ class Group:
         self._table[running] = measured  # the latest used last
         calls = measured.setdefault(place, Calls())
         known = calls.number
-        off = calls.add(math.log(seconds))
+        off = calls.add(seconds)
         if known:
             self._squares += off * off * known / (known + 1)
             self._degrees += 1
@@ -499,7 +499,6 @@ def _rates(model: Model, sets: list[int]) -> list[float]:
         total, rate, number = total + demands[place], rate + nominal[place], number + 1
         sums[devices] = total, rate, number
         speed = (1 / total if total > 1 else 1.0) / (1 + contention * (number - 1))
-        if devices in model.table:
-            speed = model.blended(devices, speed)
-        rates.append(speed * rate)
+        measured = devices in model.table
+        rates.append(model.measured_rate(devices, speed) if measured else speed * rate)
     return rates

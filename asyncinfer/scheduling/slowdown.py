@@ -48,24 +48,29 @@ class Calls:
     """The calls of one device while the same set of devices ran."""
 
     number: float = 0.0
-    #: sum of the natural logarithms of seconds a task
-    logs: float = 0.0
+    #: sum of seconds a task: what is done in a time depends on their mean, not on a typical one
+    seconds: float = 0.0
 
-    def add(self, log: float) -> float:
-        """Count a call; return its distance from the mean of those before, 0 for the first."""
+    @property
+    def logs(self) -> float:
+        """As many times the natural logarithm of the mean as there were calls."""
+        return self.number * math.log(self.seconds / self.number) if self.number else 0.0
+
+    def add(self, seconds: float) -> float:
+        """Count a call; return its logarithm's distance from that of the mean, 0 for the first."""
         if not self.number:
-            self.number, self.logs = 1.0, log
+            self.number, self.seconds = 1.0, seconds
             return 0.0
-        mean = self.logs / self.number
-        off = min(max(log - mean, -OUTLIER), OUTLIER)
+        mean = self.seconds / self.number
+        off = min(max(math.log(seconds / mean), -OUTLIER), OUTLIER)
         self.number += 1
-        self.logs += mean + off
+        self.seconds += mean * math.exp(off)
         return off
 
     def merge(self, others: Calls) -> None:
         """Count these as well."""
         self.number += others.number
-        self.logs += others.logs
+        self.seconds += others.seconds
 
 
 @dataclass(slots=True)
@@ -116,7 +121,26 @@ class Model:
 
     def rate(self, devices: int) -> float:
         """Tasks a second of ``devices`` together: by the law, and by what was measured of them."""
-        return self.blended(devices, self.speed(devices)) * self.nominal(devices)
+        speed = self.speed(devices)
+        if devices in self.table:
+            return self.measured_rate(devices, speed)
+        return speed * self.nominal(devices)
+
+    def measured_rate(self, devices: int, speed: float) -> float:
+        """The sum of what each did, where the law's ``speed`` counts like one call of each.
+
+        The law has one speed for all. Real devices are slowed unlike: one that makes many short
+        calls waits more for the interpreter than one that makes few long ones.
+        """
+        measured, together = self.table[devices], self.blended(devices, speed)
+        rate = 0.0
+        for place in bits(devices):
+            expected, calls = self.alone[place] / together, measured.get(place)
+            if calls is not None:
+                logs = math.log(expected) + calls.logs
+                expected = math.exp(logs / (1 + calls.number))
+            rate += self.members[place].concurrency / expected
+        return rate
 
     def nominal(self, devices: int) -> float:
         """Tasks a second that ``devices`` would do if none slowed down another."""
@@ -334,7 +358,8 @@ def _disturbed(table: Table, sigma: float, chance: random.Random) -> Table:
     return {
         devices: {
             place: Calls(
-                calls.number, calls.logs + sigma * math.sqrt(calls.number) * chance.gauss(0, 1)
+                calls.number,
+                calls.seconds * math.exp(sigma / math.sqrt(calls.number) * chance.gauss(0, 1)),
             )
             for place, calls in measured.items()
         }
