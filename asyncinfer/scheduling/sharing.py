@@ -109,6 +109,8 @@ class Group:
         self._look_at = math.inf
         #: moving mean of what the calls of the chosen set are off by
         self._drift = 0.0
+        #: no drift counts before this time; how long that was the last time
+        self._steady_until, self._steady = -math.inf, 0.0
         #: the set that a resting device is tried beside; 0 otherwise
         self._probed_from = 0
         #: how often that was done
@@ -178,7 +180,7 @@ class Group:
             self._degrees += 1
         if running != self.chosen:
             self._wait_no_longer(now)
-        elif known >= DRIFT_CALLS and self._drifts(off):
+        elif known >= DRIFT_CALLS and self._drifts(off) and now >= self._steady_until:
             self._forget(now)
         else:
             self._count(now)
@@ -391,12 +393,23 @@ class Group:
             member.demand = math.log(model.demands[place])
             if math.isnan(member.alone):
                 member.alone = model.alone[place]
+        self._believe_for_longer(now)
         self._table = {}
         kept = min(self._degrees, KEPT_DEGREES)
         self._squares, self._degrees = self.sigma**2 * kept, kept
         self._started, self._searched, self._spent = now, False, 0.0
         self._probed_from = 0
         self._take(self.chosen, now)
+
+    def _believe_for_longer(self, now: float) -> None:
+        """Each drift that follows another one soon has to wait twice as long before it counts.
+
+        A host that others use as well changes all the time, and a search takes its time too.
+        """
+        least = HORIZON * max(map(self.model.call, bits(self.available)), default=0.0)
+        lasted = now - self._steady_until
+        self._steady = max(least, 2 * self._steady if lasted < 2 * self._steady else 0.0)
+        self._steady_until = now + self._steady
 
     def _plan_probe(self, now: float) -> None:
         """Set the time at which a resting device is tried again, unless it is set."""
@@ -449,9 +462,8 @@ class Group:
         measured = self._table.get(devices, {})
         self.chosen, self._probed_from = self._probed_from, 0
         if self._fared_otherwise(measured, before):
-            self._forget(now)
+            self._forget(now)  # and measure the set that was best once more, before any other
             self._table[devices] = measured
-            self._choose(now)
             return
         if before:
             kept = self._table.setdefault(devices, {})
