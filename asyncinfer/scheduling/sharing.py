@@ -47,6 +47,9 @@ USUAL_SIGMA, KEPT_DEGREES = 0.05, 8
 #: gain of the moving mean by which drift is found, the calls of a device before it counts, and how
 #: far the mean must be off: by this many of its standard deviations, and by this at least
 DRIFT_GAIN, DRIFT_CALLS, DRIFT_DEVIATIONS, DRIFT_LEAST = 1 / 32, 32, 4.5, 0.06
+#: after a drift no other counts for so many seconds at least; one that comes within so many times
+#: the last pause after it doubles the pause
+STEADY, SOON = 0.25, 8
 #: part of the rate that may be spent on trying resting devices again
 PROBE_COST = 0.01
 #: they are tried again no sooner than after this many times the slowest device's time for a call
@@ -102,6 +105,8 @@ class Group:
         self._needed, self._got = FEWEST_CALLS, 0
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
+        #: when a call of the whole set was counted last
+        self._counted = -math.inf
         #: whether a set was found best since then; what trials have cost from that time on, in
         #: seconds of its work
         self._searched, self._spent = False, 0.0
@@ -197,6 +202,7 @@ class Group:
     def _count(self, now: float) -> None:
         """Count a call of the chosen set, and look for a better one when it is time."""
         self._got += 1
+        self._counted = now
         if now >= self._probe_at and self._got > FEWEST_CALLS:
             self._probe(now)
         elif self._got >= self._needed or now >= self._look_at or self._is_hopeless():
@@ -221,13 +227,16 @@ class Group:
 
     def _wait_no_longer(self, now: float) -> None:
         """Look for another set if the chosen one does not come to run as a whole."""
-        if now - self._since > self._patience():
-            self._since = now
+        if now - max(self._since, self._counted) > self._patience():
+            self._counted = now
             self._look(now)
 
     def _patience(self) -> float:
-        """Seconds within which the chosen set should have been measured."""
-        if not self.chosen or self._got >= FEWEST_CALLS:
+        """Seconds within which the chosen set should have been measured.
+
+        A slow device may rest though it is chosen, as the earliest-finish rule gives it nothing.
+        """
+        if not self.chosen:
             return math.inf
         slowest = max(map(self.model.call, bits(self.chosen)))
         return 4 * HORIZON * slowest / self.model.speed(self.chosen)
@@ -406,9 +415,9 @@ class Group:
 
         A host that others use as well changes all the time, and a search takes its time too.
         """
-        least = HORIZON * max(map(self.model.call, bits(self.available)), default=0.0)
-        lasted = now - self._steady_until
-        self._steady = max(least, 2 * self._steady if lasted < 2 * self._steady else 0.0)
+        slowest = max(map(self.model.call, bits(self.available)), default=0.0)
+        soon = now - self._steady_until < SOON * self._steady
+        self._steady = max(STEADY, HORIZON * slowest, 2 * self._steady if soon else 0.0)
         self._steady_until = now + self._steady
 
     def _plan_probe(self, now: float) -> None:

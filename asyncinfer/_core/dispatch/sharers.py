@@ -165,8 +165,13 @@ class _Party:
         if seat.is_usual(tasks / calls):
             self.group.end(seat.place, burst.beside, (now - burst.began) / tasks, now)
         elif seat.is_other_size():
-            seat.batch = tasks / calls
-            self.group.replace(seat.place, _member(burst.device, seat.batch))
+            before, seat.batch = seat.batch, tasks / calls
+            estimator, alone = burst.device.estimator, self.group.model.alone[seat.place]
+            if estimator.known:  # calls are slowed now, but alike whatever their size
+                alone *= estimator.expect(seat.batch) / seat.batch
+                alone /= estimator.expect(before) / before
+            member = Member(alone, burst.device.concurrency, seat.batch)
+            self.group.replace(seat.place, member)
         self._follow()
 
     def _follow(self) -> None:

@@ -34,7 +34,7 @@ CALL, EACH, BATCH = 0.02, 0.001, 32
 TASKS, MANY_TASKS = 600, 3_000
 #: the real one that breaks does so at this call; images of a pass, and in the short form
 BREAKS_AT = 20
-IMAGES, FEW_IMAGES = 30_000, 5_000
+IMAGES, FEW_IMAGES = 20_000, 5_000
 ALONE = "the good one alone"
 _GOOD = "good"
 
