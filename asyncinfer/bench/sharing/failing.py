@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, takewhile
 from typing import Any
 
 from asyncinfer._text import rate, seconds
@@ -35,6 +36,8 @@ TASKS, MANY_TASKS = 600, 3_000
 #: the real one that breaks does so at this call; images of a pass, and in the short form
 BREAKS_AT = 20
 IMAGES, FEW_IMAGES = 20_000, 5_000
+#: seconds after which a pass takes no more of them
+LIMIT = 5.0
 ALONE = "the good one alone"
 _GOOD = "good"
 
@@ -145,11 +148,11 @@ async def _made_up(beside: _Beside | None, tasks: int, seed: int) -> Run:
             )
         )
     title = "made up: " + (f"beside one that {beside.title}" if beside else ALONE)
-    return await _pass(title, drivers, range(tasks), tasks, retries=1)
+    return await _pass(title, drivers, range(tasks), retries=1)
 
 
 async def _pass(
-    case: str, drivers: Sequence[Driver[Any, Any]], items: Any, tasks: int, **options: Any
+    case: str, drivers: Sequence[Driver[Any, Any]], items: Iterable[Any], **options: Any
 ) -> Run:
     """All items once: how long it took, and how many failed for good."""
     failed = 0
@@ -163,7 +166,7 @@ async def _pass(
         case=case,
         policy="eft",
         devices=[device.name for device in stats.devices],
-        tasks=tasks,
+        tasks=stats.finished,
         makespan=stats.elapsed,
         throughput=stats.throughput,
         figures={
@@ -226,8 +229,14 @@ async def _timed(
     case: str, drivers: Sequence[Driver[Any, Any]], items: Sequence[Any], images: int
 ) -> Run:
     with LoopLag() as lag:
-        run = await _pass(case, drivers, islice(cycle(items), images), images)
+        run = await _pass(case, drivers, _soon(islice(cycle(items), images)))
     return replace(run, figures={**run.figures, "loop_lag_p99": lag.p99})
+
+
+def _soon(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, as long as there is time."""
+    end = time.perf_counter() + LIMIT
+    return takewhile(lambda x: time.perf_counter() < end, items)
 
 
 def _speeds(runs: Sequence[Run]) -> dict[int, float]:
