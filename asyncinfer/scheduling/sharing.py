@@ -6,6 +6,7 @@ import math
 import random
 
 from asyncinfer.scheduling.slowdown import Calls, Member, Model, Table, bits
+from asyncinfer.scheduling.visits import Visits
 
 __all__ = ("Group",)
 
@@ -17,6 +18,13 @@ HOPED_DEMAND = 0.15
 FIRST_SPREAD = 4.0
 #: a set must promise this many times the present set's rate to be tried
 GAIN = 1.004
+#: a set that has not run as a whole for so many times as long as measuring it should take is left
+PATIENT = 4.0
+#: a set on trial has to be better than the best one by so many standard deviations, if these come
+#: from a host that changes
+DOUBTS = 1.0
+#: shortest time for which a set works before the next one is chosen, in seconds
+SHORTEST_VISIT = 0.03
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
 #: fewest and most calls for that
@@ -40,10 +48,6 @@ LOOK_PAUSE = 1.0
 HORIZON = 20
 #: what trials may cost once a set was found best: see ``_worth``
 BUDGET = 1.0
-#: least sigma of the logarithm of times
-LEAST_SIGMA = 0.003
-#: the sigma that is presumed, and how many degrees of freedom it keeps when all else is forgotten
-USUAL_SIGMA, KEPT_DEGREES = 0.05, 8
 #: gain of the moving mean by which drift is found, the calls of a device before it counts, and how
 #: far the mean must be off: by this many of its standard deviations, and by this at least
 DRIFT_GAIN, DRIFT_CALLS, DRIFT_DEVIATIONS, DRIFT_LEAST = 1 / 32, 32, 4.5, 0.06
@@ -99,10 +103,13 @@ class Group:
         self._version = 0
         #: the devices that were measured beside others
         self._met = 0
-        #: sum of the squares of what calls were off by, and its degrees of freedom
-        self._squares, self._degrees = 0.0, 0
+        self._visits = Visits()
         #: calls of the chosen set until the next look, and calls so far
         self._needed, self._got = FEWEST_CALLS, 0
+        #: calls meanwhile beside which not all of the set ran
+        self._missed = 0
+        #: sets that did not come to run as a whole, and until when they are not chosen again
+        self._avoided: dict[int, float] = {}
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
         #: when a call of the whole set was counted last
@@ -112,8 +119,6 @@ class Group:
         self._searched, self._spent = False, 0.0
         #: when the next look is due in any case
         self._look_at = math.inf
-        #: moving mean of what the calls of the chosen set are off by
-        self._drift = 0.0
         #: no drift counts before this time; how long that was the last time
         self._steady_until, self._steady = -math.inf, 0.0
         #: the set that a resting device is tried beside; 0 otherwise
@@ -174,18 +179,18 @@ class Group:
         if begun != self._version or not seconds > 0:
             self._wait_no_longer(now)
             return
-        running = self._running
+        running, visits = self._running, self._visits
         measured = self._table.pop(running, {})
         self._table[running] = measured  # the latest used last
         calls = measured.setdefault(place, Calls())
-        known = calls.number
-        off = calls.add(seconds)
-        if known:
-            self._squares += off * off * known / (known + 1)
-            self._degrees += 1
+        log = math.log(seconds)
+        off = log - math.log(calls.mean) if calls.number else 0.0
+        visits.call(place, log, off)
+        slower = visits.level if running != self.confirmed else 0.0
+        calls.add(seconds * math.exp(-slower), visits.weight)
         if running != self.chosen:
             self._wait_no_longer(now)
-        elif known >= DRIFT_CALLS and self._drifts(off) and now >= self._steady_until:
+        elif visits.number >= DRIFT_CALLS and self._drifts() and now >= self._steady_until:
             self._forget(now)
         else:
             self._count(now)
@@ -193,9 +198,7 @@ class Group:
     @property
     def sigma(self) -> float:
         """Standard deviation of the logarithm of a call's time."""
-        if self._degrees < FEWEST_CALLS:
-            return USUAL_SIGMA
-        return max(LEAST_SIGMA, math.sqrt(self._squares / self._degrees))
+        return self._visits.sigma
 
     # ---- when to look for a better set
 
@@ -205,6 +208,8 @@ class Group:
         self._counted = now
         if now >= self._probe_at and self._got > FEWEST_CALLS:
             self._probe(now)
+        elif now < self._since + SHORTEST_VISIT:
+            return
         elif self._got >= self._needed or now >= self._look_at or self._is_hopeless():
             self._look(now)
 
@@ -226,23 +231,40 @@ class Group:
         return math.exp(logs / number + doubt) * self.model.nominal(devices)
 
     def _wait_no_longer(self, now: float) -> None:
-        """Look for another set if the chosen one does not come to run as a whole."""
-        if now - max(self._since, self._counted) > self._patience():
-            self._counted = now
-            self._look(now)
-
-    def _patience(self) -> float:
-        """Seconds within which the chosen set should have been measured.
+        """Leave the chosen set if it does not come to run as a whole.
 
         A slow device may rest though it is chosen, as the earliest-finish rule gives it nothing.
         """
+        self._missed += 1
+        if now > max(self._since, self._counted) + self._patience():
+            self._leave(now)
+
+    def _patience(self) -> float:
+        """Seconds within which the chosen set should have been measured."""
         if not self.chosen:
             return math.inf
-        slowest = max(map(self.model.call, bits(self.chosen)))
-        return 4 * HORIZON * slowest / self.model.speed(self.chosen)
+        return max(
+            2 * SHORTEST_VISIT, PATIENT * self._seconds_of_trial(self.chosen, from_none=True)
+        )
+
+    def _leave(self, now: float) -> None:
+        """Do not choose this set for some time, as it did not run as a whole."""
+        chosen, back = self.chosen, self._probed_from or self.confirmed
+        slowest = max(map(self.model.call, bits(self.available)))
+        self._avoided[chosen] = now + PROBE_PAUSE * slowest
+        self._probed_from = 0
+        if back in {0, chosen}:
+            back = self._running & self.available
+        if back in {0, chosen}:
+            self._counted = now
+            self._choose(now)
+        else:
+            self._take(back, now)
 
     def _look(self, now: float) -> None:
-        if self._probed_from:
+        if self._missed > max(FIRST_TEST, self._got):
+            self._leave(now)
+        elif self._probed_from:
             self._end_probe(now)
         else:
             self._choose(now)
@@ -257,18 +279,38 @@ class Group:
         if self.chosen in self._table and self.chosen.bit_count() > 1:
             self._met |= self.chosen
         self._fit()
+        if self._is_doubtful():
+            self._take(self.confirmed, now)
+            return
         present = 0.0 if self.chosen & ~self.available else self.model.rate(self.chosen)
         best, most = self.chosen, present * GAIN
         for devices, rate in self._hopes(most).items():
+            if self._avoided.get(devices, now) > now:
+                continue
             if rate > most and (not present or self._worth(devices, rate / present, now)):
                 best, most = devices, rate
         if best == self.chosen:
             self.confirmed, self._searched = best, True
+            self._visits.end(of_the_best=True)
+            self._missed = 0
             self._got, self._needed = 0, min(LONGEST_PATIENCE, int(self._needed * PATIENCE) + 1)
             self._look_at = now + self._pause(now)
             self._plan_probe(now)
         else:
             self._take(best, now)
+
+    def _is_doubtful(self) -> bool:
+        """Whether the set on trial may look better than the best one only as the host changes.
+
+        Then it has to do so again. On a host that does not change this is never so.
+        """
+        best, chosen = self.confirmed, self.chosen
+        measured = best in self._table and chosen in self._table
+        if not measured or chosen == best or not self._visits.variance:
+            return False
+        number = max(self._sums(self._table[chosen])[0], 1e-3)
+        doubt = math.exp(-DOUBTS * self.sigma / math.sqrt(number))
+        return self.model.rate(chosen) * doubt < self.model.rate(best)
 
     def _pause(self, now: float) -> float:
         """Seconds after which another look is taken, however few calls there were."""
@@ -296,11 +338,12 @@ class Group:
         if self._searched and self.chosen and self.confirmed not in {0, self.chosen}:
             rates = self.model.rate(self.chosen) / self.model.rate(self.confirmed)
             self._spent += max(0.0, 1 - rates) * (now - self._since)
+        best = self.chosen == self.confirmed and not self._probed_from
+        self._visits.end(of_the_best=best)
         self.chosen = devices
         self._since = now
-        self._drift = 0.0
         self._probe_at = self._look_at = math.inf
-        self._got, self._needed = 0, self._calls_needed()
+        self._got, self._needed, self._missed = 0, self._calls_needed(), 0
         while len(self._table) > SETS_KEPT:
             del self._table[next(iter(self._table))]
 
@@ -372,10 +415,13 @@ class Group:
             return False
         return (gain - 1) * max(worked, HORIZON * slowest) >= cost
 
-    def _seconds_of_trial(self, devices: int, precision: float = PRECISION) -> float:
+    def _seconds_of_trial(
+        self, devices: int, precision: float = PRECISION, *, from_none: bool = False
+    ) -> float:
         """How long it takes to measure a set, and to get rid of it again."""
         model = self.model
-        new = [model.call(place) for place in bits(devices & ~self.chosen)]
+        present = 0 if from_none else self.chosen
+        new = [model.call(place) for place in bits(devices & ~present)]
         calls = sum([model.members[at].concurrency / model.call(at) for at in bits(devices)])
         return max([*new, self._calls_needed(precision) / calls]) / model.speed(devices)
 
@@ -389,11 +435,11 @@ class Group:
 
     # ---- noticing that things have changed
 
-    def _drifts(self, off: float) -> bool:
-        """Whether the calls of the chosen set have become slower or faster; the last is ``off``."""
-        self._drift += DRIFT_GAIN * (off - self._drift)
-        deviation = self.sigma * math.sqrt(DRIFT_GAIN / (2 - DRIFT_GAIN))
-        return abs(self._drift) > max(DRIFT_LEAST, DRIFT_DEVIATIONS * deviation)
+    def _drifts(self) -> bool:
+        """Whether the calls of the chosen set have become slower or faster."""
+        visits = self._visits
+        variance = self.sigma**2 * DRIFT_GAIN / (2 - DRIFT_GAIN) + visits.variance
+        return abs(visits.recent) > max(DRIFT_LEAST, DRIFT_DEVIATIONS * math.sqrt(variance))
 
     def _forget(self, now: float) -> None:
         """Things have changed: measure anew, with what was found as the presumption."""
@@ -404,8 +450,7 @@ class Group:
                 member.alone = model.alone[place]
         self._believe_for_longer(now)
         self._table = {}
-        kept = min(self._degrees, KEPT_DEGREES)
-        self._squares, self._degrees = self.sigma**2 * kept, kept
+        self._visits.forget()
         self._started, self._searched, self._spent = now, False, 0.0
         self._probed_from = 0
         self._take(self.chosen, now)
@@ -441,8 +486,11 @@ class Group:
         """
         model, chosen = self.model, self.chosen
         least = PROBE_WORTH * model.rate(chosen)
-        resting = bits(self.available & ~chosen)
-        able = [place for place in resting if model.nominal(1 << place) > least]
+        able = [
+            place
+            for place in bits(self.available & ~chosen)
+            if model.nominal(1 << place) > least and chosen | 1 << place not in self._avoided
+        ]
         taken = sum([model.demands[place] for place in bits(chosen)])
 
         def costs(place: int) -> tuple[float, float]:

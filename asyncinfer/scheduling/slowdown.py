@@ -56,16 +56,18 @@ class Calls:
         """As many times the natural logarithm of the mean as there were calls."""
         return self.number * math.log(self.seconds / self.number) if self.number else 0.0
 
-    def add(self, seconds: float) -> float:
-        """Count a call; return its logarithm's distance from that of the mean, 0 for the first."""
-        if not self.number:
-            self.number, self.seconds = 1.0, seconds
-            return 0.0
-        mean = self.seconds / self.number
-        off = min(max(math.log(seconds / mean), -OUTLIER), OUTLIER)
-        self.number += 1
-        self.seconds += mean * math.exp(off)
-        return off
+    @property
+    def mean(self) -> float:
+        """Mean of the seconds a task."""
+        return self.seconds / self.number
+
+    def add(self, seconds: float, weight: float = 1.0) -> None:
+        """Count a call, as so many independent ones; what is far off is taken as less so."""
+        if self.number:
+            off = min(max(math.log(seconds / self.mean), -OUTLIER), OUTLIER)
+            seconds = self.mean * math.exp(off)
+        self.number += weight
+        self.seconds += weight * seconds
 
     def merge(self, others: Calls) -> None:
         """Count these as well."""

@@ -250,6 +250,14 @@ class Device:
         """How often it was lost or could not be opened, as far as that is not forgiven yet."""
         return self.breaker.failures(self.answered_at)
 
+    def reread_max_batch(self) -> bool:
+        """Ask the driver for its largest batch, which may change; return whether it has."""
+        before = self.max_batch
+        if getattr(self.driver, "max_batch", 1) != before:
+            with suppress(ConfigError):  # nonsense: then it stays as it was
+                self.reread_attributes()
+        return self.max_batch != before
+
     def reread_attributes(self) -> None:
         """Ask the driver again for what it may have found out by now."""
         attributes = attributes_of(self.driver)
@@ -416,9 +424,7 @@ class Device:
 
     def learn(self, batch: float, seconds: float) -> None:
         """Take a call with ``batch`` tasks, which took ``seconds``, into the estimate."""
-        if getattr(self.driver, "max_batch", 1) != self.max_batch:
-            with suppress(ConfigError):  # nonsense: then it stays as it was
-                self.reread_attributes()
+        self.reread_max_batch()
         self.estimator.learn(batch, seconds)
         self._measure()
 

@@ -18,6 +18,9 @@ __all__ = ("Sharers",)
 ALIKE = 1.25
 #: after this many calls in a row with other batches, these are its usual ones
 CALLS_OF_OTHER_SIZE = 8
+#: after a rest so many calls do not count, as caches and threads are cold, if they are shorter than
+#: this, in seconds
+FIRST_CALLS, LONG_CALL = 2, 0.02
 
 
 class Sharers:
@@ -98,7 +101,7 @@ class Sharers:
 class _Seat:
     """What a group knows of one device."""
 
-    __slots__ = ("_others", "batch", "mine", "place")
+    __slots__ = ("_others", "batch", "first_calls", "mine", "place")
 
     def __init__(self, place: int, batch: float) -> None:
         self.place = place
@@ -106,6 +109,8 @@ class _Seat:
         self.mine = 1 << place
         #: its usual number of tasks in a call
         self.batch = batch
+        #: calls after a rest that do not count yet
+        self.first_calls = 0
         self._others = 0
 
     def is_usual(self, batch: float) -> bool:
@@ -141,8 +146,11 @@ class _Party:
         available = 0
         for device in self.devices:
             seat = self.seats.get(device) or self._admit(device)
-            if seat is not None and device.up and not (device.suspect or device.held):
-                available |= seat.mine
+            if seat is None or not device.up or device.suspect or device.held:
+                continue
+            available |= seat.mine
+            if device.aside and device.reread_max_batch():  # it may have found that out by now
+                self._take_in(device, seat, device.batch_limit)
         self.group.offer(available, now)
         self._follow()
 
@@ -162,17 +170,22 @@ class _Party:
     def ended(self, burst: Burst, calls: int) -> None:
         """Tell the group of calls that have brought results, and follow what it chooses."""
         seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
-        if seat.is_usual(tasks / calls):
+        if seat.first_calls and (now - burst.began) / calls < LONG_CALL:
+            seat.first_calls -= 1
+        elif seat.is_usual(tasks / calls):
             self.group.end(seat.place, burst.beside, (now - burst.began) / tasks, now)
         elif seat.is_other_size():
-            before, seat.batch = seat.batch, tasks / calls
-            estimator, alone = burst.device.estimator, self.group.model.alone[seat.place]
-            if estimator.known:  # calls are slowed now, but alike whatever their size
-                alone *= estimator.expect(seat.batch) / seat.batch
-                alone /= estimator.expect(before) / before
-            member = Member(alone, burst.device.concurrency, seat.batch)
-            self.group.replace(seat.place, member)
+            self._take_in(burst.device, seat, tasks / calls)
         self._follow()
+
+    def _take_in(self, device: Device, seat: _Seat, batch: float) -> None:
+        """The device's calls are of another size from now on."""
+        before, seat.batch = seat.batch, batch
+        estimator, alone = device.estimator, self.group.model.alone[seat.place]
+        if estimator.known:  # calls are slowed now, but alike whatever their size
+            alone *= estimator.expect(batch) / batch
+            alone /= estimator.expect(before) / before
+        self.group.replace(seat.place, Member(alone, device.concurrency, batch))
 
     def _follow(self) -> None:
         """Hold the devices that are not chosen, and say which of them rest."""
@@ -180,7 +193,10 @@ class _Party:
         if self._followed != (group.chosen, group.available):
             self._followed = group.chosen, group.available
             for device, seat in self.seats.items():
-                device.put_aside(bool(group.available & ~group.chosen & seat.mine))
+                aside = bool(group.available & ~group.chosen & seat.mine)
+                if device.aside and not aside:
+                    seat.first_calls = FIRST_CALLS
+                device.put_aside(aside)
         if self._told != group.confirmed:
             self._told = group.confirmed
             self._tell()

@@ -81,7 +81,7 @@ def devices_here(context: Context) -> tuple[list[DeviceConfig], int]:
         return chosen, len(chosen)
     found = [
         plain_torch("batching"),
-        torch_device("single"),
+        torch_device("single", max_batch=1),
         torch_device("slowed", **BATCHES, slowdown=SLOWDOWN),
     ]
     if context.short:

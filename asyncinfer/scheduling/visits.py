@@ -1,0 +1,96 @@
+"""How calls vary: from one to the next, and more slowly, as the host changes."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ("Visits",)
+
+#: the standard deviation of logarithms of times that is presumed, and the least
+USUAL_SIGMA, LEAST_SIGMA = 0.05, 0.003
+#: calls after which a standard deviation is known
+ENOUGH = 3
+#: gain of the moving mean that tells how fast a set is just now, and of that of its changes
+RECENT, GAIN = 1 / 32, 1 / 4
+#: with so many calls a visit is compared with the one before it
+LEAST_CALLS = 8
+
+
+class Visits:
+    """The time for which one set of devices works is a visit to that set; visits follow each other.
+
+    On a host that others use too, calls are not independent of each other: all calls of a fraction
+    of a second may be slow, and those of the next one fast. Then a hundred calls of one visit tell
+    no more than one call. So two variances are kept apart, as in an analysis by random effects:
+    that of calls within a visit, by the differences of successive ones (von Neumann, Annals of
+    Mathematical Statistics, 1941), and that of neighbouring visits to the best set, beyond what the
+    first explains. All numbers are natural logarithms.
+    """
+
+    def __init__(self) -> None:
+        #: how far the set that is visited has been off its mean of late
+        self.recent = 0.0
+        #: how far the best set was off its mean when it was left: what its neighbours are off, too
+        self.level = 0.0
+        #: calls of this visit
+        self.number = 0
+        self._squares, self._degrees = 0.0, 0
+        self._last: dict[int, float] = {}
+        self._sum = 0.0
+        #: mean of the visit to the best set before, and its calls
+        self._before: tuple[float, int] | None = None
+        self._changes = 0.0
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of calls within a visit."""
+        if self._degrees < ENOUGH:
+            return USUAL_SIGMA
+        return max(LEAST_SIGMA, math.sqrt(self._squares / self._degrees))
+
+    @property
+    def variance(self) -> float:
+        """Of the difference of two neighbouring visits, beyond that of their calls."""
+        return max(0.0, 2 * self._changes)
+
+    def call(self, place: int, log: float, off: float) -> None:
+        """A device's call took ``log``, which is ``off`` its mean."""
+        last = self._last.get(place)
+        self._last[place] = log
+        if last is not None:
+            self._squares += min(1.0, (log - last) ** 2 / 2)
+            self._degrees += 1
+        self.number += 1
+        self._sum += off
+        self.recent += max(RECENT, 1 / self.number) * (off - self.recent)
+
+    @property
+    def weight(self) -> float:
+        """How many independent calls the last call of the visit is worth.
+
+        Those of a visit are worth ``number`` at most, and together no more than the visit itself.
+        """
+        ratio = self.variance / self.sigma**2
+        before, number = self.number - 1, self.number
+        return number / (1 + number * ratio) - before / (1 + before * ratio)
+
+    def end(self, *, of_the_best: bool) -> None:
+        """The visit ends."""
+        if of_the_best and self.number >= LEAST_CALLS:
+            mean = self._sum / self.number
+            if self._before is not None:
+                explained = self.sigma**2 * (1 / self.number + 1 / self._before[1])
+                change = (
+                    (mean - self._before[0]) ** 2 - 3 * explained
+                ) / 2  # 3: so that it is 0 by chance
+                self._changes += GAIN * (change - self._changes)
+            self._before = mean, self.number
+            by_chance = self.sigma**2 * RECENT / (2 - RECENT)
+            shown = self.variance / (self.variance + by_chance)
+            self.level = shown * self.recent
+        self._last.clear()
+        self.number, self._sum, self.recent = 0, 0.0, 0.0
+
+    def forget(self) -> None:
+        """Means are measured anew from now on."""
+        self._before, self.level = None, 0.0
