@@ -235,6 +235,8 @@ class Group:
 
         A slow device may rest though it is chosen, as the earliest-finish rule gives it nothing.
         """
+        if not self.chosen & ~self._running:  # only others are still to end
+            return
         self._missed += 1
         if now > max(self._since, self._counted) + self._patience():
             self._leave(now)
@@ -423,7 +425,8 @@ class Group:
         present = 0 if from_none else self.chosen
         new = [model.call(place) for place in bits(devices & ~present)]
         calls = sum([model.members[at].concurrency / model.call(at) for at in bits(devices)])
-        return max([*new, self._calls_needed(precision) / calls]) / model.speed(devices)
+        seconds = max([*new, self._calls_needed(precision) / calls]) / model.speed(devices)
+        return max(seconds, SHORTEST_VISIT)
 
     def _lost(self, devices: int, seconds: float) -> float:
         """Seconds of the chosen set's work that are lost while ``devices`` run for so long."""
@@ -467,7 +470,7 @@ class Group:
 
     def _plan_probe(self, now: float) -> None:
         """Set the time at which a resting device is tried again, unless it is set."""
-        place = self._worth_probing() if self._probe_at == math.inf else None
+        place = self._worth_probing(now) if self._probe_at == math.inf else None
         if place is None:
             return
         slowest = max(map(self.model.call, bits(self.available)))
@@ -478,7 +481,7 @@ class Group:
         devices = self.chosen | 1 << place
         return self._lost(devices, self._seconds_of_trial(devices, PROBE_PRECISION))
 
-    def _worth_probing(self) -> int | None:
+    def _worth_probing(self, now: float) -> int | None:
         """The resting device whose trial would tell whether the host has more to give.
 
         It is the cheapest of those that bring the host to its limit, if there are any; and the next
@@ -489,7 +492,8 @@ class Group:
         able = [
             place
             for place in bits(self.available & ~chosen)
-            if model.nominal(1 << place) > least and chosen | 1 << place not in self._avoided
+            if model.nominal(1 << place) > least
+            and self._avoided.get(chosen | 1 << place, now) <= now
         ]
         taken = sum([model.demands[place] for place in bits(chosen)])
 
@@ -501,7 +505,7 @@ class Group:
 
     def _probe(self, now: float) -> None:
         """Try a resting device beside the chosen ones."""
-        place = self._worth_probing()
+        place = self._worth_probing(now)
         if place is None:
             self._probe_at = math.inf
             return
