@@ -99,7 +99,11 @@ class PoolView(Protocol):
 
 
 class Policy(Protocol):
-    """Chooses tasks for devices. One instance serves one dispatcher."""
+    """Chooses tasks for devices. One instance serves one dispatcher.
+
+    A policy with an attribute ``chooses_sets = True`` is asked for some of the devices that share
+    something only: those that do most together, as is found out while they work.
+    """
 
     #: whether a very fast device may be given several calls' worth of tasks at once
     reserves: bool
