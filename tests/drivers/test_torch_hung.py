@@ -1,7 +1,6 @@
 """A module that sleeps for ever from one of its calls on, in a thread that nobody can end."""
 
 import asyncio
-import itertools
 import threading
 
 import pytest
@@ -12,18 +11,21 @@ from asyncinfer import Dispatcher, Timeouts
 from asyncinfer.testing import SimulatedDriver
 from asyncinfer_drivers.torch_host import TorchDriver
 
-CALLS = itertools.count()
+#: set when the module sleeps from now on, in whichever call: what tries forms calls it as well
+SLEEP = threading.Event()
 #: set when all threads may end
 GATE = threading.Event()
-#: how many calls go well
-WELL = 60
+#: how many calls with tasks go well
+WELL = 30
+#: tasks that come after the device is lost
+MORE = 200
 
 
 class Sleeps(nn.Module):
-    """Doubles its input, and never returns from its n-th call on."""
+    """Doubles its input, and never returns once it sleeps."""
 
     def forward(self, x):
-        if next(CALLS) >= WELL:
+        if SLEEP.is_set():
             GATE.wait()
         return x * 2
 
@@ -31,8 +33,7 @@ class Sleeps(nn.Module):
 @pytest.fixture
 def gate():
     """The threads of this test; they end with it."""
-    global CALLS
-    CALLS = itertools.count()
+    SLEEP.clear()
     GATE.clear()
     before = set(threading.enumerate())
     yield GATE
@@ -52,9 +53,16 @@ async def test_a_call_that_never_returns_holds_up_nobody(gate, max_batch):
         elif event.kind == "device.opening" and lost:
             again.set()
 
+    def numbers():
+        count, end = 0, None
+        while end is None or count < end:
+            yield torch.tensor([float(count)])
+            count += 1
+            if lost and end is None:
+                end = count + MORE
+
     hung = TorchDriver(Sleeps(), name="hung", max_batch=max_batch, close_timeout=0.5)
     other = SimulatedDriver("other", 0.002, function=lambda x: x * 2)
-    inputs = list(torch.arange(1500.0).reshape(-1, 1))
     limits = Timeouts(close=1.0)
     drivers = [hung, other]
     async with (
@@ -62,10 +70,12 @@ async def test_a_call_that_never_returns_holds_up_nobody(gate, max_batch):
         Dispatcher(drivers, window=256, timeout=limits, on_event=hook) as dispatcher,
     ):
         done = 0
-        async for output in dispatcher.stream(inputs):
+        async for output in dispatcher.stream(numbers()):
             assert output == 2 * done
             done += 1
-        assert done == len(inputs)
+            if not SLEEP.is_set() and dispatcher.stats().devices[0].batches >= WELL:
+                SLEEP.set()
+        assert lost
         assert dispatcher.ready
         assert dispatcher.stats().failed == 0
         await again.wait()

@@ -591,7 +591,7 @@ def test_nothing_is_compiled_for_a_thread_beside_an_event_loop(monkeypatch, isol
         isolation="process" if isolated else "thread",
     )  # fmt: skip
     one = engine.Engine(options, None, pause=lambda seconds: None, wanted=lambda: True)
-    in_thread(lambda: [one.load(), one.tune()])
+    in_thread(lambda: [one.load(), one.tune(), one.release()])
     assert (("aot",) in tried) == isolated
     assert len(tried) >= 5
 
@@ -616,7 +616,7 @@ def test_a_form_is_for_the_largest_batch_that_the_model_gets(
         isolation="process",
     )  # fmt: skip
     one = engine.Engine(options, None, pause=lambda seconds: None, wanted=lambda: True)
-    in_thread(lambda: [one.load(), one.tune()])
+    in_thread(lambda: [one.load(), one.tune(), one.release()])
     assert sought == [(batch, batch)]
 
 

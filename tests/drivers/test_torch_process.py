@@ -278,7 +278,10 @@ def test_it_dies_with_its_parent(module):
     folder = next(path for path in sys.path if Path(path, "odd_model.py").exists())
     done = subprocess.run(
         [sys.executable, "-c", PARENT],
-        env={**os.environ, "PYTHONPATH": folder},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]),
+        },
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,
