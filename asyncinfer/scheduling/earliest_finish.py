@@ -49,6 +49,8 @@ class EarliestFinish:
     """
 
     reserves = True
+    #: of devices that share something, only the set that does most together takes part. A policy
+    #: without this attribute has all of them work
     chooses_sets = True
 
     def pull(self, device: WorkerView, pool: PoolView) -> Grant:
