@@ -13,7 +13,7 @@ from asyncinfer.model import Model, resolve
 from asyncinfer.result import Result
 from asyncinfer.stats import DeviceStats
 
-__all__ = ("NAMES", "Outcome", "Stage")
+__all__ = ("NAMES", "Outcome", "Stage", "middle")
 
 #: the three devices: the same in every stage, but for how many tasks each takes at once
 NAMES = ("cpu-batching", "cpu", "raspberry_pi (stand-in)")
@@ -30,7 +30,12 @@ class Outcome:
     first: float = math.inf
     last: float = -math.inf
     devices: Sequence[DeviceStats] = ()
-    held: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def held(self) -> float:
+        """Mean seconds for which a result waited for those before it."""
+        return self.waited / len(self.values)
 
     @property
     def seconds(self) -> float:
@@ -48,6 +53,12 @@ class Outcome:
         self.indices.append(result.index)
         self.first = min(self.first, result.started)
         self.last = max(self.last, result.finished)
+        self.waited += result.delivered - result.finished
+
+
+def middle(outcomes: Sequence[Outcome]) -> Outcome:
+    """The pass in the middle by its rate."""
+    return sorted(outcomes, key=lambda outcome: outcome.rate)[len(outcomes) // 2]
 
 
 @dataclass
@@ -61,9 +72,9 @@ class Stage:
     targets: Sequence[Any] | None
     rounds: int
     expected: Sequence[Any] = ()
-    #: the best pass of each device alone, and of all together
-    alone: dict[str, Outcome] = field(default_factory=dict)
-    together: Outcome = field(default_factory=lambda: Outcome(Timeline(())))
+    #: the passes of each device alone, and of all together, one each turn
+    alone: dict[str, list[Outcome]] = field(default_factory=dict)
+    together: list[Outcome] = field(default_factory=list)
 
     @classmethod
     def of(cls, title: str, name: str, rounds: int) -> Stage:
@@ -78,8 +89,29 @@ class Stage:
     def heading(self) -> str:
         """Its line above tables and charts."""
         times = f" x {self.rounds} rounds" if self.rounds > 1 else ""
-        distinct = len(self.items) // self.rounds
-        return f"{self.model.name}: {distinct} {self.title}{times}"
+        return f"{self.model.name}: {self.distinct} {self.title}{times}"
+
+    @property
+    def distinct(self) -> int:
+        """The number of inputs of one round."""
+        return len(self.items) // self.rounds
+
+    def tasks_alone(self, name: str) -> int:
+        """How many tasks of a pass a device gets alone: the slowed one is given fewer."""
+        (device,) = (device for device in self.devices if device.name == name)
+        slowdown = float(device.options.get("slowdown", 1.0))
+        return round(len(self.items) / (2 * slowdown)) or 1 if slowdown > 1 else len(self.items)
+
+    @property
+    def best_single(self) -> str:
+        """The device that does most alone."""
+        return max(self.alone, key=lambda name: middle(self.alone[name]).rate)
+
+    @property
+    def ratios(self) -> list[float]:
+        """What all together did in each turn, in units of what the best device did in it alone."""
+        pairs = zip(self.together, self.alone[self.best_single], strict=True)
+        return [together.rate / alone.rate for together, alone in pairs]
 
     @property
     def devices(self) -> list[DeviceConfig]:
@@ -96,16 +128,14 @@ class Stage:
 
     @property
     def in_order(self) -> bool:
-        """Whether all results came, in their place, and are those of a plain loop."""
-        outcome = self.together
-        numbered = outcome.indices == list(range(len(self.items)))
-        return numbered and outcome.values == list(self.expected)
+        """Whether all results came, in their place, and are those of a plain loop, in each pass."""
+        numbers, expected = list(range(len(self.items))), list(self.expected)
+        return all(one.indices == numbers and one.values == expected for one in self.together)
 
     @property
     def accuracy(self) -> float | None:
         """The share of results equal to the targets."""
         if self.targets is None:
             return None
-        pairs = zip(self.together.values, self.targets, strict=True)
-        right = sum(bool(value == target) for value, target in pairs)
-        return right / len(self.targets)
+        pairs = zip(self.together[0].values, [*self.targets] * self.rounds, strict=True)
+        return sum(bool(value == target) for value, target in pairs) / len(self.items)

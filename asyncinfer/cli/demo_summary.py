@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from asyncinfer.cli.demo_stage import NAMES, Stage
+from asyncinfer.cli.demo_stage import NAMES, Stage, middle
 from asyncinfer.cli.output import people, rate, seconds, table
 
 __all__ = ("show", "summary")
@@ -16,11 +17,14 @@ SHARED = (
     "whatever else runs here."
 )
 
+#: a device that does less than this part of the tasks does next to nothing
+LITTLE = 0.02
+
 
 def summary(stages: Sequence[Stage]) -> dict[str, Any]:
     """The one object that ``--json`` prints."""
     tasks = sum(len(stage.items) for stage in stages)
-    elapsed = sum(stage.together.seconds for stage in stages)
+    elapsed = sum(middle(stage.together).seconds for stage in stages)
     alone = {name: tasks / _seconds_alone(stages, name) for name in NAMES}
     best = max(alone, key=alone.__getitem__)
     return {
@@ -39,12 +43,12 @@ def summary(stages: Sequence[Stage]) -> dict[str, Any]:
 
 def _seconds_alone(stages: Sequence[Stage], name: str) -> float:
     """What one device needs for all stages, at its own rates."""
-    return sum(len(stage.items) / stage.alone[name].rate for stage in stages)
+    return sum(len(stage.items) / middle(stage.alone[name]).rate for stage in stages)
 
 
 def _device(stages: Sequence[Stage], row: int, elapsed: float) -> Mapping[str, Any]:
     """One device over all stages."""
-    stats = [stage.together.devices[row] for stage in stages]
+    stats = [middle(stage.together).devices[row] for stage in stages]
     tasks = sum(device.tasks for device in stats)
     busy = sum(device.busy_seconds for device in stats)
     return {
@@ -56,10 +60,10 @@ def _device(stages: Sequence[Stage], row: int, elapsed: float) -> Mapping[str, A
 
 
 def _stage(stage: Stage) -> Mapping[str, Any]:
-    tasks, took = len(stage.items), stage.together.seconds
-    alone = {name: outcome.rate for name, outcome in stage.alone.items()}
+    tasks, together = len(stage.items), middle(stage.together)
+    took, best, ratios = together.seconds, stage.best_single, stage.ratios
+    alone = {name: middle(outcomes).rate for name, outcomes in stage.alone.items()}
     batches = {device.name: device.options["max_batch"] for device in stage.devices}
-    best = max(alone, key=alone.__getitem__)
     return {
         "model": stage.model.name,
         "heading": stage.heading,
@@ -70,8 +74,9 @@ def _stage(stage: Stage) -> Mapping[str, Any]:
         "throughput": tasks / took,
         "best_single": best,
         "best_single_throughput": alone[best],
-        "speedup": tasks / took / alone[best],
-        "mean_hold": stage.together.held,
+        "speedup": statistics.median(ratios),
+        "speedup_in_turns": ratios,
+        "mean_hold": together.held,
         "devices": [
             {
                 "name": device.name,
@@ -81,9 +86,9 @@ def _stage(stage: Stage) -> Mapping[str, Any]:
                 "service_time": device.busy_seconds / device.tasks if device.tasks else None,
                 "rests": device.rests,
                 "alone_throughput": alone[device.name],
-                "alone_tasks": len(stage.alone[device.name].values),
+                "alone_tasks": len(stage.alone[device.name][0].values),
             }
-            for device in stage.together.devices
+            for device in together.devices
         ],
     }
 
@@ -106,16 +111,35 @@ def show(facts: Mapping[str, Any]) -> None:
         ]
         screen.print()
         screen.print(table(columns, rows, title=stage["heading"]))
-        screen.print(
-            f"{rate(stage['throughput'])} tasks/s together, {stage['speedup']:.2f} times the best "
-            f"single device ({stage['best_single']}, {rate(stage['best_single_throughput'])})"
-        )
-        for device in stage["devices"]:
-            if device["rests"] is not None:
-                screen.print(f"  {device['name']} rests: {device['rests']}", markup=False)
-        if stage["speedup"] < 1:
-            screen.print(SHARED)
+        for line in _verdict(stage):
+            screen.print(line, markup=False)
     screen.print()
     screen.print(f"{facts['tasks']} tasks, all in order: {'yes' if facts['in_order'] else 'NO'}")
     screen.print(f"digits right: {facts['accuracy']:.2%}")
     screen.print(f"timeline: {facts['timeline']}")
+
+
+def _verdict(stage: Mapping[str, Any]) -> Iterator[str]:
+    """How all together compare with the best single device; who takes part, and why not others."""
+    ratio, turns = stage["speedup"], stage["speedup_in_turns"]
+    best = f"({stage['best_single']}, {rate(stage['best_single_throughput'])})"
+    spread = f"{min(turns):.2f} to {max(turns):.2f} in {len(turns)} turns"
+    idle = [device for device in stage["devices"] if device["tasks"] < LITTLE * stage["tasks"]]
+    same = stage["best_single"] not in {device["name"] for device in idle} and (
+        len(idle) + 1 == len(stage["devices"])
+    )
+    together = f"{rate(stage['throughput'])} tasks/s together,"
+    if not min(turns) <= 1 <= max(turns):
+        yield f"{together} {ratio:.2f} times the best single device {best}; {spread}"
+    elif same:
+        yield f"{together} as fast as the best single device {best}, which does it alone:"
+        yield f"  1.00 times, within what the turns tell: {ratio:.2f}, {spread}"
+    else:
+        yield f"{together} as fast as the best single device {best}: {ratio:.2f} times; {spread}"
+    for device in stage["devices"]:
+        if device["rests"] is not None:
+            yield f"  {device['name']} rests: {device['rests']}"
+        elif not device["tasks"]:
+            yield f"  {device['name']} rests: the others are done sooner with what is there"
+    if max(turns) < 1:
+        yield SHARED
