@@ -157,11 +157,11 @@ class Pool:
 
     def _run_again(self, retry: Retry) -> None:
         """Hand out tasks that failed; with fresh ones beside them where that does no harm."""
-        tasks = retry.tasks
-        room = retry.device.batch_limit - len(tasks)
+        tasks, device = retry.tasks, retry.device
+        room = 0 if device.held or device.aside else device.batch_limit - len(tasks)
         if retry.may_grow and room > 0 and self._lanes.waiting:
             tasks = [*tasks, *self._take_beside(retry, room)]
-        burst = self._hand_out(retry.device, tasks, sum(task.count for task in tasks))
+        burst = self._hand_out(device, tasks, sum(task.count for task in tasks))
         burst.doubts = retry.doubts
 
     def _take_beside(self, retry: Retry, room: int) -> list[Span]:

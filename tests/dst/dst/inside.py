@@ -79,7 +79,8 @@ def _check_bound(engine: Engine, ledger: Ledger) -> None:
 
 def _check_hung(engine: Engine, ledger: Ledger) -> None:
     """What somebody waits for and seems to hang is copied, if there is a device for that."""
-    idle = [d for d in engine.roster.up if not d.bursts and not d.suspect and d.quickest < math.inf]
+    able = [d for d in engine.roster.up if not (d.bursts or d.suspect or d.held)]
+    idle = [device for device in able if device.quickest < math.inf]
     for device in engine.roster.up:
         for burst in device.bursts if idle else ():
             task = next((span for span in burst.spans if not span.done), None)
