@@ -126,7 +126,7 @@ class Hedging:
         self._outcomes.pass_on(burst, burst.began)
         put_back(burst.take_reserved())
         if not self._in_demand(burst):
-            return math.inf
+            return GRACE  # a consumer that takes a result causes no pass, and may wait for it then
         late, times = now - burst.call_began - burst.device.expect(burst.running), 1.0
         if math.isnan(late):  # its own speed is unknown: that of the device for the copy has to do
             late, times = (now - burst.call_began - GRACE) / OVERDUE, OVERDUE
