@@ -21,14 +21,14 @@ from asyncinfer.errors import AsyncInferError
 __all__ = ("demo",)
 
 #: how many times as often as the pictures the digits are shown, as they take less time
-MORE_DIGITS = 5
+MORE_DIGITS = 6
 
 #: what must not be false of the microcontroller
 _TRUE = ("in_order", "host_exact", "bit_exact")
 
 
 def demo(
-    rounds: Annotated[int, typer.Option(min=1, help="How often the pictures are shown.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the pictures are shown.")] = 6,
     output: Annotated[Path, typer.Option(help="Where the timeline is saved.")] = Path(
         "asyncinfer-demo.png"
     ),

@@ -97,10 +97,10 @@ class Stage:
         return len(self.items) // self.rounds
 
     def tasks_alone(self, name: str) -> int:
-        """How many tasks of a pass a device gets alone: the slowed one is given fewer."""
+        """How many tasks of a pass a device gets alone: the slowed one a part of one round."""
         (device,) = (device for device in self.devices if device.name == name)
         slowdown = float(device.options.get("slowdown", 1.0))
-        return round(len(self.items) / (2 * slowdown)) or 1 if slowdown > 1 else len(self.items)
+        return len(self.items) if slowdown == 1 else max(3, round(self.distinct / slowdown))
 
     @property
     def best_single(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from asyncinfer.cli.demo_stage import NAMES, Stage, middle
 from asyncinfer.cli.output import people, rate, seconds, table
 
-__all__ = ("show", "summary")
+__all__ = ("show", "summary", "verdict")
 
 #: what to say when the best device alone was faster
 SHARED = (
@@ -111,7 +111,7 @@ def show(facts: Mapping[str, Any]) -> None:
         ]
         screen.print()
         screen.print(table(columns, rows, title=stage["heading"]))
-        for line in _verdict(stage):
+        for line in verdict(stage):
             screen.print(line, markup=False)
     screen.print()
     screen.print(f"{facts['tasks']} tasks, all in order: {'yes' if facts['in_order'] else 'NO'}")
@@ -119,7 +119,7 @@ def show(facts: Mapping[str, Any]) -> None:
     screen.print(f"timeline: {facts['timeline']}")
 
 
-def _verdict(stage: Mapping[str, Any]) -> Iterator[str]:
+def verdict(stage: Mapping[str, Any]) -> Iterator[str]:
     """How all together compare with the best single device; who takes part, and why not others."""
     ratio, turns = stage["speedup"], stage["speedup_in_turns"]
     best = f"({stage['best_single']}, {rate(stage['best_single_throughput'])})"

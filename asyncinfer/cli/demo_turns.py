@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import cycle
@@ -22,10 +23,12 @@ __all__ = ("Show", "Team", "measure")
 #: The least and the largest of five figures enclose their median in 94 cases of 100
 TURNS = 5
 #: a device may be the best one if it does so much of what the best one does in the first turn
-MAY_BE_BEST = 0.85
+MAY_BE_BEST = 0.9
 #: seconds: all work together so long before they are measured, at least and at most, and go on
 #: for so long after the last change of which take part
-LEAST, MOST, CALM = 1.5, 4.0, 1.0
+LEAST, MOST, CALM = 2.5, 4.0, 1.5
+#: and seconds for the calls that are left behind then to end
+LEFT_BEHIND = 0.3
 
 Show = Callable[[int, Any], None]
 
@@ -49,19 +52,18 @@ class Team:
 
     async def settle(self, items: Sequence[Any], distinct: int, show: Show | None) -> None:
         """Work until which devices rest has stopped changing, or long enough; show one round."""
-        results = self.dispatcher.results(self._until_calm(items, distinct))
-        async for result in results:
-            if show and result.index < distinct:
-                show(result.index, result.unwrap())
-
-    def _until_calm(self, items: Sequence[Any], least: int) -> Iterator[Any]:
         begin = time.monotonic()
-        for count, item in enumerate(cycle(items)):
-            now = time.monotonic()
-            calm = now > max(begin + LEAST, self._changed + CALM)
-            if count >= least and (calm or now > begin + MOST):
-                return
-            yield item
+        async with self.dispatcher.results(cycle(items)) as results:
+            async for result in results:
+                if result.index < distinct:
+                    (show or _nothing)(result.index, result.unwrap())
+                elif self._is_calm(begin):
+                    break
+        await asyncio.sleep(LEFT_BEHIND)
+
+    def _is_calm(self, begin: float) -> bool:
+        now = time.monotonic()
+        return now > begin + MOST or now > max(begin + LEAST, self._changed + CALM)
 
     async def work(self, items: Sequence[Any]) -> Outcome:
         """One pass over the inputs."""
@@ -75,6 +77,10 @@ class Team:
         after = self.dispatcher.stats().devices
         outcome.devices = [_since(*pair) for pair in zip(before, after, strict=True)]
         return outcome
+
+
+def _nothing(index: int, value: Any) -> None:
+    del index, value
 
 
 def _since(before: DeviceStats, after: DeviceStats) -> DeviceStats:

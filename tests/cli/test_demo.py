@@ -2,8 +2,9 @@
 
 import pytest
 
-from asyncinfer.cli import demo
+from asyncinfer.cli import demo, demo_turns
 from asyncinfer.cli.demo_stage import Stage
+from asyncinfer.cli.demo_summary import verdict
 
 
 @pytest.mark.models
@@ -12,7 +13,7 @@ def test_the_demo(cli, tmp_path):
     pytest.importorskip("torch")
     picture = tmp_path / "demo.png"
     facts = cli("demo", "--rounds", 1, "--output", picture, "--json").json
-    assert facts["tasks"] == 7 + 1797
+    assert facts["tasks"] == 7 + 6 * 1797
     assert facts["in_order"] is True
     assert facts["accuracy"] > 0.95
     assert facts["throughput"] > 0
@@ -35,6 +36,8 @@ def small(monkeypatch, tiny):
     stage.targets = None
     last = Stage.of("numbers", "tiny", 1)
     stages = {"efficientnet_lite0": stage, "digits": last}
+    for name in ("LEAST", "MOST", "CALM", "LEFT_BEHIND"):
+        monkeypatch.setattr(demo_turns, name, 0.01)
     monkeypatch.setattr("asyncinfer.cli.demo_stage.BATCHES", {"tiny": (4, 1, 1)})
     monkeypatch.setattr(
         demo.Stage, "of", classmethod(lambda cls, title, name, rounds: stages[name])
@@ -50,7 +53,8 @@ def test_people_see_labels_tables_and_the_comparison(cli, small, tmp_path):
     ran = cli("demo", "--output", tmp_path / "x.svg")
     assert ran.status == 0
     assert "  n3               6\n" in ran.out
-    assert "times the best single device" in ran.out
+    assert "the best single device (" in ran.out
+    assert ran.out.count("n3  ") == 1  # however often it was shown to the devices
     assert "60 tasks, all in order: yes" in ran.out
     assert "digits right: 100.00%" in ran.out
     assert "raspberry_pi (stand-in)" in ran.out
@@ -62,7 +66,72 @@ def test_json(cli, small, tmp_path):
     assert facts["tasks"] == 60
     names = ["cpu-batching", "cpu", "raspberry_pi (stand-in)"]
     assert [device["name"] for device in facts["devices"]] == names
+    for stage in facts["stages"]:
+        assert len(stage["speedup_in_turns"]) == demo_turns.TURNS
+        assert stage["speedup"] == sorted(stage["speedup_in_turns"])[demo_turns.TURNS // 2]
     assert facts["speedup"] == pytest.approx(facts["throughput"] / facts["best_single_throughput"])
+
+
+def found(turns, *, tasks=(60, 40, 0), rests=(None, None, None)):
+    names = ["a", "b", "c"]
+    return {
+        "tasks": sum(tasks),
+        "throughput": 50.0,
+        "best_single": "a",
+        "best_single_throughput": 40.0,
+        "speedup": sorted(turns)[len(turns) // 2],
+        "speedup_in_turns": turns,
+        "devices": [
+            {"name": name, "tasks": count, "rests": reason}
+            for name, count, reason in zip(names, tasks, rests, strict=True)
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "lines"),
+    [
+        (
+            found([1.2, 1.25, 1.3]),
+            [
+                "50 tasks/s together, 1.25 times the best single device (a, 40); 1.20 to 1.30 in "
+                "3 turns",
+                "  c rests: the others are done sooner with what is there",
+            ],
+        ),
+        (
+            found([0.9, 0.97, 1.1], rests=(None, None, "10 tasks/s with it, 50 without")),
+            [
+                "50 tasks/s together, as fast as the best single device (a, 40): 0.97 times; "
+                "0.90 to 1.10 in 3 turns",
+                "  c rests: 10 tasks/s with it, 50 without",
+            ],
+        ),
+        (
+            found([0.9, 0.97, 1.1], tasks=(99, 1, 0), rests=(None, "b's reason", "c's")),
+            [
+                "50 tasks/s together, as fast as the best single device (a, 40), which does it "
+                "alone:",
+                "  1.00 times, within what the turns tell: 0.97, 0.90 to 1.10 in 3 turns",
+                "  b rests: b's reason",
+                "  c rests: c's",
+            ],
+        ),
+        (
+            found([0.9, 0.93, 0.95], tasks=(100, 0, 0), rests=(None, "b's reason", "c's")),
+            [
+                "50 tasks/s together, 0.93 times the best single device (a, 40); 0.90 to 0.95 in "
+                "3 turns",
+                "  b rests: b's reason",
+                "  c rests: c's",
+            ],
+        ),
+    ],
+    ids=["faster", "as fast", "the same", "slower, though the same"],
+)
+def test_the_verdict_says_what_the_turns_tell(facts, lines):
+    assert list(verdict(facts))[: len(lines)] == lines
+    assert ("Slower" in "".join(verdict(facts))) == (max(facts["speedup_in_turns"]) < 1)
 
 
 @pytest.mark.parametrize("wrong", ["in_order", "host_exact", "bit_exact"])
