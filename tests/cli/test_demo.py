@@ -94,24 +94,30 @@ def found(turns, *, tasks=(60, 40, 0), rests=(None, None, None)):
         (
             found([1.2, 1.25, 1.3]),
             [
-                "50 tasks/s together, 1.25 times the best single device (a, 40); 1.20 to 1.30 in "
-                "3 turns",
+                (
+                    "50 tasks/s together, 1.25 times the best single device (a, 40); 1.20 to 1.30 in "
+                    "3 turns"
+                ),
                 "  c rests: the others are done sooner with what is there",
             ],
         ),
         (
             found([0.9, 0.97, 1.1], rests=(None, None, "10 tasks/s with it, 50 without")),
             [
-                "50 tasks/s together, as fast as the best single device (a, 40): 0.97 times; "
-                "0.90 to 1.10 in 3 turns",
+                (
+                    "50 tasks/s together, as fast as the best single device (a, 40): 0.97 times; "
+                    "0.90 to 1.10 in 3 turns"
+                ),
                 "  c rests: 10 tasks/s with it, 50 without",
             ],
         ),
         (
             found([0.9, 0.97, 1.1], tasks=(99, 1, 0), rests=(None, "b's reason", "c's")),
             [
-                "50 tasks/s together, as fast as the best single device (a, 40), which does it "
-                "alone:",
+                (
+                    "50 tasks/s together, as fast as the best single device (a, 40), which does it "
+                    "alone:"
+                ),
                 "  1.00 times, within what the turns tell: 0.97, 0.90 to 1.10 in 3 turns",
                 "  b rests: b's reason",
                 "  c rests: c's",
@@ -120,8 +126,10 @@ def found(turns, *, tasks=(60, 40, 0), rests=(None, None, None)):
         (
             found([0.9, 0.93, 0.95], tasks=(100, 0, 0), rests=(None, "b's reason", "c's")),
             [
-                "50 tasks/s together, 0.93 times the best single device (a, 40); 0.90 to 0.95 in "
-                "3 turns",
+                (
+                    "50 tasks/s together, 0.93 times the best single device (a, 40); 0.90 to 0.95 in "
+                    "3 turns"
+                ),
                 "  b rests: b's reason",
                 "  c rests: c's",
             ],
