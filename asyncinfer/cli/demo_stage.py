@@ -96,16 +96,21 @@ class Stage:
         """The number of inputs of one round."""
         return len(self.items) // self.rounds
 
+    def slowdown(self, name: str) -> float:
+        """How many times slower than this host a device is made."""
+        (device,) = (device for device in self.devices if device.name == name)
+        return float(device.options.get("slowdown", 1.0))
+
     def tasks_alone(self, name: str) -> int:
         """How many tasks of a pass a device gets alone: the slowed one a part of one round."""
-        (device,) = (device for device in self.devices if device.name == name)
-        slowdown = float(device.options.get("slowdown", 1.0))
+        slowdown = self.slowdown(name)
         return len(self.items) if slowdown == 1 else max(3, round(self.distinct / slowdown))
 
     @property
     def best_single(self) -> str:
-        """The device that does most alone."""
-        return max(self.alone, key=lambda name: middle(self.alone[name]).rate)
+        """The device that does most alone, of those that are not slowed."""
+        candidates = [name for name in self.alone if self.slowdown(name) == 1]
+        return max(candidates, key=lambda name: middle(self.alone[name]).rate)
 
     @property
     def ratios(self) -> list[float]:

@@ -18,7 +18,7 @@ SHARED = (
 )
 
 #: a device that does less than this part of the tasks does next to nothing
-LITTLE = 0.02
+LITTLE = 0.05
 
 
 def summary(stages: Sequence[Stage]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from itertools import cycle
 from typing import Any
 
 from asyncinfer.bench.real.devices import Opened
-from asyncinfer.cli.demo_stage import NAMES, Outcome, Stage
+from asyncinfer.cli.demo_stage import Outcome, Stage
 from asyncinfer.cli.timeline import Timeline
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.events import Event
@@ -19,11 +19,9 @@ from asyncinfer.stats import DeviceStats
 
 __all__ = ("Show", "Team", "measure")
 
-#: turns, each with a pass of all together and one of each device that may be the best one alone.
+#: turns, each with a pass of all together and one of each device alone.
 #: The least and the largest of five figures enclose their median in 94 cases of 100
 TURNS = 5
-#: a device may be the best one if it does so much of what the best one does in the first turn
-MAY_BE_BEST = 0.9
 #: seconds: all work together so long before they are measured, at least and at most, and go on
 #: for so long after the last change of which take part
 LEAST, MOST, CALM = 2.5, 4.0, 1.5
@@ -92,8 +90,8 @@ def _since(before: DeviceStats, after: DeviceStats) -> DeviceStats:
 async def measure(stage: Stage, opened: Sequence[Opened], show: Show | None) -> None:
     """Let all together settle, then have them and each device alone take turns.
 
-    So whatever else this host does meanwhile meets all of them alike. Of the devices alone, those
-    that are clearly not the best one have one turn only, and the slowed one a part of the inputs.
+    So whatever else this host does meanwhile meets all of them alike. The slowed device, which
+    cannot be the best one, has one turn alone, with a part of the inputs.
     """
     async with AsyncExitStack() as stack:
         together, *alone = [Team(opened), *(Team([driver]) for driver in opened)]
@@ -101,17 +99,9 @@ async def measure(stage: Stage, opened: Sequence[Opened], show: Show | None) -> 
             await stack.enter_async_context(team.dispatcher)
         await together.settle(stage.items, stage.distinct, show)
         for turn in range(TURNS):
-            teams = [team for team in alone if _has_a_turn(stage, team.names[0])]
+            teams = [team for team in alone if not (turn and stage.slowdown(team.names[0]) > 1)]
             for team in [*teams, together] if turn % 2 else [together, *teams]:
                 await _pass(stage, team)
-
-
-def _has_a_turn(stage: Stage, name: str) -> bool:
-    """Whether a device may be the best one alone, as far as is known."""
-    if len(stage.alone) < len(NAMES):
-        return True
-    best = max(outcomes[0].rate for outcomes in stage.alone.values())
-    return stage.alone[name][0].rate >= MAY_BE_BEST * best
 
 
 async def _pass(stage: Stage, team: Team) -> None:

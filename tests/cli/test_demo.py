@@ -95,8 +95,8 @@ def found(turns, *, tasks=(60, 40, 0), rests=(None, None, None)):
             found([1.2, 1.25, 1.3]),
             [
                 (
-                    "50 tasks/s together, 1.25 times the best single device (a, 40); 1.20 to 1.30 in "
-                    "3 turns"
+                    "50 tasks/s together, 1.25 times the best single device (a, 40); 1.20 to 1.30 "
+                    "in 3 turns"
                 ),
                 "  c rests: the others are done sooner with what is there",
             ],
@@ -127,8 +127,8 @@ def found(turns, *, tasks=(60, 40, 0), rests=(None, None, None)):
             found([0.9, 0.93, 0.95], tasks=(100, 0, 0), rests=(None, "b's reason", "c's")),
             [
                 (
-                    "50 tasks/s together, 0.93 times the best single device (a, 40); 0.90 to 0.95 in "
-                    "3 turns"
+                    "50 tasks/s together, 0.93 times the best single device (a, 40); 0.90 to 0.95 "
+                    "in 3 turns"
                 ),
                 "  b rests: b's reason",
                 "  c rests: c's",
