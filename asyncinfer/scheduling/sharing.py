@@ -54,6 +54,9 @@ DRIFT_GAIN, DRIFT_CALLS, DRIFT_DEVIATIONS, DRIFT_LEAST = 1 / 32, 32, 4.5, 0.06
 #: after a drift no other counts for so many seconds at least; one that comes within so many times
 #: the last pause after it doubles the pause
 STEADY, SOON = 0.25, 8
+#: if no call ends for this long, in seconds, and so many times the slowest device's call, there was
+#: nothing to do
+LEAST_IDLE, IDLE = 0.5, 4.0
 #: part of the rate that may be spent on trying resting devices again
 PROBE_COST = 0.01
 #: they are tried again no sooner than after this many times the slowest device's time for a call
@@ -112,6 +115,8 @@ class Group:
         self._avoided: dict[int, float] = {}
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
+        #: when a call ended last
+        self._ended = math.inf
         #: when a call of the whole set was counted last
         self._counted = -math.inf
         #: whether a set was found best since then; what trials have cost from that time on, in
@@ -176,6 +181,7 @@ class Group:
 
         It counts if the same devices ran from its beginning to its end.
         """
+        self._leave_out_idle_time(now)
         if begun != self._version or not seconds > 0:
             self._wait_no_longer(now)
             return
@@ -194,6 +200,21 @@ class Group:
             self._forget(now)
         else:
             self._count(now)
+
+    def _leave_out_idle_time(self, now: float) -> None:
+        """Put off all that was due at some time by as long as there was nothing to do."""
+        idle = (
+            now - self._ended - IDLE * max(map(self.model.call, bits(self.available)), default=0.0)
+        )
+        self._ended = now
+        if not LEAST_IDLE < idle < math.inf:
+            return
+        self._since += idle
+        self._started += idle
+        self._counted += idle
+        self._look_at += idle
+        self._probe_at += idle
+        self._steady_until += idle
 
     @property
     def sigma(self) -> float:
