@@ -83,7 +83,19 @@ def test_one_text_is_one_name(right):
     assert shared_names([], "here") == frozenset()
 
 
-WRONG = [3, True, "", " ", [""], [3], ["a", None], b"a", {"a": "b"}, iter("a"), [["a"]]]
+WRONG = [
+    3,
+    True,
+    "",
+    " ",
+    [""],
+    [3],
+    ["a", None],
+    b"a",
+    {"a": "b"},
+    pytest.param(iter("a"), id="an iterator"),
+    [["a"]],
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
