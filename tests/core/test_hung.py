@@ -73,6 +73,22 @@ def test_an_ordered_stream_goes_on_within_twenty_service_times(
     assert stats.failed == 0
 
 
+@pytest.mark.parametrize("nth", [2, 20])
+def test_a_single_call_goes_to_a_device_that_has_run_nothing_yet(virtual, nth):
+    """One call at a time: the quick device is given them all, and what hangs has no history."""
+
+    async def main():
+        drivers = [UnknownHangs("hung", 0.01, nth), Unknown("spare", 0.01)]
+        async with Dispatcher(drivers) as d:
+            for i in range(40):
+                before = now()
+                assert await d.infer(i) == i
+                assert now() - before <= bound(0.01)
+            assert d.stats().hedging.won == 1
+
+    virtual(main())
+
+
 @pytest.mark.parametrize("policy", ["eft", "greedy"])
 def test_so_it_does_when_the_other_device_is_slower(virtual, policy):
     drivers = [Hangs("hung", 0.01, 30), SimulatedDriver("b", 0.04)]

@@ -195,6 +195,9 @@ class Hedging:
         enough = self._copied_enough() if hangs else None
         tasks = [task for task in burst.share_running() if _may_be_copied(task, enough)]
         best, seconds = self._best_for(burst.device, len(tasks), now)
+        if hangs and (best is None or not best.free or seconds > late):
+            unknown = self._unknown_for(burst.device)
+            best, seconds = (best, seconds) if unknown is None else (unknown, 0.0)
         if not tasks:
             return math.inf
         if best is None:
@@ -211,7 +214,8 @@ class Hedging:
             self._look_at_next_event()
             return saving
         copy = Burst(best, tasks, len(tasks), now)
-        self._copies.append(_Copy(burst, copy, tasks, best.expect(len(tasks))))
+        expected = best.expect(len(tasks)) if best.quickest < math.inf else 0.0
+        self._copies.append(_Copy(burst, copy, tasks, expected))
         self._started += len(tasks)
         for task in tasks:
             task.copied = True
@@ -226,11 +230,25 @@ class Hedging:
         def seconds(other: Device) -> float:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
 
-        hung = {device, *(burst.device for burst in self._hung)}
-        others = [d for d in self._roster.up if d not in hung and _may_run_copy(d)]
+        others = [d for d in self._others(device) if d.quickest < math.inf]
         others = [other for other in others if not other.aside] or others
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
+
+    def _unknown_for(self, device: Device) -> Device | None:
+        """A free device whose speed is unknown, as it has run nothing yet.
+
+        None where that of ``device`` is unknown too, as then nothing says that it hangs.
+        """
+        if device.quickest == math.inf:
+            return None
+        others = [d for d in self._others(device) if d.free and d.quickest == math.inf]
+        return min(others, key=lambda other: other.aside, default=None)
+
+    def _others(self, device: Device) -> list[Device]:
+        """The devices that do not hang, and may run a copy of what ``device`` runs."""
+        hung = {device, *(burst.device for burst in self._hung)}
+        return [d for d in self._roster.up if d not in hung and _may_run_copy(d)]
 
     def _saving(self, cost: float, now: float) -> float:
         """Seconds that devices must work until the budget allows a copy of this cost.
@@ -315,11 +333,7 @@ def _has_effects(device: Device) -> bool:
 
 
 def _may_run_copy(device: Device) -> bool:
-    return (
-        not (device.suspect or device.held)
-        and device.quickest < math.inf
-        and not _has_effects(device)
-    )
+    return not (device.suspect or device.held or _has_effects(device))
 
 
 def _may_be_copied(task: Span, enough: set[Span] | None) -> bool:

@@ -79,16 +79,18 @@ def _check_bound(engine: Engine, ledger: Ledger) -> None:
 
 def _check_hung(engine: Engine, ledger: Ledger) -> None:
     """What somebody waits for and seems to hang is copied, if there is a device for that."""
-    able = [d for d in engine.roster.up if not (d.bursts or d.suspect or d.held)]
-    idle = [device for device in able if device.quickest < math.inf]
+    idle = [d for d in engine.roster.up if not (d.bursts or d.suspect or d.held)]
+    known = [0.0, *(d.latency for d in idle if d.latency >= 0)]
     for device in engine.roster.up:
         for burst in device.bursts if idle else ():
             task = next((span for span in burst.spans if not span.done), None)
             if task is None or task.copied or task.causes or not burst.live:
                 continue
+            if not any(d.quickest < math.inf for d in (device, *idle)):
+                continue  # nobody knows how long it should take
             lane, late = burst.lane, ledger.now - device.overdue_at(burst) - ledger.leapt
             first = not lane.ordered or task.first == lane.head
-            bearable = SLACK + BEARABLE * max(d.latency for d in idle)
+            bearable = SLACK + BEARABLE * max(known)
             check = ledger.check
             check(not first or late < bearable, "stall", task.first, "hangs and is not copied")
 
