@@ -88,7 +88,8 @@ def _check_hung(engine: Engine, ledger: Ledger) -> None:
                 continue
             if not any(d.quickest < math.inf for d in (device, *idle)):
                 continue  # nobody knows how long it should take
-            lane, late = burst.lane, ledger.now - device.overdue_at(burst) - ledger.leapt
+            since = max(device.overdue_at(burst), device.since if device.suspect else 0.0)
+            lane, late = burst.lane, ledger.now - since - ledger.leapt
             first = not lane.ordered or task.first == lane.head
             bearable = SLACK + BEARABLE * max(known)
             check = ledger.check
