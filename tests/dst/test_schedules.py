@@ -34,7 +34,11 @@ FIXED = 1000
 #: most schedules until a planted bug is found
 ENOUGH = 150
 #: for those that show seldom: a seed from which on that is so, so that it takes no longer
-NEAR = {"cancelled call loses its neighbours": 390, "late answer accepted": 440}
+NEAR = {
+    "cancelled call loses its neighbours": 390,
+    "late answer accepted": 440,
+    "what hangs not copied": 140,
+}
 #: the page that tells at which seed each is found
 PAGE = Path(__file__).parents[2] / "docs" / "simulation-testing.md"
 
