@@ -98,7 +98,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize(
+    "wrong", WRONG, ids=[f"{type(value).__name__}{at}" for at, value in enumerate(WRONG)]
+)
 def test_anything_else_is_refused_with_what_to_write(wrong):
     remedy = r"device 'x': shares must be a list of names, such as \['host:localhost'\]"
     with pytest.raises(ConfigError, match=remedy):
