@@ -44,7 +44,7 @@ async def main() -> None:
     pictures: Sequence[Picture] = options.pictures or bundled.items
     names = [*map(str, options.pictures)] or bundled.names
     found = list[dict[str, Any]]()
-    devices = [TorchDriver(MODEL, name=name, threads=1) for name in ("one", "two")]
+    devices = [TorchDriver(MODEL, name=name, threads=1, max_batch=1) for name in ("one", "two")]
     async with Dispatcher[Picture, list[Face]](devices) as dispatcher:
         async for result in dispatcher.results(pictures):
             name, picture = names[result.index], pictures[result.index]
