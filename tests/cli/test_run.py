@@ -134,9 +134,9 @@ def test_config_and_options(cli, tiny, numbers):
 
 
 def test_steps_of_ones_own(cli, tiny, numbers):
-    (numbers / "own_steps.py").write_text("def after(x): return {'value': x, 'set': {1}}\n")
+    (numbers / "steps_after.py").write_text("def after(x): return {'value': x, 'set': {1}}\n")
     given = ["run", "a.txt", "--model", "tiny", "--devices", "cpu"]
-    ran = cli(*given, "--postprocess", "own_steps:after")
+    ran = cli(*given, "--postprocess", "steps_after:after")
     assert ran.rows, (ran.err, ran)
     assert ran.rows[0]["output"] == {"value": 2, "set": [1]}
 
