@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from asyncinfer.scheduling.slowdown import Calls, Member, Model, Table, bits
+from asyncinfer.scheduling.slowdown import Calls, Member, Model, Table, bits, speed_of
 from asyncinfer.scheduling.visits import Visits
 
 __all__ = ("Group",)
@@ -38,19 +38,19 @@ PATIENCE = 1.35
 LONGEST_PATIENCE = 1000
 #: sets whose measurements are kept, the latest used ones
 SETS_KEPT = 24
+#: and no more seconds than this, unless calls are very long
+LOOK_PAUSE = 1.0
 #: in a group of more devices, not all sets are compared, but those that differ by one or two
 #: devices, and the most efficient ones; and fewer samples are drawn
 ALL_SETS = 10
-#: and no more seconds than this, unless calls are very long
-LOOK_PAUSE = 1.0
 #: a trial should be worth its cost within the time worked so far, or within this many times the
 #: slowest device's time for a call
 HORIZON = 20
 #: what trials may cost once a set was found best: see ``_worth``
 BUDGET = 1.0
-#: gain of the moving mean by which drift is found, the calls of a device before it counts, and how
-#: far the mean must be off: by this many of its standard deviations, and by this at least
-DRIFT_GAIN, DRIFT_CALLS, DRIFT_DEVIATIONS, DRIFT_LEAST = 1 / 32, 32, 4.5, 0.06
+#: calls of a set before drift counts, and how far their moving mean must be off: by this many of
+#: its standard deviations, and by this at least
+DRIFT_CALLS, DRIFT_DEVIATIONS, DRIFT_LEAST = 32, 4.5, 0.06
 #: after a drift no other counts for so many seconds at least; one that comes within so many times
 #: the last pause after it doubles the pause
 STEADY, SOON = 0.25, 8
@@ -203,11 +203,11 @@ class Group:
 
     def _leave_out_idle_time(self, now: float) -> None:
         """Put off all that was due at some time by as long as there was nothing to do."""
-        idle = (
-            now - self._ended - IDLE * max(map(self.model.call, bits(self.available)), default=0.0)
-        )
-        self._ended = now
-        if not LEAST_IDLE < idle < math.inf:
+        idle, self._ended = now - self._ended, now
+        if idle <= LEAST_IDLE:
+            return
+        idle -= IDLE * self._slowest
+        if idle <= LEAST_IDLE:
             return
         self._since += idle
         self._started += idle
@@ -220,6 +220,11 @@ class Group:
     def sigma(self) -> float:
         """Standard deviation of the logarithm of a call's time."""
         return self._visits.sigma
+
+    @property
+    def _slowest(self) -> float:
+        """Seconds that a call of the slowest device takes alone; 0 if there is none."""
+        return max(map(self.model.call, bits(self.available)), default=0.0)
 
     # ---- when to look for a better set
 
@@ -247,7 +252,7 @@ class Group:
 
     def _bound(self, devices: int, deviations: float) -> float:
         """The measured rate of a set, and so many of its standard deviations more."""
-        number, logs = self._sums(self._table[devices])
+        number, logs = self.model.sums(self._table[devices])
         doubt = deviations * self.sigma / math.sqrt(number)
         return math.exp(logs / number + doubt) * self.model.nominal(devices)
 
@@ -273,8 +278,7 @@ class Group:
     def _leave(self, now: float) -> None:
         """Do not choose this set for some time, as it did not run as a whole."""
         chosen, back = self.chosen, self._probed_from or self.confirmed
-        slowest = max(map(self.model.call, bits(self.available)))
-        self._avoided[chosen] = now + PROBE_PAUSE * slowest
+        self._avoided[chosen] = now + PROBE_PAUSE * self._slowest
         self._probed_from = 0
         if back in {0, chosen}:
             back = self._running & self.available
@@ -331,14 +335,13 @@ class Group:
         measured = best in self._table and chosen in self._table
         if not measured or chosen == best or not self._visits.variance:
             return False
-        number = max(self._sums(self._table[chosen])[0], 1e-3)
+        number = max(self.model.sums(self._table[chosen])[0], 1e-3)
         doubt = math.exp(-DOUBTS * self.sigma / math.sqrt(number))
         return self.model.rate(chosen) * doubt < self.model.rate(best)
 
     def _pause(self, now: float) -> float:
         """Seconds after which another look is taken, however few calls there were."""
-        slowest = max(map(self.model.call, bits(self.available)))
-        return max(LOOK_PAUSE, HORIZON * slowest, (now - self._started) / 50)
+        return max(LOOK_PAUSE, HORIZON * self._slowest, (now - self._started) / 50)
 
     def _fit(self) -> None:
         self.model.fit(self._table, self.sigma, self._chance)
@@ -432,7 +435,7 @@ class Group:
         worked, in units of the slowest device's call: so their part of it becomes ever smaller.
         """
         cost = self._lost(devices, self._seconds_of_trial(devices))
-        slowest = max(map(self.model.call, bits(self.available)))
+        slowest = self._slowest
         worked = now - self._started
         if self._searched and self._spent + cost > BUDGET * math.sqrt(slowest * worked):
             return False
@@ -462,7 +465,7 @@ class Group:
     def _drifts(self) -> bool:
         """Whether the calls of the chosen set have become slower or faster."""
         visits = self._visits
-        variance = self.sigma**2 * DRIFT_GAIN / (2 - DRIFT_GAIN) + visits.variance
+        variance = visits.by_chance + visits.variance
         return abs(visits.recent) > max(DRIFT_LEAST, DRIFT_DEVIATIONS * math.sqrt(variance))
 
     def _forget(self, now: float) -> None:
@@ -484,9 +487,8 @@ class Group:
 
         A host that others use as well changes all the time, and a search takes its time too.
         """
-        slowest = max(map(self.model.call, bits(self.available)), default=0.0)
         soon = now - self._steady_until < SOON * self._steady
-        self._steady = max(STEADY, HORIZON * slowest, 2 * self._steady if soon else 0.0)
+        self._steady = max(STEADY, HORIZON * self._slowest, 2 * self._steady if soon else 0.0)
         self._steady_until = now + self._steady
 
     def _plan_probe(self, now: float) -> None:
@@ -494,8 +496,7 @@ class Group:
         place = self._worth_probing(now) if self._probe_at == math.inf else None
         if place is None:
             return
-        slowest = max(map(self.model.call, bits(self.available)))
-        self._probe_at = now + max(PROBE_PAUSE * slowest, self._cost(place) / PROBE_COST)
+        self._probe_at = now + max(PROBE_PAUSE * self._slowest, self._cost(place) / PROBE_COST)
 
     def _cost(self, place: int) -> float:
         """What it costs to try a resting device for one call: seconds of the chosen set's work."""
@@ -558,22 +559,14 @@ class Group:
 
     def _fared_otherwise(self, measured: dict[int, Calls], before: dict[int, Calls]) -> bool:
         """Whether a probe's measurements differ from what was expected by those before it."""
-        number, logs = self._sums(measured)
-        known, _ = self._sums(before)
+        number, logs = self.model.sums(measured)
+        known, _ = self.model.sums(before)
         if not number:
             return False
         doubt = self.sigma * math.sqrt(1 / number + 1 / (1 + known))
         least = DRIFT_LEAST if known else 2 * DRIFT_LEAST
         off = abs(logs / number - math.log(self._expected))
         return off > max(least, DRIFT_DEVIATIONS * doubt)
-
-    def _sums(self, measured: dict[int, Calls]) -> tuple[float, float]:
-        """How many calls there were, and the sum of the logarithms of their speeds."""
-        number = logs = 0.0
-        for place, calls in measured.items():
-            number += calls.number
-            logs += calls.number * math.log(self.model.alone[place]) - calls.logs
-        return number, logs
 
 
 def _rates(model: Model, sets: list[int]) -> list[float]:
@@ -592,7 +585,7 @@ def _rates(model: Model, sets: list[int]) -> list[float]:
         total, rate, number = known
         total, rate, number = total + demands[place], rate + nominal[place], number + 1
         sums[devices] = total, rate, number
-        speed = (1 / total if total > 1 else 1.0) / (1 + contention * (number - 1))
+        speed = speed_of(total, contention, number)
         measured = devices in model.table
         rates.append(model.measured_rate(devices, speed) if measured else speed * rate)
     return rates

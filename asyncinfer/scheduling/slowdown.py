@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-__all__ = ("Calls", "Member", "Model", "bits")
+__all__ = ("Calls", "Member", "Model", "Table", "bits", "speed_of")
 
 #: the share of the host that one device's call is presumed to want, before anything is known
 USUAL_DEMAND = 0.3
@@ -41,6 +41,12 @@ def bits(members: int) -> Iterable[int]:
         low = members & -members
         yield low.bit_length() - 1
         members ^= low
+
+
+def speed_of(demand: float, contention: float, devices: int) -> float:
+    """The fraction of its speed alone at which each of so many devices runs: see ``Model``."""
+    shared = 1 / demand if demand > 1 else 1.0
+    return shared / (1 + contention * max(0, devices - 1))
 
 
 @dataclass(slots=True)
@@ -118,8 +124,7 @@ class Model:
         """The fraction of their speed at which ``devices`` run together, by the law alone."""
         demands = self.demands
         total = sum([demands[place] for place in bits(devices)])
-        shared = 1 / total if total > 1 else 1.0
-        return shared / (1 + self.contention * max(0, devices.bit_count() - 1))
+        return speed_of(total, self.contention, devices.bit_count())
 
     def rate(self, devices: int) -> float:
         """Tasks a second of ``devices`` together: by the law, and by what was measured of them."""
@@ -158,11 +163,16 @@ class Model:
         measured = self.table.get(devices)
         if not measured:
             return speed
-        number, logs = 1.0, math.log(speed)
+        number, logs = self.sums(measured)
+        return math.exp((math.log(speed) + logs) / (1 + number))
+
+    def sums(self, measured: dict[int, Calls]) -> tuple[float, float]:
+        """How many calls there were, and the sum of the logarithms of their speeds."""
+        number = logs = 0.0
         for place, calls in measured.items():
             number += calls.number
             logs += calls.number * math.log(self.alone[place]) - calls.logs
-        return math.exp(logs / number)
+        return number, logs
 
     def fit(self, table: Table, sigma: float, chance: random.Random) -> None:
         """Adjust all figures to ``table``, whose logarithms of times vary by ``sigma``.

@@ -53,6 +53,11 @@ class Visits:
         """Of the difference of two neighbouring visits, beyond that of their calls."""
         return max(0.0, 2 * self._changes)
 
+    @property
+    def by_chance(self) -> float:
+        """Variance of ``recent`` if calls are independent of each other."""
+        return self.sigma**2 * RECENT / (2 - RECENT)
+
     def call(self, place: int, log: float, off: float) -> None:
         """A device's call took ``log``, which is ``off`` its mean."""
         last = self._last.get(place)
@@ -85,8 +90,7 @@ class Visits:
                 ) / 2  # 3: so that it is 0 by chance
                 self._changes += GAIN * (change - self._changes)
             self._before = mean, self.number
-            by_chance = self.sigma**2 * RECENT / (2 - RECENT)
-            shown = self.variance / (self.variance + by_chance)
+            shown = self.variance / (self.variance + self.by_chance)
             self.level = shown * self.recent
         self._last.clear()
         self.number, self._sum, self.recent = 0, 0.0, 0.0
