@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 from asyncinfer_drivers._shared.between import Between
 from asyncinfer_drivers._shared.worker import as_exception, portable
 from asyncinfer_drivers._torch.channel import Channel, Unloadable
-from asyncinfer_drivers._torch.engine import Engine
+from asyncinfer_drivers._torch.engine import Engine, EngineChores
 from asyncinfer_drivers._torch.mainprogram import MAIN, MainProgram
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.wire import Area, Pickled, packed
@@ -70,10 +70,9 @@ def _die_with(parent: int, lifeline: int) -> None:
 
 def _serve(channel: Channel) -> None:
     server = _Server(channel)
-    between = Between(server)
     while True:
-        if between.needed:
-            between.fill(channel.ready, lambda: not channel.open())
+        if server.between.needed:
+            server.between.fill(channel.ready, lambda: not channel.open())
         if not _exchange(channel, server):
             return
 
@@ -139,6 +138,8 @@ class _Server:
         self._main = MainProgram({})
         self._share: _Share | None = None
         self._engine: Engine | None = None
+        #: what it does while no request is there
+        self.between = Between(EngineChores(lambda: self._engine))
         #: what the parent knows of the engine
         self._known: tuple[int, dict[str, str | float]] | None = None
         self.log = _Log()
@@ -162,20 +163,6 @@ class _Server:
             return None
         self._known = now
         return now
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the engine has something to try between batches."""
-        return self._engine is not None and self._engine.waiting
-
-    @property
-    def worked(self) -> float:
-        """Seconds that batches of real tasks have taken."""
-        return 0.0 if self._engine is None else self._engine.worked
-
-    def step(self) -> bool:
-        """Have it try some of that."""
-        return self._engine is not None and self._engine.step()
 
     def _do_prepare(self, order: Order) -> None:
         logging.getLogger("asyncinfer.torch").setLevel(order.level)

@@ -23,7 +23,7 @@ from asyncinfer_drivers._torch.threads import CoreShare, Crew, Share, every_core
 from asyncinfer_drivers._torch.tuning import Tuning, Wide, longest_call
 from asyncinfer_drivers._torch.variants import Forward
 
-__all__ = ("Engine", "claim")
+__all__ = ("Engine", "EngineChores", "claim")
 
 logger = logging.getLogger("asyncinfer.torch")
 
@@ -258,3 +258,27 @@ class Engine:
             details["threads"] = self._crew.threads
         details["malloc"] = "raised" if self._malloc_held else "as it is"
         self._tell(**details)
+
+
+class EngineChores:
+    """What an engine has to try between calls, once there is one: ``Chores`` of its thread."""
+
+    def __init__(self, engine: Callable[[], Engine | None]) -> None:
+        self._engine = engine
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has something to try."""
+        engine = self._engine()
+        return engine is not None and engine.waiting
+
+    @property
+    def worked(self) -> float:
+        """Seconds that calls with real tasks have taken."""
+        engine = self._engine()
+        return 0.0 if engine is None else engine.worked
+
+    def step(self) -> bool:
+        """Have it try some of that."""
+        engine = self._engine()
+        return engine is not None and engine.step()

@@ -8,7 +8,7 @@ from typing import Any
 from asyncinfer.errors import DeviceLost, DeviceTimeout
 from asyncinfer_drivers._shared.between import Between
 from asyncinfer_drivers._shared.worker import Worker
-from asyncinfer_drivers._torch.engine import Engine, claim
+from asyncinfer_drivers._torch.engine import Engine, EngineChores, claim
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.threads import CoreShare
@@ -24,7 +24,9 @@ class ThreadHost:
         self._name = options.called
         self._share: CoreShare | None = None
         self._engine: Engine | None = None
-        self.worker = Worker(self._name, at_end=self._release, between=Between(self))
+        self.worker = Worker(
+            self._name, at_end=self._release, between=Between(EngineChores(lambda: self._engine))
+        )
         self.opened = False
         self.warmup: Any = None
 
@@ -83,20 +85,6 @@ class ThreadHost:
             raise DeviceTimeout(self._name, text)
 
     # ---- in the thread
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the engine has something to try between calls."""
-        return self._engine is not None and self._engine.waiting
-
-    @property
-    def worked(self) -> float:
-        """Seconds that calls with real tasks have taken."""
-        return 0.0 if self._engine is None else self._engine.worked
-
-    def step(self) -> bool:
-        """Have it try some of that."""
-        return self._engine is not None and self._engine.step()
 
     def _load(self) -> Engine:
         self._share = claim(self._options)
