@@ -188,12 +188,20 @@ class FaultyDriver(Driver[Any, Any]):
             self.running = []
             self.memory = [UNKNOWN]
 
-    async def _open_wrong(self, fault: OpenFault) -> None:
+    async def _held_up(self, fault: OpenFault | CloseFault | ResetFault) -> bool:
+        """Hang, or take long, if that is the fault; whether it is."""
         if fault.kind == "hang":
             await self.faults.hang()
         elif fault.kind == "slow":
             await asyncio.sleep(fault.amount)
-        elif fault.kind == "stubborn":
+        else:
+            return False
+        return True
+
+    async def _open_wrong(self, fault: OpenFault) -> None:
+        if await self._held_up(fault):
+            return
+        if fault.kind == "stubborn":
             if await self.faults.ignore(fault.amount):
                 raise asyncio.CancelledError
         elif fault.kind == "stubborn late":  # it succeeds, though nobody waits for it
@@ -217,14 +225,11 @@ class FaultyDriver(Driver[Any, Any]):
             await self._close_wrong(fault)
 
     async def _close_wrong(self, fault: CloseFault) -> None:
-        if fault.kind == "hang":
-            await self.faults.hang()
-        elif fault.kind == "slow":
-            await asyncio.sleep(fault.amount)
-        elif fault.kind == "raises":
+        if await self._held_up(fault):
+            return
+        if fault.kind == "raises":
             raise OSError("close failed")
-        else:
-            await self.faults.ignore(1e9 if fault.kind == "wedge" else fault.amount)
+        await self.faults.ignore(1e9 if fault.kind == "wedge" else fault.amount)
 
     async def reset(self) -> None:
         self.ledger.note("reset", self.name, self.resets)
@@ -238,11 +243,9 @@ class FaultyDriver(Driver[Any, Any]):
         memory.clear()
 
     async def _reset_wrong(self, fault: ResetFault) -> None:
-        if fault.kind == "hang":
-            await self.faults.hang()
-        elif fault.kind == "slow":
-            await asyncio.sleep(fault.amount)
-        elif fault.kind == "stubborn":
+        if await self._held_up(fault):
+            return
+        if fault.kind == "stubborn":
             if await self.faults.ignore(fault.amount):
                 raise asyncio.CancelledError
         elif fault.kind == "raises":
