@@ -26,7 +26,8 @@ def test_the_demo(cli, tmp_path):
     if "missing" not in board:
         assert board["tasks"] == sum(device["tasks"] for device in board["devices"]) == 1797
         assert board["in_order"] is board["host_exact"] is board["bit_exact"] is True
-        assert all(device["accuracy"] > 0.95 for device in board["devices"])
+        worked = [device for device in board["devices"] if device["tasks"]]  # one may rest
+        assert all(device["accuracy"] > 0.95 for device in worked)
 
 
 @pytest.fixture

@@ -101,10 +101,9 @@ class Chaos:
                 self.tasks.take(result)
 
     async def _until_all_are_up(self, dispatcher):
-        """All devices are ready, or one is on trial."""
-        up = ("ready", "busy", "suspect")
+        """All devices are ready, or on trial."""
         names = set(self.stage.names)
-        while names - {d.name for d in dispatcher.stats().devices if d.state in up}:  # noqa: ASYNC110
+        while names - {d.name for d in dispatcher.stats().devices if d.up}:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     # ---- the faults
@@ -150,7 +149,9 @@ class Chaos:
                 await episode.answered.wait()
         self.lives.episode = None
         if not episode.back:
-            self.problems.append(f"{kind.device} did not come back from {name}")
+            (found,) = (d for d in self.lives.dispatcher.stats().devices if d.name == kind.device)
+            state = f"it is {found.state}: {found.reason or found.rests}"
+            self.problems.append(f"{kind.device} did not come back from {name}, {state}")
             episode.back = clock()
         self._judge(episode)
 

@@ -26,6 +26,8 @@ HOST, WORKER, BOARD, REMOTE, ACTOR, NODE = (
 )  # fmt: skip
 #: seconds of a call, slept: six devices do not fill two processors
 PAUSE = 0.04
+#: what devices say that they share: one that rests would not show that it is back
+NOTHING = ()
 #: of the board's line, which makes up its pace
 BAUD = 19_200
 #: seconds each way to the server
@@ -80,7 +82,9 @@ class Stage:
     def drivers(self):
         """Those that are there from the beginning."""
         steps = {"preprocess": self.model.preprocess, "postprocess": self.model.postprocess}
-        torch = {"threads": 1, "optimize": "none", "warmup_input": self.images[0], **steps}
+        # a call for each image, so that the pace stays the pause's
+        plain = {"threads": 1, "optimize": "none", "max_batch": 1, "shares": NOTHING}
+        torch = {"warmup_input": self.images[0], **plain, **steps}
         # without `malloc` it asks the system for memory again in each call
         apart = {"isolation": "process", "malloc": "none"}
         self.worker = TorchDriver(Paced(PAUSE), name=WORKER, **apart, **torch)
@@ -89,6 +93,7 @@ class Stage:
             name=BOARD,
             baudrate=BAUD,
             max_batch=1,
+            shares=NOTHING,
             raw=True,
             preprocess=self._sample,
             postprocess=lambda row: tuple(row.reshape(-1).tolist()),
@@ -98,6 +103,7 @@ class Stage:
             "model": "digits",
             "concurrency": 1,
             "connect_timeout": 2.0,
+            "shares": NOTHING,
         }
         remote = DeviceConfig("open_inference", REMOTE, server).build(resolve("digits"))
         return [TorchDriver(Paced(PAUSE), name=HOST, **torch), self.worker, board, remote]
@@ -121,6 +127,7 @@ class Stage:
             name=name,
             address=self.nodes.cluster.address,
             placement=f"node:{node.id}",
+            shares=NOTHING,
         )
         driver.place = node.id
         self.where[name] = driver

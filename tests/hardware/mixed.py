@@ -70,7 +70,10 @@ class Mixed:
             )
             for name, node in zip((ACTOR, NODE), self.nodes.nodes, strict=True)
         ]
-        return [*(device.build(common) for device in local), *self.actors]
+        drivers = [*(device.build(common) for device in local), *self.actors]
+        for driver in drivers:
+            driver.shares = ()  # they share this host, and yet each has to work
+        return drivers
 
     # ---- what is done to them
 

@@ -79,7 +79,7 @@ def test_it_conforms():
 
 
 async def test_a_stream_survives_the_death_of_actors():
-    drivers = ray_drivers(2, echo, max_batch=4)
+    drivers = ray_drivers(2, echo, max_batch=4, shares=())  # so that none rests
     first = set[int]()
     async with Dispatcher(drivers, wait_for="all") as dispatcher:
         got = list[int]()
