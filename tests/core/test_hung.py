@@ -96,6 +96,35 @@ def test_so_it_does_when_the_other_device_is_slower(virtual, policy):
     assert pause <= bound(0.04)
 
 
+class Warms(UnknownHangs):
+    """Its first call takes far longer than all others."""
+
+    async def work(self, batch):
+        await asyncio.sleep(30.0 * (len(self.batches) == 1))
+        return await super().work(batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}])
+@pytest.mark.parametrize("nth", [3, 4, 5, 12])
+@pytest.mark.parametrize(("kind", "other"), [(Hangs, SimulatedDriver), (Warms, Unknown)])
+def test_and_when_a_call_was_expected_to_take_far_longer_than_others_do(
+    virtual, kind, other, nth, options
+):
+    """By the calibration, or by the first call: the timer that finds what hangs was set by that."""
+    options = {"estimate": 30.0, **options}
+    drivers = [kind("hung", 0.3, nth, **options), other("b", 0.3, **options)]
+
+    async def main():
+        async with Dispatcher(drivers) as d:
+            assert [x async for x in d.stream(range(4))] == [*range(4)]
+            for i in range(20):
+                before = now()
+                assert await d.infer(i) == i
+                assert now() - before <= bound(0.3)
+
+    virtual(main())
+
+
 def test_and_when_a_batch_hangs_and_the_other_device_takes_single_tasks(virtual):
     drivers = [Hangs("hung", 0.002, 30, max_batch=32), SimulatedDriver("b", 0.002)]
     pause, _, _ = virtual(longest_pause(drivers, 1500))

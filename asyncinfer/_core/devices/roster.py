@@ -43,6 +43,8 @@ class Roster:
         self.active: list[Device] = []
         #: the devices that are free, the fastest first and those of unknown speed last
         self.free: list[Entry] = []
+        #: seconds of the shortest call of those that have changed since the watchdog's last round
+        self.quickest = math.inf
         #: set while no device is up
         self.none_up = asyncio.Event()
         self.none_up.set()
@@ -197,6 +199,8 @@ class Roster:
     def _refresh(self, device: Device) -> None:
         """Put the device where it belongs among those that are free."""
         seat = self._seats[device]
+        if device.quickest < self.quickest:
+            self.quickest = device.quickest
         idle = device.free and not device.aside
         free = (device.quickest, device.position, device) if idle else None
         if free != seat.free:

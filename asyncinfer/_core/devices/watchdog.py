@@ -67,13 +67,23 @@ class Watchdog:
         self._alarm = Alarm(loop, self._look)
         self._closed = False
         self._looked_at = 0
+        #: the shortest call of a single task that the timer reckons with, in seconds
+        self._quickest = 0.0
         self._next_due = math.inf
         self._probes: dict[Device, asyncio.Task[None]] = {}
 
     def arm(self) -> None:
-        """Tasks were handed out: set the timer, unless it is set."""
-        if not (self._closed or self._alarm.is_set):
+        """A pass was made: set the timer, unless it rings in time.
+
+        It may be set by an estimate that has turned out far too long: a calibration, a first call.
+        """
+        if self._closed:
+            return
+        if not self._alarm.is_set:
             self._alarm.within(WATCH_PAUSE)
+        elif self._roster.quickest < self._quickest:
+            self._quickest = self._roster.quickest
+            self._alarm.within(GRACE + OVERDUE * self._quickest)
 
     def arm_anew(self) -> None:
         """A device came up: set the timer anew, as this one may have to be looked at sooner."""
@@ -101,7 +111,9 @@ class Watchdog:
         due, self._looked_at, self._next_due = self._next_due, 0, math.inf
         self._shown = {burst: at for burst, at in self._shown.items() if _runs(burst)}
         if due < math.inf:
-            shortest = min(_soonest(device) for device in up)
+            self._roster.quickest = math.inf
+            self._quickest = min(_quickest(device) for device in up)
+            shortest = GRACE + OVERDUE * self._quickest
             self._alarm.within(max(WATCH_PAUSE, min(due - now, shortest)))
 
     def _due(self, device: Device, now: float) -> float:
@@ -189,9 +201,9 @@ class Watchdog:
             self._device_failed(device, error)
 
 
-def _soonest(device: Device) -> float:
-    """How soon a call of the device that begins now may be overdue."""
-    return GRACE + (OVERDUE * device.quickest if device.quickest < math.inf else 0.0)
+def _quickest(device: Device) -> float:
+    """Seconds of a call with a single task; 0 while unknown, as it may be overdue at once."""
+    return device.quickest if device.quickest < math.inf else 0.0
 
 
 def _runs(burst: Burst) -> bool:
