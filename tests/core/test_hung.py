@@ -131,6 +131,25 @@ def test_and_when_a_batch_hangs_and_the_other_device_takes_single_tasks(virtual)
     assert pause <= 0.5
 
 
+def test_and_when_the_device_for_the_copy_hung_for_a_while(virtual):
+    """It takes the next copy with the very answer that shows that it does not hang any more."""
+
+    class Naps(Noting):
+        async def work(self, batch):
+            await asyncio.sleep(len(self.batches) == 4)
+            return await super().work(batch)
+
+    async def main():
+        slow, naps = UnknownHangs("hung", 0.01, 1, max_batch=4), Naps("b", 0.01)
+        async with Dispatcher([slow, naps]) as d:
+            moments = [now() async for _ in d.stream(range(5))]
+        return moments, naps.called_at
+
+    (*_, before, last), called_at = virtual(main())
+    assert before == pytest.approx(called_at[3] + 1.01)
+    assert last == pytest.approx(before + 0.01)
+
+
 @pytest.mark.parametrize("seconds", [0.005, 0.1])
 def test_and_when_two_devices_hang_at_once(virtual, seconds):
     """The copy of the first goes to the second one, and hangs there too."""

@@ -86,7 +86,8 @@ class Hedging:
         self._new = []
         if self._copies:
             self._copies = [copy for copy in self._copies if self._goes_on(copy, now)]
-        pauses = [self._help(burst, now) for burst in list(self._hung)]
+        self._hung = {burst: at for burst, at in self._hung.items() if _hangs(burst, at)}
+        pauses = [self._help(burst, now) for burst in self._hung]
         self._next_rescue = now + min(pauses, default=math.inf)
         if self.eager and (self._at_next_event or now >= self._next_look - SAME_MOMENT):
             self._search(now)
@@ -115,18 +116,14 @@ class Hedging:
     # ---- what hangs
 
     def _help(self, burst: Burst, now: float) -> float:
-        """Copy what a call should have answered, if somebody waits for it, and it still hangs.
+        """Copy what a call that hangs should have answered, if somebody waits for it.
 
         Returns in how many seconds to look again: infinite if time alone changes nothing.
         """
-        goes_on = burst.live and not burst.abandoned and burst in burst.device.bursts
-        if not goes_on or burst.call_began != self._hung[burst] or _has_effects(burst.device):
-            del self._hung[burst]
-            return math.inf
         self._outcomes.pass_on(burst, burst.began)
         put_back(burst.take_reserved())
         if not self._in_demand(burst):
-            return GRACE  # a consumer that takes a result causes no pass, and may wait for it then
+            return GRACE  # results that come between the calls of a burst cause no pass
         late, times = now - burst.call_began - burst.device.expect(burst.running), 1.0
         if math.isnan(late):  # its own speed is unknown: that of the device for the copy has to do
             late, times = (now - burst.call_began - GRACE) / OVERDUE, OVERDUE
@@ -325,6 +322,12 @@ class _Copy:
     def won(self) -> bool:
         """Whether a result of the copy came before the original's."""
         return any(task.done and task.run.device == self.burst.device.name for task in self.tasks)
+
+
+def _hangs(burst: Burst, call_began: float) -> bool:
+    """Whether the call that began then, and may be copied, goes on, and somebody wants it."""
+    goes_on = burst.live and not burst.abandoned and burst in burst.device.bursts
+    return goes_on and burst.call_began == call_began and not _has_effects(burst.device)
 
 
 def _has_effects(device: Device) -> bool:
