@@ -239,3 +239,24 @@ def test_a_lost_device_comes_back_into_the_set(virtual):
             assert not any(device.rests for device in dispatcher.stats().devices)
 
     virtual(run())
+
+
+def test_a_call_that_ends_in_another_group_than_it_began_in_is_left_out(virtual, caplog):
+    """Its device is draining, and the one beside it has gone; a third one has come."""
+
+    async def run() -> list[int]:
+        host = SimulatedHost(4.0)
+        drivers = [SimulatedDriver("gone", 1.0, host=host), SimulatedDriver("apart", 1.0)]
+        drivers.append(SimulatedDriver("draining", 1.0, host=host))
+        async with Dispatcher(drivers) as dispatcher, asyncio.TaskGroup() as group:
+            stream = dispatcher.stream(range(9))
+            first = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.3)
+            group.create_task(dispatcher.remove("draining"))
+            await asyncio.sleep(0.3)
+            await dispatcher.remove("gone", drain=False)
+            await dispatcher.add(SimulatedDriver("new", 1.0, host=host))
+            return [await first, *[value async for value in stream]]
+
+    assert virtual(run()) == list(range(9))
+    assert not caplog.records

@@ -85,7 +85,13 @@ class Sharers:
             self._parties.append(party or self._grown(together, before) or _Party(together))
         for party in before.values():
             party.disband()
-        self._party_of = {device: party for party in self._parties for device in party.devices}
+        parties, self._party_of = self._party_of, {}
+        for party in self._parties:
+            for device in party.devices:
+                self._party_of[device] = party
+                if parties.get(device) is not party:
+                    for burst in device.bursts:  # it began beside other devices
+                        burst.beside = -1
 
     @staticmethod
     def _grown(together: list[Device], before: dict[frozenset[Device], _Party]) -> _Party | None:
