@@ -272,9 +272,10 @@ class Dispatcher(Generic[InT, OutT]):
     def ready(self) -> bool:
         """Whether it is open, and some device has answered or could: for a health check.
 
-        A device does not count while it is down; nor if it fell silent for far too long, timed out,
-        was given up by all who waited for it, or is back on trial, until it answers. Then it counts
-        again after 30 seconds, so that a task can show whether it is well.
+        A device does not count while it is down; nor once it fell silent for far too long, timed
+        out or was given up by all who waited for it, and that for 3 seconds altogether and for 20
+        times as long as a call takes, or is back on trial, until it answers. Then it counts again
+        after 30 seconds without work, so that a task can show whether it is well.
         """
         return self._engine is not None and self._engine.ready
 

@@ -229,6 +229,10 @@ async def test_not_ready_while_every_request_times_out(serve):
         slow_down(core, 1e4)
         for _ in range(2):
             assert (await http.post(INFER, json=BODY)).status_code == 504
+            assert (await http.get("/v2/health/ready")).status_code == 200, "it may be slow"
+        async with asyncio.timeout(60):
+            while (await http.get("/v2/health/ready")).status_code == 200:
+                assert (await http.post(INFER, json=BODY)).status_code == 504
         for path in ("/v2/health/ready", "/v2/models/m/ready"):
             assert (await http.get(path)).status_code == 503
         index = (await http.post("/v2/repository/index", json={})).json()

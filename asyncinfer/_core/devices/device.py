@@ -19,7 +19,7 @@ from asyncinfer._core.devices.speed import BatchSize, Estimator
 from asyncinfer._core.devices.states import check
 from asyncinfer._core.tasks.spans import Row, Span
 from asyncinfer.driver import Driver, ServiceTime
-from asyncinfer.errors import ConfigError, DeviceTimeout
+from asyncinfer.errors import ConfigError
 from asyncinfer.stats import DeviceState
 
 __all__ = ("Burst", "Device", "DeviceListener", "names", "put_back")
@@ -36,6 +36,9 @@ OVERDUE = 4.0
 TOLERATED = 2.0
 #: seconds without an answer that make a device of unknown speed doubtful
 UNKNOWN_BEARABLE = 1.0
+#: a device may leave those who ask it without an answer for so many seconds, and for so many times
+#: as long as a call should take, until it counts as one that does not answer: slow is not dead
+LEAST_WITHOUT_ANSWER, CALLS_WITHOUT_ANSWER = 3.0, 20.0
 #: seconds for which a device that did not answer is doubtful, unless it answers: then only another
 #: task can show what it is like. As long as one that fails again and again is held off at most
 DOUBTFUL = 30.0
@@ -126,6 +129,11 @@ class Device:
         self._given_up = 0.0
         #: seconds of silence that were bearable before the first of these calls
         self._bearable = math.inf
+        #: seconds for which it was asked and did not answer since it last did, up to the end of the
+        #: last call that was given up; infinite once it is on trial
+        self._unanswered, self._counted_until = 0.0, -math.inf
+        #: how many of them are no reason to doubt it
+        self._tolerable = 0.0
         #: the watchdog looks into the device after this many times the silence that is bearable
         self.patience = 1.0
         self.breaker = Breaker(f"42/{self.name}")
@@ -167,8 +175,10 @@ class Device:
         if state is DeviceState.OPENING:
             self.generation += 1
             self._given_up = 0.0
-        if state is DeviceState.SUSPECT or (self.up and isinstance(error, DeviceTimeout)):
+        if state is DeviceState.SUSPECT:
             self.doubted_at = now
+            if not self.up:
+                self._unanswered = math.inf
         self._state, self.since, self.reason = state, now, reason or str(error or "")
         self.up = state.up
         self._slots = self._slots_now()
@@ -299,7 +309,7 @@ class Device:
             if seconds > NOTEWORTHY:
                 self.run_limit.took(seconds, now)
         self.answered_at = now
-        self._given_up = 0.0
+        self._given_up = self._unanswered = 0.0
         self.patience = 1.0
         if self._state is DeviceState.SUSPECT and now >= self.since:
             self.become(DeviceState.READY, now, "it answered")
@@ -312,13 +322,14 @@ class Device:
         """Have the watchdog look into the device next after a silence of twice the length."""
         self.patience *= 2
 
-    def gave_up(self, tasks: int, seconds: float) -> None:
+    def gave_up(self, tasks: int, seconds: float, now: float) -> None:
         """A call was given up after ``seconds``, as a copy on another device was faster.
 
         While no call brings results, the silence that is bearable stays what it was before the
         first call that was given up: the growing estimate must not hide that the device is silent.
         """
         self._add_silence(tasks, seconds)
+        self._leave_unanswered(now)
         self.estimator.learn_given_up(tasks, seconds)
         self._measure()
 
@@ -330,14 +341,37 @@ class Device:
         if seconds < TOLERATED * self.expect(tasks):
             return
         self._add_silence(tasks, seconds / self.concurrency)  # others are silent at the same time
+        self._leave_unanswered(now)
         known = self._bearable < math.inf
         if self._given_up > (self._bearable if known else UNKNOWN_BEARABLE):
             self.doubted_at = now
+
+    def timed_out(self, now: float) -> None:
+        """It is lost, as it did not answer in time."""
+        self.doubted_at = now
+        self._leave_unanswered(now)
 
     def _add_silence(self, tasks: int, seconds: float) -> None:
         if not self._given_up:
             self._bearable = self.bearable(self.expect(tasks))
         self._given_up += seconds
+
+    def _leave_unanswered(self, now: float) -> None:
+        """Somebody waits no longer for what it was asked."""
+        if not self._unanswered:  # what is learnt from calls that were given up must not hide them
+            self._tolerable = self._tolerable_now
+        self._unanswered += self._asked_for(now)
+        self._counted_until = now
+
+    def _asked_for(self, now: float) -> float:
+        """For how long it has not answered, apart from what is counted as unanswered already."""
+        return now - max(self.silent_since, self._counted_until) if self.bursts else 0.0
+
+    @property
+    def _tolerable_now(self) -> float:
+        if math.isnan(self.latency):
+            return LEAST_WITHOUT_ANSWER
+        return max(LEAST_WITHOUT_ANSWER, CALLS_WITHOUT_ANSWER * self.latency)
 
     @property
     def silent_since(self) -> float:
@@ -389,9 +423,15 @@ class Device:
         return burst.call_began + GRACE + OVERDUE * expected
 
     def may_answer(self, now: float) -> bool:
-        """Whether it is up, and has answered since it last did not in time, or may do so."""
+        """Whether it is up, and has answered since it last did not in time, or may do so.
+
+        It may for a while: see ``LEAST_WITHOUT_ANSWER``.
+        """
         if not self.up or self.doubted_at <= self.answered_at:
             return self.up
+        tolerable = self._tolerable if self._unanswered else self._tolerable_now
+        if self._unanswered + self._asked_for(now) < tolerable:
+            return True
         return not self.bursts and now >= self.doubted_at + DOUBTFUL
 
     def bearable(self, expected: float) -> float:

@@ -16,7 +16,7 @@ from asyncinfer._core.devices.start import until_started
 from asyncinfer._core.devices.watchdog import Watchdog
 from asyncinfer._core.tasks.recorder import Recorder, logger
 from asyncinfer.driver import Driver
-from asyncinfer.errors import ConfigError, DeviceError
+from asyncinfer.errors import ConfigError, DeviceError, DeviceTimeout
 from asyncinfer.options import Timeouts
 from asyncinfer.stats import DeviceState
 
@@ -150,6 +150,8 @@ class Supervisor:
     def device_failed(self, device: Device, error: DeviceError) -> None:
         """Give the tasks of a failed device to the others, and open the device again later."""
         device.count_error()
+        if isinstance(error, DeviceTimeout):
+            device.timed_out(self._clock())
         self._end_opening(device, self._take_back(device, error))
         self._recover(device, error)
 

@@ -266,7 +266,7 @@ class Hedging:
             self._tally(copy)
             left = self._is_left(original)
             if copy.won and original in original.device.bursts and not left:
-                original.device.gave_up(original.running, now - original.call_began)
+                original.device.gave_up(original.running, now - original.call_began, now)
             for call in (burst,) if left else (original, burst):
                 if call in call.device.bursts and call.abandoned:
                     self._outcomes.abandon(call)

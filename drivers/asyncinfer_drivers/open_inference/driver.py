@@ -26,6 +26,9 @@ __all__ = ("OpenInferenceDriver", "OpenInferenceOptions")
 
 #: bytes that are converted on the event loop: copying that many takes less than a millisecond
 _LOOP_BYTES = 1 << 20
+#: seconds until a model that is not ready is asked again whether it is, and for how long: a server
+#: may say so while it is only slow
+_ASK_AGAIN, _ASK_FOR = 0.5, 3.0
 
 
 class OpenInferenceDriver(SessionDriver[Session]):
@@ -185,14 +188,19 @@ class OpenInferenceDriver(SessionDriver[Session]):
         return await measured(infer, None, self.max_batch)
 
     async def probe(self) -> None:
-        """Return if the model is ready; raise ``DeviceError`` if it is not, or nobody answers."""
-        session = self._opened()
+        """Return once the model is ready.
+
+        Raises ``DeviceError`` if it is not for 3 seconds, or nobody answers.
+        """
+        session, loop = self._opened(), asyncio.get_running_loop()
+        give_up_at = loop.time() + _ASK_FOR
         try:
-            ready = await session.transport.ready(self._options.connect_timeout)
+            while not await session.transport.ready(self._options.connect_timeout):
+                if loop.time() >= give_up_at:
+                    raise DeviceError(self.name, f"model {self._model[0]!r} is not ready")
+                await asyncio.sleep(_ASK_AGAIN)
         except (Failure, asyncio.CancelledError) as error:
             raise session.error(error, while_probing)  # noqa: B904
-        if not ready:
-            raise DeviceError(self.name, f"model {self._model[0]!r} is not ready")
 
 
 def _size(batch: Sequence[Any]) -> float:

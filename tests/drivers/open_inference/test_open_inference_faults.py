@@ -25,6 +25,8 @@ from asyncinfer_drivers.open_inference.session import Limits, Session
 from asyncinfer_drivers.open_inference.tensors import Message
 
 ROW = np.arange(4, dtype=np.float32)
+#: for what takes seconds
+ONE_LOOP = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
 class Proxy:
@@ -216,15 +218,32 @@ def _pollers():
     return [thread for thread in threading.enumerate() if "_poll_wrapper" in thread.name]
 
 
+@ONE_LOOP
 async def test_probe(server, opened):
     async with opened(server) as driver:
         await driver.probe()
+        server.ready = False
+        asking = asyncio.create_task(driver.probe())
+        await asyncio.sleep(0.1)
+        server.ready = True
+        await asking
         server.ready = False
         with pytest.raises(DeviceError, match="not ready"):
             await driver.probe()
         await server.stop()
         with pytest.raises(DeviceLost):
             await driver.probe()
+
+
+@ONE_LOOP
+async def test_a_slow_server_that_says_it_is_not_ready_is_not_lost(server, driver_for):
+    """So do servers whose only device is silent for a while."""
+    async with Dispatcher([driver_for(server)]) as dispatcher:
+        for _ in range(20):
+            await dispatcher.infer(ROW)
+        server.ready, server.delay = False, 1.0
+        assert (await dispatcher.infer(ROW) == ROW * 2).all()
+        assert dispatcher.stats().devices[0].errors == 0
 
 
 async def test_a_model_that_is_not_ready_yet(server, driver_for):
@@ -297,9 +316,11 @@ async def test_a_server_that_accepts_and_never_answers_holds_up_nobody(server, d
         assert dispatcher.ready
 
 
+@ONE_LOOP
 async def test_a_server_that_never_answers_is_not_ready(server, driver_for):
     async with Dispatcher([driver_for(server)], timeout=Timeouts(total=0.5)) as dispatcher:
-        assert (await dispatcher.infer(ROW) == ROW * 2).all()
+        for _ in range(20):  # so that it is known to be quick
+            assert (await dispatcher.infer(ROW) == ROW * 2).all()
         server.delay = 1e6
         while dispatcher.ready:
             with pytest.raises(TaskError):
