@@ -104,6 +104,7 @@ def test_the_contracts_hold(tree: Path) -> None:
         ("asyncinfer/cli/app.py", "from asyncinfer_drivers._torch.load import load", PRIVATE),
         ("asyncinfer/bench/suite.py", "import asyncinfer_drivers.models._base", PRIVATE),
         ("asyncinfer/cli/output.py", "if TYPE_CHECKING: import asyncinfer.cli.app", NO_CIRCLE),
+        ("asyncinfer/_text.py", "import asyncinfer.options", ONE_WAY),
         ("asyncinfer/newcomer.py", "", ONE_WAY),
     ],
 )

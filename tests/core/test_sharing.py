@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from itertools import combinations
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_a_device_that_rests_says_why(virtual):
             assert quick.rests is None
             return slow.rests
 
-    assert virtual(run()) == "36.7 tasks/s with it, 100 without"
+    assert re.fullmatch(r"36\.\d+ tasks/s with it, (99\.\d+|100) without", virtual(run()))
     rests = [event for event in events if event.kind == "device.rests"]
     assert [event.device for event in rests] == ["slow"]
     assert "without" in rests[0].reason

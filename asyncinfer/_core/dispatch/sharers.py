@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.tasks.recorder import logger
+from asyncinfer._text import rate
 from asyncinfer.scheduling.sharing import Group
 from asyncinfer.scheduling.slowdown import Member
 
@@ -215,7 +216,7 @@ class _Party:
                 device.take_part()
                 continue
             without, beside = model.rate(confirmed), model.rate(confirmed | seat.mine)
-            device.rest(f"{_figure(beside)} tasks/s with it, {_figure(without)} without")
+            device.rest(f"{rate(beside)} tasks/s with it, {rate(without)} without")
 
     def disband(self) -> None:
         """Let all devices take part: the group is no more."""
@@ -246,9 +247,3 @@ def _connected(devices: list[Device]) -> list[list[Device]]:
             together = [*group[1], *together]
         groups.append((names, together))
     return [together for _, together in groups if len(together) > 1]
-
-
-def _figure(rate: float) -> str:
-    """A rate as people write it, such as 35,300 or 2.71."""
-    rounded = float(f"{rate:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
