@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 from asyncinfer.scheduling.slowdown import Calls, Member, Model, Table, bits, speed_of
 from asyncinfer.scheduling.visits import Visits
@@ -25,6 +26,8 @@ PATIENT = 4.0
 DOUBTS = 1.0
 #: shortest time for which a set works before the next one is chosen, in seconds
 SHORTEST_VISIT = 0.03
+#: shortest time between two looks that found the same set best: each takes some milliseconds
+LOOK_SPACING = 0.15
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
 #: fewest and most calls for that
@@ -113,6 +116,10 @@ class Group:
         self._missed = 0
         #: sets that did not come to run as a whole, and until when they are not chosen again
         self._avoided: dict[int, float] = {}
+        #: how often each of them did not
+        self._in_vain: Counter[int] = Counter()
+        #: what ran instead of the chosen set, by calls
+        self._instead: Counter[int] = Counter()
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
         #: when a call ended last
@@ -122,7 +129,8 @@ class Group:
         #: whether a set was found best since then; what trials have cost from that time on, in
         #: seconds of its work
         self._searched, self._spent = False, 0.0
-        #: when the next look is due in any case
+        #: before this time no look is taken; when it is due in any case
+        self._not_before = -math.inf
         self._look_at = math.inf
         #: no drift counts before this time; how long that was the last time
         self._steady_until, self._steady = -math.inf, 0.0
@@ -210,6 +218,7 @@ class Group:
         if idle <= LEAST_IDLE:
             return
         self._since += idle
+        self._not_before += idle
         self._started += idle
         self._counted += idle
         self._look_at += idle
@@ -234,7 +243,7 @@ class Group:
         self._counted = now
         if now >= self._probe_at and self._got > FEWEST_CALLS:
             self._probe(now)
-        elif now < self._since + SHORTEST_VISIT:
+        elif now < self._not_before:
             return
         elif self._got >= self._needed or now >= self._look_at or self._is_hopeless():
             self._look(now)
@@ -264,8 +273,12 @@ class Group:
         if not self.chosen & ~self._running:  # only others are still to end
             return
         self._missed += 1
-        if now > max(self._since, self._counted) + self._patience():
+        self._instead[self._running & self.available] += 1
+        patience = self._patience()
+        if now > max(self._since, self._counted) + patience:
             self._leave(now)
+        elif now > self._since + patience and (self._probed_from or self.chosen != self.confirmed):
+            self._look(now)  # it runs as a whole now and then: that has to do
 
     def _patience(self) -> float:
         """Seconds within which the chosen set should have been measured."""
@@ -276,17 +289,27 @@ class Group:
         )
 
     def _leave(self, now: float) -> None:
-        """Do not choose this set for some time, as it did not run as a whole."""
+        """Do not choose this set for some time, as it did not run as a whole.
+
+        Where there is none to go back to, that is chosen which ran instead.
+        """
         chosen, back = self.chosen, self._probed_from or self.confirmed
-        self._avoided[chosen] = now + PROBE_PAUSE * self._slowest
+        self._in_vain[chosen] += 1
+        self._avoided[chosen] = now + PROBE_PAUSE * self._slowest * 2 ** self._in_vain[chosen]
         self._probed_from = 0
         if back in {0, chosen}:
-            back = self._running & self.available
+            back = self._ran_instead
         if back in {0, chosen}:
             self._counted = now
             self._choose(now)
         else:
             self._take(back, now)
+
+    @property
+    def _ran_instead(self) -> int:
+        """The set that ran most often while the chosen one did not run as a whole; 0 if none."""
+        del self._instead[0], self._instead[self.chosen]
+        return max(self._instead, key=self._instead.__getitem__, default=0)
 
     def _look(self, now: float) -> None:
         if self._missed > max(FIRST_TEST, self._got):
@@ -320,6 +343,8 @@ class Group:
             self.confirmed, self._searched = best, True
             self._visits.end(of_the_best=True)
             self._missed = 0
+            self._instead.clear()
+            self._not_before = now + LOOK_SPACING
             self._got, self._needed = 0, min(LONGEST_PATIENCE, int(self._needed * PATIENCE) + 1)
             self._look_at = now + self._pause(now)
             self._plan_probe(now)
@@ -362,14 +387,17 @@ class Group:
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""
         if self._searched and self.chosen and self.confirmed not in {0, self.chosen}:
-            rates = self.model.rate(self.chosen) / self.model.rate(self.confirmed)
+            ran = self._ran_instead if self._missed > self._got else self.chosen
+            rates = self.model.rate(ran or self.chosen) / self.model.rate(self.confirmed)
             self._spent += max(0.0, 1 - rates) * (now - self._since)
         best = self.chosen == self.confirmed and not self._probed_from
         self._visits.end(of_the_best=best)
         self.chosen = devices
         self._since = now
+        self._not_before = now + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf
         self._got, self._needed, self._missed = 0, self._calls_needed(), 0
+        self._instead.clear()
         while len(self._table) > SETS_KEPT:
             del self._table[next(iter(self._table))]
 
