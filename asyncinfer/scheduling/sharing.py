@@ -21,6 +21,8 @@ FIRST_SPREAD = 4.0
 GAIN = 1.004
 #: a set that has not run as a whole for so many times as long as measuring it should take is left
 PATIENT = 4.0
+#: and not chosen again for so many times as long as it was tried in vain; twice that the next time
+IN_VAIN = 10.0
 #: a set on trial has to be better than the best one by so many standard deviations, if these come
 #: from a host that changes
 DOUBTS = 1.0
@@ -51,9 +53,11 @@ ALL_SETS = 10
 HORIZON = 20
 #: what trials may cost once a set was found best: see ``_worth``
 BUDGET = 1.0
-#: calls of a set before drift counts, and how far their moving mean must be off: by this many of
-#: its standard deviations, and by this at least
-DRIFT_CALLS, DRIFT_DEVIATIONS, DRIFT_LEAST = 32, 4.5, 0.06
+#: how far the moving mean of a set's calls must be off: by this many of its standard deviations,
+#: and by this at least
+DRIFT_DEVIATIONS, DRIFT_LEAST = 4.5, 0.06
+#: it goes over so many seconds at least, or as many times the slowest device's time for a call
+DRIFT_SECONDS, DRIFT_TIMES = 0.3, 25
 #: after a drift no other counts for so many seconds at least; one that comes within so many times
 #: the last pause after it doubles the pause
 STEADY, SOON = 0.25, 8
@@ -122,6 +126,8 @@ class Group:
         self._instead: Counter[int] = Counter()
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
+        #: tasks that were done since the set was chosen
+        self._done = 0.0
         #: when a call ended last
         self._ended = math.inf
         #: when a call of the whole set was counted last
@@ -190,6 +196,7 @@ class Group:
         It counts if the same devices ran from its beginning to its end.
         """
         self._leave_out_idle_time(now)
+        self._done += self.model.members[place].batch
         if begun != self._version or not seconds > 0:
             self._wait_no_longer(now)
             return
@@ -204,7 +211,7 @@ class Group:
         calls.add(seconds * math.exp(-slower), visits.weight)
         if running != self.chosen:
             self._wait_no_longer(now)
-        elif visits.number >= DRIFT_CALLS and self._drifts() and now >= self._steady_until:
+        elif visits.number >= visits.memory and self._drifts() and now >= self._steady_until:
             self._forget(now)
         else:
             self._count(now)
@@ -295,7 +302,8 @@ class Group:
         """
         chosen, back = self.chosen, self._probed_from or self.confirmed
         self._in_vain[chosen] += 1
-        self._avoided[chosen] = now + PROBE_PAUSE * self._slowest * 2 ** self._in_vain[chosen]
+        pause = max(PROBE_PAUSE * self._slowest, IN_VAIN * (now - self._since))
+        self._avoided[chosen] = now + pause * 2 ** self._in_vain[chosen]
         self._probed_from = 0
         if back in {0, chosen}:
             back = self._ran_instead
@@ -387,16 +395,16 @@ class Group:
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""
         if self._searched and self.chosen and self.confirmed not in {0, self.chosen}:
-            ran = self._ran_instead if self._missed > self._got else self.chosen
-            rates = self.model.rate(ran or self.chosen) / self.model.rate(self.confirmed)
-            self._spent += max(0.0, 1 - rates) * (now - self._since)
+            would_be_done = self.model.rate(self.confirmed) * (now - self._since)
+            self._spent += (now - self._since) * max(0.0, 1 - self._done / would_be_done)
         best = self.chosen == self.confirmed and not self._probed_from
         self._visits.end(of_the_best=best)
         self.chosen = devices
-        self._since = now
+        self._since, self._done = now, 0.0
         self._not_before = now + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf
         self._got, self._needed, self._missed = 0, self._calls_needed(), 0
+        self._visits.remember(self._calls_within(min(DRIFT_SECONDS, DRIFT_TIMES * self._slowest)))
         self._instead.clear()
         while len(self._table) > SETS_KEPT:
             del self._table[next(iter(self._table))]
@@ -479,6 +487,12 @@ class Group:
         calls = sum([model.members[at].concurrency / model.call(at) for at in bits(devices)])
         seconds = max([*new, self._calls_needed(precision) / calls]) / model.speed(devices)
         return max(seconds, SHORTEST_VISIT)
+
+    def _calls_within(self, seconds: float) -> float:
+        """How many calls the chosen set should do in a time."""
+        model, chosen = self.model, self.chosen
+        calls = sum([model.members[at].concurrency / model.call(at) for at in bits(chosen)])
+        return seconds * calls * model.speed(chosen)
 
     def _lost(self, devices: int, seconds: float) -> float:
         """Seconds of the chosen set's work that are lost while ``devices`` run for so long."""

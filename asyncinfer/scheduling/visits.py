@@ -10,8 +10,9 @@ __all__ = ("Visits",)
 USUAL_SIGMA, LEAST_SIGMA = 0.05, 0.003
 #: calls after which a standard deviation is known
 ENOUGH = 3
-#: gain of the moving mean that tells how fast a set is just now, and of that of its changes
-RECENT, GAIN = 1 / 32, 1 / 4
+#: calls that the moving mean goes over that tells how fast a set is just now, at least; gain of the
+#: one that tells how that changes
+FEWEST, GAIN = 32, 1 / 4
 #: with so many calls a visit is compared with the one before it
 LEAST_CALLS = 8
 
@@ -32,6 +33,8 @@ class Visits:
         self.recent = 0.0
         #: how far the best set was off its mean when it was left: what its neighbours are off, too
         self.level = 0.0
+        #: how many calls that goes over
+        self.memory = FEWEST
         #: calls of this visit
         self.number = 0
         self._squares, self._degrees = 0.0, 0
@@ -56,7 +59,11 @@ class Visits:
     @property
     def by_chance(self) -> float:
         """Variance of ``recent`` if calls are independent of each other."""
-        return self.sigma**2 * RECENT / (2 - RECENT)
+        return self.sigma**2 / (2 * self.memory - 1)
+
+    def remember(self, calls: float) -> None:
+        """Have ``recent`` go over so many calls from now on, if these are enough."""
+        self.memory = max(FEWEST, int(calls))
 
     def call(self, place: int, log: float, off: float) -> None:
         """A device's call took ``log``, which is ``off`` its mean."""
@@ -67,7 +74,7 @@ class Visits:
             self._degrees += 1
         self.number += 1
         self._sum += off
-        self.recent += max(RECENT, 1 / self.number) * (off - self.recent)
+        self.recent += max(1 / self.memory, 1 / self.number) * (off - self.recent)
 
     @property
     def weight(self) -> float:
