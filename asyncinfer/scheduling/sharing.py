@@ -28,7 +28,8 @@ IN_VAIN = 10.0
 DOUBTS = 1.0
 #: shortest time for which a set works before the next one is chosen, in seconds
 SHORTEST_VISIT = 0.03
-#: shortest time between two looks that found the same set best: each takes some milliseconds
+#: shortest time between looks that find the same set best, in seconds, as each holds up the loop for
+#: some milliseconds; it grows like the calls do, and no further than ``LOOK_PAUSE``
 LOOK_SPACING = 0.15
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
@@ -135,6 +136,8 @@ class Group:
         #: whether a set was found best since then; what trials have cost from that time on, in
         #: seconds of its work
         self._searched, self._spent = False, 0.0
+        #: seconds between looks just now
+        self._spacing = LOOK_SPACING
         #: before this time no look is taken; when it is due in any case
         self._not_before = -math.inf
         self._look_at = math.inf
@@ -352,7 +355,8 @@ class Group:
             self._visits.end(of_the_best=True)
             self._missed = 0
             self._instead.clear()
-            self._not_before = now + LOOK_SPACING
+            self._not_before = now + self._spacing
+            self._spacing = min(LOOK_PAUSE, self._spacing * PATIENCE)
             self._got, self._needed = 0, min(LONGEST_PATIENCE, int(self._needed * PATIENCE) + 1)
             self._look_at = now + self._pause(now)
             self._plan_probe(now)
@@ -521,6 +525,7 @@ class Group:
         self._table = {}
         self._visits.forget()
         self._started, self._searched, self._spent = now, False, 0.0
+        self._spacing = LOOK_SPACING
         self._probed_from = 0
         self._take(self.chosen, now)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.roster import Roster
@@ -45,8 +44,10 @@ class Sharers:
             self._as_of = self._roster.comings_and_goings
             self._make_groups(list(self._roster.members))
         for party in self._parties:
-            with self._unless_it_fails(party):
+            try:
                 party.look(now)
+            except Exception:
+                self._give_up(party)
 
     def passed(self, bursts: Iterable[Burst], saturated: bool) -> None:
         """After a pass, which gave ``bursts``; ``saturated`` says whether tasks still wait."""
@@ -62,20 +63,18 @@ class Sharers:
         """The ``calls`` of ``burst`` have brought results."""
         party = self._party_of.get(burst.device)
         if party is not None and burst.beside >= 0:
-            with self._unless_it_fails(party):
+            try:
                 party.ended(burst, calls)
+            except Exception:
+                self._give_up(party)
 
-    @contextmanager
-    def _unless_it_fails(self, party: _Party) -> Iterator[None]:
+    def _give_up(self, party: _Party) -> None:
         """An error in working out the best set must cost no task: then all devices take part."""
-        try:
-            yield
-        except Exception:
-            logger.exception("which devices share best cannot be worked out: all of them take part")
-            party.disband()
-            self._parties = [other for other in self._parties if other is not party]
-            for device in party.devices:
-                self._party_of.pop(device, None)
+        logger.exception("which devices share best cannot be worked out: all of them take part")
+        party.disband()
+        self._parties = [other for other in self._parties if other is not party]
+        for device in party.devices:
+            self._party_of.pop(device, None)
 
     def _make_groups(self, devices: list[Device]) -> None:
         """Find out which devices share something; groups that are as they were are kept."""
