@@ -214,7 +214,7 @@ class Group:
         calls.add(seconds * math.exp(-slower), visits.weight)
         if running != self.chosen:
             self._wait_no_longer(now)
-        elif visits.number >= visits.memory and self._drifts() and now >= self._steady_until:
+        elif visits.stay >= visits.memory and self._drifts() and now >= self._steady_until:
             self._forget(now)
         else:
             self._count(now)
@@ -352,7 +352,7 @@ class Group:
                 best, most = devices, rate
         if best == self.chosen:
             self.confirmed, self._searched = best, True
-            self._visits.end(of_the_best=True)
+            self._visits.end(of_the_best=True, stays=True)
             self._missed = 0
             self._instead.clear()
             self._not_before = now + self._spacing
@@ -511,8 +511,11 @@ class Group:
     def _drifts(self) -> bool:
         """Whether the calls of the chosen set have become slower or faster."""
         visits = self._visits
-        variance = visits.by_chance + visits.variance
-        return abs(visits.recent) > max(DRIFT_LEAST, DRIFT_DEVIATIONS * math.sqrt(variance))
+        if abs(visits.recent) <= DRIFT_LEAST:
+            return False
+        number = sum([calls.number for calls in self._table[self.chosen].values()])
+        variance = visits.by_chance + visits.variance + self.sigma**2 / number
+        return abs(visits.recent) > DRIFT_DEVIATIONS * math.sqrt(variance)
 
     def _forget(self, now: float) -> None:
         """Things have changed: measure anew, with what was found as the presumption."""

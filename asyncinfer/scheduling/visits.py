@@ -35,8 +35,8 @@ class Visits:
         self.level = 0.0
         #: how many calls that goes over
         self.memory = FEWEST
-        #: calls of this visit
-        self.number = 0
+        #: calls since the set was chosen, in as many visits; calls of this visit
+        self.stay = self.number = 0
         self._squares, self._degrees = 0.0, 0
         self._last: dict[int, float] = {}
         self._sum = 0.0
@@ -72,9 +72,10 @@ class Visits:
         if last is not None:
             self._squares += min(1.0, (log - last) ** 2 / 2)
             self._degrees += 1
+        self.stay += 1
         self.number += 1
         self._sum += off
-        self.recent += max(1 / self.memory, 1 / self.number) * (off - self.recent)
+        self.recent += max(1 / self.memory, 1 / self.stay) * (off - self.recent)
 
     @property
     def weight(self) -> float:
@@ -86,8 +87,8 @@ class Visits:
         before, number = self.number - 1, self.number
         return number / (1 + number * ratio) - before / (1 + before * ratio)
 
-    def end(self, *, of_the_best: bool) -> None:
-        """The visit ends."""
+    def end(self, *, of_the_best: bool, stays: bool = False) -> None:
+        """The visit ends; perhaps the same set ``stays`` for another one."""
         if of_the_best and self.number >= LEAST_CALLS:
             mean = self._sum / self.number
             if self._before is not None:
@@ -99,8 +100,10 @@ class Visits:
             self._before = mean, self.number
             shown = self.variance / (self.variance + self.by_chance)
             self.level = shown * self.recent
-        self._last.clear()
-        self.number, self._sum, self.recent = 0, 0.0, 0.0
+        self.number, self._sum = 0, 0.0
+        if not stays:
+            self._last.clear()
+            self.stay, self.recent = 0, 0.0
 
     def forget(self) -> None:
         """Means are measured anew from now on."""
