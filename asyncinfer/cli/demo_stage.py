@@ -127,7 +127,7 @@ class Stage:
         (pi,) = select(["raspberry_pi"])
         return [
             DeviceConfig("torch", first, {**one, "device": "auto", "max_batch": batches[0]}),
-            DeviceConfig("torch", second, {**one, "max_batch": batches[1]}),
+            DeviceConfig("torch", second, {**one, "max_batch": batches[1], "isolation": "process"}),
             replace(pi, name=third, options={**pi.options, "max_batch": batches[2]}),
         ]
 

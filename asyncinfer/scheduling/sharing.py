@@ -28,7 +28,7 @@ IN_VAIN = 10.0
 DOUBTS = 1.0
 #: shortest time for which a set works before the next one is chosen, in seconds
 SHORTEST_VISIT = 0.03
-#: shortest time between looks that find the same set best, in seconds, as each holds up the loop for
+#: shortest time between looks that find the same set best, in seconds, as each holds the loop up for
 #: some milliseconds; it grows like the calls do, and no further than ``LOOK_PAUSE``
 LOOK_SPACING = 0.15
 #: precision to which a set's speed is measured before the next is looked for
@@ -207,9 +207,9 @@ class Group:
         measured = self._table.pop(running, {})
         self._table[running] = measured  # the latest used last
         calls = measured.setdefault(place, Calls())
+        calls.enter(visits.count, visits.most)
         log = math.log(seconds)
-        off = log - math.log(calls.mean) if calls.number else 0.0
-        visits.call(place, log, off)
+        visits.call(place, log, calls.off(log))
         slower = visits.level if running != self.confirmed else 0.0
         calls.add(seconds * math.exp(-slower), visits.weight)
         if running != self.chosen:

@@ -56,6 +56,11 @@ class Calls:
     number: float = 0.0
     #: sum of seconds a task: what is done in a time depends on their mean, not on a typical one
     seconds: float = 0.0
+    #: sum of natural logarithms of seconds a task
+    log_seconds: float = 0.0
+    #: visits to the set in which these calls were made, and the last of them
+    visits: int = 0
+    visit: int = -1
 
     @property
     def logs(self) -> float:
@@ -67,6 +72,22 @@ class Calls:
         """Mean of the seconds a task."""
         return self.seconds / self.number
 
+    def off(self, log: float) -> float:
+        """How far the natural logarithm of a call's seconds a task is off those so far."""
+        return log - self.log_seconds / self.number if self.number else 0.0
+
+    def enter(self, visit: int, most: float) -> None:
+        """The calls that follow are those of this visit; earlier ones may count for ``most``."""
+        if self.visit == visit:
+            return
+        allowed = most * self.visits
+        if self.number > allowed:
+            part = allowed / self.number
+            self.number, self.seconds = allowed, part * self.seconds
+            self.log_seconds *= part
+        self.visit = visit
+        self.visits += 1
+
     def add(self, seconds: float, weight: float = 1.0) -> None:
         """Count a call, as so many independent ones; what is far off is taken as less so."""
         if self.number:
@@ -74,11 +95,14 @@ class Calls:
             seconds = self.mean * math.exp(off)
         self.number += weight
         self.seconds += weight * seconds
+        self.log_seconds += weight * math.log(seconds)
 
     def merge(self, others: Calls) -> None:
         """Count these as well."""
         self.number += others.number
         self.seconds += others.seconds
+        self.log_seconds += others.log_seconds
+        self.visits += others.visits
 
 
 @dataclass(slots=True)
@@ -371,7 +395,8 @@ def _disturbed(table: Table, sigma: float, chance: random.Random) -> Table:
         devices: {
             place: Calls(
                 calls.number,
-                calls.seconds * math.exp(sigma / math.sqrt(calls.number) * chance.gauss(0, 1)),
+                calls.seconds
+                * math.exp(min(OUTLIER, sigma / math.sqrt(calls.number)) * chance.gauss(0, 1)),
             )
             for place, calls in measured.items()
         }

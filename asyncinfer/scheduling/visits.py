@@ -29,6 +29,8 @@ class Visits:
     """
 
     def __init__(self) -> None:
+        #: visits that have ended
+        self.count = 0
         #: how far the set that is visited has been off its mean of late
         self.recent = 0.0
         #: how far the best set was off its mean when it was left: what its neighbours are off, too
@@ -78,6 +80,11 @@ class Visits:
         self.recent += max(1 / self.memory, 1 / self.stay) * (off - self.recent)
 
     @property
+    def most(self) -> float:
+        """How many independent calls a visit is worth, however many it has."""
+        return self.sigma**2 / self.variance if self.variance else math.inf
+
+    @property
     def weight(self) -> float:
         """How many independent calls the last call of the visit is worth.
 
@@ -100,6 +107,7 @@ class Visits:
             self._before = mean, self.number
             shown = self.variance / (self.variance + self.by_chance)
             self.level = shown * self.recent
+        self.count += 1
         self.number, self._sum = 0, 0.0
         if not stays:
             self._last.clear()
