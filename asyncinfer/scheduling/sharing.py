@@ -28,8 +28,8 @@ IN_VAIN = 10.0
 DOUBTS = 1.0
 #: shortest time for which a set works before the next one is chosen, in seconds
 SHORTEST_VISIT = 0.03
-#: shortest time between looks that find the same set best, in seconds, as each holds the loop up for
-#: some milliseconds; it grows like the calls do, and no further than ``LOOK_PAUSE``
+#: shortest time between looks that find the same set best, in seconds, as each holds the loop
+#: up for some milliseconds; it grows like the calls do, and no further than ``LOOK_PAUSE``
 LOOK_SPACING = 0.15
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
@@ -115,6 +115,8 @@ class Group:
         #: the devices that were measured beside others
         self._met = 0
         self._visits = Visits()
+        #: the set that the present visit is to
+        self._visited = 0
         #: calls of the chosen set until the next look, and calls so far
         self._needed, self._got = FEWEST_CALLS, 0
         #: calls meanwhile beside which not all of the set ran
@@ -401,9 +403,8 @@ class Group:
         if self._searched and self.chosen and self.confirmed not in {0, self.chosen}:
             would_be_done = self.model.rate(self.confirmed) * (now - self._since)
             self._spent += (now - self._since) * max(0.0, 1 - self._done / would_be_done)
-        best = self.chosen == self.confirmed and not self._probed_from
-        self._visits.end(of_the_best=best)
-        self.chosen = devices
+        self._visits.end(of_the_best=self._visited == self.confirmed)
+        self.chosen = self._visited = devices
         self._since, self._done = now, 0.0
         self._not_before = now + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf

@@ -107,6 +107,10 @@ class Visits:
             self._before = mean, self.number
             shown = self.variance / (self.variance + self.by_chance)
             self.level = shown * self.recent
+        self._begin(stays=stays)
+
+    def _begin(self, *, stays: bool) -> None:
+        """Another visit begins."""
         self.count += 1
         self.number, self._sum = 0, 0.0
         if not stays:
@@ -116,3 +120,4 @@ class Visits:
     def forget(self) -> None:
         """Means are measured anew from now on."""
         self._before, self.level = None, 0.0
+        self._begin(stays=False)
