@@ -52,10 +52,24 @@ class Machine:
         (lambda n: 1e-3 * n, 1),
         (lambda n: 1e-3 * max(n, 8), 8),
         (lambda n: 1e-3 * n if n < 16 else 1.0, 1),
+        (lambda n: 1e-3 * n * (1.03 if n < 4 else 1.0), 4),
+        (lambda n: 1e-3 * n * (1.01 if n < 4 else 1.0), 1),
     ],
 )
 def test_the_smallest_size_with_about_the_best_rate(seconds, size):
     assert Machine(seconds).best() == size
+
+
+def test_sizes_are_compared_in_turns():
+    """The machine was twice as fast for one of them only, when each was tried by itself."""
+    machine = Machine(lambda n: 1e-3 * n * (1.0 if machine.sizes[-4:].count(n) < 4 else 0.95))
+    assert machine.best() == 1
+
+
+def test_a_call_that_takes_longer_than_expected_does_not_count():
+    machine = Machine(lambda n: 0.1 if n < 3 else 0.3)
+    assert machine.best(longest=0.25) == 2
+    assert max(machine.sizes) == 4
 
 
 def test_it_stops_where_larger_is_not_better():
@@ -68,7 +82,8 @@ def test_it_obeys_its_limits():
     machine = Machine(lambda n: 0.1 + 1e-9 * n)
     assert machine.best(budget=1.3) == 2
     assert machine.now <= 1.3
-    assert Machine(lambda n: 1e-3 * n + 0.01).best(longest=0.03) == 8
+    assert Machine(lambda n: 1e-3 * n + 0.01).best(longest=0.03) == 18
+    assert Machine(lambda n: 1e-3 * n + 0.1).best(longest=0.01) == 1
     assert Machine(lambda n: 1e-3).best(wanted=lambda: False) == 1
     left = iter([8_000, 8_000, 8_000, 7_900, 7_900, 3_000])
     assert Machine(lambda n: 1e-3).best(memory=lambda: next(left)) == 4

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from torch import nn
 
 from asyncinfer import Dispatcher
 from asyncinfer_drivers._shared.between import Between
-from asyncinfer_drivers._torch import tuning
+from asyncinfer_drivers._torch import optimize, tuning
 from asyncinfer_drivers._torch.course import Course, finished
 from asyncinfer_drivers._torch.optimize import Choice
 from asyncinfer_drivers._torch.options import TorchOptions
+from asyncinfer_drivers._torch.paired import compared
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.threads import Crew
 from asyncinfer_drivers._torch.tuning import Tuning, Wide
+from asyncinfer_drivers._torch.variants import Refused
 from asyncinfer_drivers.models import digits
 from asyncinfer_drivers.torch_host import TorchDriver
 
@@ -147,33 +150,98 @@ def test_a_number_of_threads_holds_as_long_as_the_share():
     assert Crew(Due(1, 1)).others == []
 
 
+def chosen(monkeypatch, module, form):
+    """The threads and the form that are found where one thread of two is due.
+
+    Each takes so many seconds a call with one thread, and with two.
+    """
+    now, threads = 0.0, 1
+
+    def bind(number):
+        nonlocal threads
+        threads = number
+
+    class Takes(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x):
+            nonlocal now
+            now += self.seconds[threads - 1]
+            return x * 2
+
+    def make(plan, *_):
+        if plan != ("freeze",):
+            raise Refused("not this one")
+        return Takes(form)
+
+    for part in (tuning, optimize):
+        monkeypatch.setattr(part, "timer", lambda device: lambda: now)
+    monkeypatch.setattr(tuning, "bind", bind)
+    monkeypatch.setattr(optimize, "make", make)
+    plain = Takes(module).eval()
+    options = TorchOptions(plain, max_batch=4, optimize_seconds=100.0)
+    crew, told = Crew(Due(1, 2)), {}
+    runner = Runner("cpu", plain, torch.device("cpu"), options.steps, crew, 1.0, lambda s: None)
+    runner.first = torch.zeros(3)
+    own = SimpleNamespace(module=plain, settled=True, fresh=lambda: plain)
+    one = Tuning(
+        options, runner, own, crew, tell=told.update, sized=lambda n: None, wanted=lambda: True
+    )
+    one.begin()
+    one.finish()
+    assert told.get("threads", 1) == crew.threads == threads
+    assert (told["optimize"] == "none") == (runner.forward is plain)
+    return crew.threads, told["optimize"]
+
+
 @pytest.mark.parametrize(
-    ("seconds", "threads", "form"),
+    ("module", "form", "found"),
     [
-        ({"form": (1.0, 0.5), "module": (2.0, 1.5)}, 2, "form"),
-        ({"form": (1.0, 0.95), "module": (2.0, 1.5)}, 1, "form"),
-        ({"form": (1.0, 1.2), "module": (1.2, 0.8)}, 2, "module"),
+        ((1.0, 0.6), (0.97, 0.5), (2, "freeze")),  # it gains with two threads only
+        ((1.0, 0.6), (0.9, 0.6), (2, "none")),
+        ((1.0, 0.95), (0.9, 0.7), (2, "freeze")),
+        ((2.0, 1.5), (1.0, 0.95), (1, "freeze")),
+        ((1.2, 0.8), (1.0, 1.2), (2, "none")),
     ],
 )
-def test_threads_and_form_are_compared_together(monkeypatch, seconds, threads, form):
-    module, fast = nn.Identity(), nn.Identity()
-    names = {module: "module", fast: "form"}
-    monkeypatch.setattr(
-        Tuning,
-        "_timed",
-        lambda self, forward, threads, sample: seconds[names[forward]][threads - 1],
-    )
-    options = TorchOptions(module, max_batch=4)
-    crew, told = Crew(Due(1, 2)), {}
-    runner = Runner("cpu", module, torch.device("cpu"), options.steps, crew, 1.0, lambda s: None)
-    runner.forward = fast
-    one = Tuning(
-        options, runner, None, crew, tell=told.update, sized=lambda n: None, wanted=lambda: True
-    )
-    finished(one._find_threads(torch.zeros(3)))
-    assert crew.threads == threads
-    assert names[runner.forward] == form
-    assert told.get("threads", 1) == threads
+def test_forms_are_compared_with_the_threads_they_will_have(monkeypatch, module, form, found):
+    assert chosen(monkeypatch, module, form) == found
+
+
+# --- calls in turns -----------------------------------------------------------------------------
+
+
+def in_turns(ratios, *, enough=lambda: False):
+    """What comes of pairs with these ratios where more than 1.05 is asked for; and their number."""
+    ratios, calls = [99.0, *ratios], itertools.count()
+    asked = [0]
+
+    def call(ratio):
+        asked[0] = next(calls) // 2
+        return ratios[asked[0]] if ratio else 1.0
+
+    found = finished(compared(lambda: call(False), lambda: call(True), least=1.05, enough=enough))
+    return found, asked[0]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "found"),
+    [
+        ([1.2] * 40, (1.2, 5)),
+        ([1.0] * 40, (1.0, 5)),
+        ([1.2, 1.2, 0.5, *[1.2] * 40], (1.2, 9)),
+        ([1.1, 1.0] * 20, (1.05, 40)),
+        ([1.1, 1.0, 1.1, 1.1, 1.0, *[1.1] * 40], (1.1, 12)),
+    ],
+)
+def test_calls_take_turns_until_it_is_clear(ratios, found):
+    assert in_turns(ratios) == pytest.approx(found)
+
+
+def test_calls_take_turns_no_longer_than_there_is_time():
+    assert in_turns([1.1, 1.0] * 20, enough=lambda: True) == (1.1, 3)
 
 
 # --- tasks of different shapes ------------------------------------------------------------------

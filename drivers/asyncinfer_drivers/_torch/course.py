@@ -37,13 +37,13 @@ class Course(Generic[T]):
         self._steps = steps
         #: what the last job has given, or raised
         self._given: tuple[Any, BaseException | None] = (None, None)
-        self._beside: tuple[threading.Thread, Future[float]] | None = None
+        self._beside: tuple[threading.Thread, Future[None]] | None = None
         self._spent = 0.0
         self._began: float | None = None
         self.over = False
 
     def clock(self) -> float:
-        """Seconds that this work has taken so far, without what was done between its steps."""
+        """Seconds that this work has taken of its thread's so far."""
         began = self._began
         return self._spent + (0.0 if began is None else time.perf_counter() - began)
 
@@ -59,7 +59,6 @@ class Course(Generic[T]):
         if self._beside is not None:
             if not self._beside[1].done():
                 return False
-            self._spent += self._beside[1].result()
             self._beside = None
         self._began = time.perf_counter()
         try:
@@ -100,13 +99,12 @@ class Course(Generic[T]):
             self._given = None, error
 
     def _begin(self, job: Job) -> None:
-        done: Future[float] = Future()
-        began = time.perf_counter()
+        done: Future[None] = Future()
 
         def run() -> None:
             bind(1)  # calls are made meanwhile
             self._do(job)
-            done.set_result(time.perf_counter() - began)
+            done.set_result(None)
 
         thread = threading.Thread(target=run, name="asyncinfer-search", daemon=True)
         self._beside = thread, done

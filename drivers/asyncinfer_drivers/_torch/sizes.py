@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from asyncinfer_drivers._torch.course import Steps
+from asyncinfer_drivers._torch.paired import compared
 
 __all__ = ("LIMIT", "LONGEST_CALL", "best_size", "memory_left")
 
@@ -14,8 +17,12 @@ __all__ = ("LIMIT", "LONGEST_CALL", "best_size", "memory_left")
 LIMIT = 256
 #: seconds that one call may take, where the user has set no ``latency_target``
 LONGEST_CALL = 0.25
-#: a smaller batch is as good as the best one if its rate is at least this part of that one's
-_AS_GOOD = 0.95
+#: a smaller batch is as good as the best one if that one's rate is at most this many times its own
+_AS_GOOD = 1.02
+#: which of two is better is told by calls in turns where their rates differ by less than this
+_NEAR = 1.1
+#: a size is tried if its call should take at most this part of what one may
+_SURELY = 0.95
 #: the search ends after this many doublings in a row without a better rate
 _FRUITLESS_DOUBLINGS = 3
 #: the next batch, twice as large, may take at most this part of the memory that is left
@@ -33,13 +40,15 @@ def best_size(
     memory: Callable[[], int | None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Steps[tuple[int, dict[int, float]]]:
-    """The smallest of 1, 2, 4, ... ``limit`` with about the best rate; and each size's tasks/s.
+    """The smallest of 1, 2, 4, ... with about the best rate; and each size's tasks/s.
+
+    The last one is ``limit``, or as many as fit into ``longest`` seconds.
 
     ``run`` runs a batch of that size; the first but 1 for which it raises ends the search. Each is
-    run four times, the first two are not counted; each call is a step. None is begun that is likely
-    to take longer than ``longest`` seconds a call or to end after ``budget`` seconds, or for which
-    ``memory`` (bytes left) would become short. ``timer`` tells how long a call takes, ``clock``
-    what is left of the budget.
+    run four times, the first two are not counted; those with nearly the best rate are compared with
+    it in turns then. Each call, or pair of calls, is a step. No size is begun that is likely to end
+    after ``budget`` seconds, or for which ``memory`` (bytes left) would become short. ``timer``
+    tells how long a call takes, ``clock`` what is left of the budget.
     """
     rates: dict[int, float] = {}
     started, size, since_best = clock(), 1, 0
@@ -51,33 +60,81 @@ def best_size(
             if not rates:
                 raise
             break
+        if rates and seconds > longest:
+            break
         rates[size] = size / seconds
         since_best = 0 if rates[size] >= max(rates.values()) else since_best + 1
         left = memory()
         if before is not None and left is not None and 2 * (before - left) > _MEMORY_PART * left:
             break
+        following = min(2 * size, limit, _fitting(rates, longest))
         # twice the size takes about twice the time at most
         now = clock()
-        if 2 * seconds > longest or now - started + 2 * (now - begun) > budget:
+        if following <= size or now - started + following / size * (now - begun) > budget:
             break
         if since_best >= _FRUITLESS_DOUBLINGS:
             break
-        size = 2 * size if size == limit else min(2 * size, limit)
+        size = following
     if not rates:
         return 1, rates
-    enough = _AS_GOOD * max(rates.values())
-    return min(size for size, rate in rates.items() if rate >= enough), rates
+    best = yield from _smallest(
+        rates,
+        lambda size: _seconds(run, size, timer) / size,
+        enough=lambda: clock() - started > budget,
+        wanted=wanted,
+    )
+    return best, rates
+
+
+def _fitting(rates: dict[int, float], longest: float) -> int:
+    """The largest size whose call should not take longer, by the last two that were tried."""
+    size, seconds = 0, 0.0
+    each = math.inf
+    for tried, rate in rates.items():
+        each = max((tried / rate - seconds) / (tried - size), 1e-12)
+        size, seconds = tried, tried / rate
+    left = _SURELY * longest - seconds
+    return LIMIT if each * LIMIT <= left else size + int(left / each)
+
+
+def _smallest(
+    rates: dict[int, float],
+    each: Callable[[int], float],
+    *,
+    enough: Callable[[], bool],
+    wanted: Callable[[], bool],
+) -> Steps[int]:
+    """The smallest size that is as good as the best one; ``each`` gives a call's seconds a task."""
+    best = max(rates, key=lambda size: rates[size])
+    for size in sorted(size for size in rates if size < best):
+        times = rates[best] / rates[size]
+        if times < _NEAR and not enough():
+            times = yield from compared(
+                partial(each, best),
+                partial(each, size),
+                least=_AS_GOOD,
+                enough=enough,
+                wanted=wanted,
+            )
+        if times <= _AS_GOOD:
+            return size
+    return best
 
 
 def _time(run: Callable[[int], None], size: int, timer: Callable[[], float]) -> Steps[float]:
     seconds = []
     for call in range(4):
-        started = timer()
-        run(size)
+        took = _seconds(run, size, timer)
         if call >= 2:  # the first is checked, and a graph is compiled for it in the second
-            seconds.append(timer() - started)
+            seconds.append(took)
         yield None
-    return max(min(seconds), 1e-9)
+    return min(seconds)
+
+
+def _seconds(run: Callable[[int], None], size: int, timer: Callable[[], float]) -> float:
+    started = timer()
+    run(size)
+    return max(timer() - started, 1e-9)
 
 
 def memory_left(file: Path = Path("/proc/meminfo")) -> int | None:

@@ -111,6 +111,11 @@ class Crew:
         return self._share.most
 
     @property
+    def due(self) -> int:
+        """Its share, whatever was found."""
+        return self._share.threads
+
+    @property
     def others(self) -> list[int]:
         """Numbers to be tried beside the present one."""
         threads, most = self._due()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,11 +13,11 @@ from asyncinfer_drivers._torch.device import timer
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.options import TorchOptions
+from asyncinfer_drivers._torch.paired import compared
 from asyncinfer_drivers._torch.runner import Runner
 from asyncinfer_drivers._torch.sizes import LIMIT, LONGEST_CALL, best_size, memory_left
 from asyncinfer_drivers._torch.state import Own
 from asyncinfer_drivers._torch.threads import Crew, bind
-from asyncinfer_drivers._torch.variants import Forward
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +28,11 @@ __all__ = ("Tuning", "Wide", "longest_call")
 logger = logging.getLogger("asyncinfer.torch")
 
 #: seconds that finding the batch size takes at most
-_SIZES_BUDGET = 1.5
+_SIZES_BUDGET = 2.5
 #: another number of threads has to be this many times as fast as the one before
 _WORTH_THREADS = 1.1
-#: calls of each number that are timed, and seconds they take at most
-_CALLS, _THREADS_BUDGET = 9, 1.0
+#: seconds that comparing two numbers takes at most
+_THREADS_BUDGET = 1.0
 #: a call of tasks of several shapes may take that many times as long as one of tasks of one shape
 _WIDER = 2.0
 
@@ -123,11 +121,15 @@ class Tuning:
         if options.size is None:
             yield from self._learn_division(tensor)
             yield from self._find_size()
+        # forms are compared with as many threads as they will have: what they gain depends on it
+        better = yield from self._find_threads(tensor)
+        choice = Choice(runner.module)
         if options.plans is None:
-            gained = yield from self._find_form(tensor)
-            if gained and options.size is None:
-                yield from self._find_size()
-        yield from self._find_threads(tensor)
+            choice = yield from self._find_form(tensor)
+        if options.size is None and (better or choice.plan):
+            yield from self._find_size()
+        if choice.plan and "aot" not in choice.plan:  # whose threads are fixed
+            yield from self._find_threads(tensor)
 
     def _learn_division(self, tensor: torch.Tensor) -> Steps[None]:
         runner = self._runner
@@ -160,14 +162,13 @@ class Tuning:
 
     # ---- forms
 
-    def _find_form(self, tensor: torch.Tensor) -> Steps[bool]:
-        """Use the fastest form that is right, if it is not the module; whether it is another."""
+    def _find_form(self, tensor: torch.Tensor) -> Steps[Choice]:
+        """Use the fastest form that is right, if it is not the module."""
         runner = self._runner
         choice = yield from self.form(tensor)
-        if not choice.plan:
-            return False
-        runner.forward = Guarded(self._options.called, runner.module, choice, tensor)
-        return True
+        if choice.plan:
+            runner.forward = Guarded(self._options.called, runner.module, choice, tensor)
+        return choice
 
     def form(self, tensor: torch.Tensor) -> Steps[Choice]:
         """Seek the fastest form that is right, at worst the module itself."""
@@ -181,7 +182,7 @@ class Tuning:
         return choice
 
     def _search(self, tensor: torch.Tensor) -> Search:
-        options, runner, course = self._options, self._runner, self._course
+        options, runner = self._options, self._runner
         batch = options.size or LIMIT
         batch = min(batch, options.micro_batch or batch, runner.division.most or batch)
         threads = self._crew.threads if self._crew else 1
@@ -193,8 +194,7 @@ class Tuning:
             options.optimize_seconds,
             aot.Cache.of_user(batch, threads) if options.isolated else None,
             self._wanted,
-            time.perf_counter if course is None else course.clock,
-            None if course is None else self._copy(),
+            judged=None if self._course is None else self._copy(),
         )
 
     def _copy(self) -> nn.Module | None:
@@ -224,48 +224,50 @@ class Tuning:
 
     # ---- threads
 
-    def _find_threads(self, tensor: torch.Tensor) -> Steps[None]:
-        """Compare numbers of threads, for the form that was found and for the module itself."""
-        crew, runner = self._crew, self._runner
+    def _find_threads(self, tensor: torch.Tensor) -> Steps[bool]:
+        """Find how many the present form should have; whether these are others than before."""
+        crew = self._crew
         if crew is None or not crew.others:
-            return
+            return False
         size = min(self._size, self._options.micro_batch or self._size)
         sample = tensor.expand(size, *tensor.shape).contiguous()
-        best: tuple[Forward, int] = runner.forward, crew.threads
-        forms: dict[Forward, None] = dict.fromkeys((runner.forward, runner.module))
-        for threads in crew.others:
-            for form in forms:
-                times = yield from self._times((form, threads), best, sample)
-                if times > _WORTH_THREADS:
-                    best = form, threads
-        if best[1] != crew.threads:
-            crew.choose(best[1])
-            if best[0] is not runner.forward:
-                runner.forward = best[0]
-                self._tell(optimize="none", gain=1.0)
-            self._tell(threads=best[1])
-            logger.info("%s: %d threads", self._options.called, best[1])
+        before, best = crew.threads, crew.due
+        for threads in sorted({before, *crew.others} - {best}):
+            times = yield from self._times(threads, best, sample)
+            if times > _WORTH_THREADS:
+                best = threads
+        if best != before:
+            crew.choose(best)
+            self._tell(threads=best)
+            logger.info("%s: %d threads", self._options.called, best)
+        self._bind(None)
+        return best != before
 
-    def _times(
-        self, one: tuple[Forward, int], other: tuple[Forward, int], sample: torch.Tensor
-    ) -> Steps[float]:
-        """How many times as fast as the other the one is: the median over calls in turns."""
-        found, spent = list[float](), 0.0
-        for call in range(_CALLS + 1):
-            seconds = [self._timed(*each, sample) for each in (one, other)]
-            if call:  # before, caches and threads are cold
-                found.append(seconds[1] / seconds[0])
-            spent += sum(seconds)
-            yield None
-            if (spent > _THREADS_BUDGET and len(found) > 2) or not self._wanted():
-                break
-        return statistics.median(found or [1.0])
+    def _times(self, one: int, other: int, sample: torch.Tensor) -> Steps[float]:
+        """How many times as fast one number of threads is as another."""
+        spent = 0.0
 
-    def _timed(self, forward: Forward, threads: int, sample: torch.Tensor) -> float:
+        def seconds(threads: int) -> float:
+            nonlocal spent
+            took = self._timed(threads, sample)
+            spent += took
+            return took
+
+        times = yield from compared(
+            lambda: seconds(one),
+            lambda: seconds(other),
+            least=_WORTH_THREADS,
+            enough=lambda: spent > _THREADS_BUDGET,
+            wanted=self._wanted,
+        )
+        return times
+
+    def _timed(self, threads: int, sample: torch.Tensor) -> float:
         self._bind(threads)
-        began = time.perf_counter()
-        forward(sample)
-        return max(time.perf_counter() - began, 1e-9)
+        clock = timer(sample.device)
+        began = clock()
+        self._runner.forward(sample)
+        return max(clock() - began, 1e-9)
 
     def _bind(self, threads: int | None) -> None:
         if self._crew is not None:
