@@ -16,6 +16,7 @@ from asyncinfer_drivers._torch import aot, engine, optimize, tuning
 from asyncinfer_drivers._torch.branches import Watched
 from asyncinfer_drivers._torch.compare import changed, difference, probes, state
 from asyncinfer_drivers._torch.guard import Guarded
+from asyncinfer_drivers._torch.judge import Judge
 from asyncinfer_drivers._torch.optimize import Choice, Search, plans_of
 from asyncinfer_drivers._torch.threads import bind
 from asyncinfer_drivers._torch.variants import STEPS
@@ -243,6 +244,31 @@ def test_a_host_that_becomes_faster_meanwhile_does_not_make_a_form_look_faster(
     choice = found(Takes(1.0).eval(), torch.ones(2), budget=50.0)
     assert choice.plan == plan
     assert choice.gain == pytest.approx(1 / cost if plan else 1.0)
+
+
+@pytest.mark.parametrize(("call", "making", "tried"), [(0.5, 30, 5), (0.5, 70, 2), (2.0, 30, 1)])
+def test_what_is_made_beside_calls_has_a_budget_of_its_own(monkeypatch, call, making, tried):
+    """50 s for calls, and 200 s for what goes on beside them."""
+    now = 0.0
+
+    class Takes(nn.Module):
+        def forward(self, x):
+            nonlocal now
+            now += call
+            return x * 2
+
+    def make(plan, *_):
+        nonlocal now
+        now += making
+        return lambda x: Takes()(x)
+
+    monkeypatch.setattr(optimize, "make", make)
+    monkeypatch.setattr(optimize, "timer", lambda device: lambda: now)
+    monkeypatch.setattr(Judge, "unfit", lambda self: "")
+    monkeypatch.setattr(Judge, "check", lambda self, forward: None)
+    choice = found(Takes().eval(), torch.ones(2), budget=50.0, clock=lambda: now)
+    assert [*choice.refused.values()].count("1.00 times as fast") == tried
+    assert [*choice.refused.values()].count("no time was left") == 5 - tried
 
 
 # --- at run time --------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ from asyncinfer_drivers.torch_host import TorchDriver
 BATCHES = (1, 8, 32)
 #: seconds each loop is tried for, and a turn lasts
 TRIED, TURN = 1.0, 2.0
+#: a stream's window is what the best loop does in a second, within these: what is left in it at the
+#: end of a turn is waited for
+WINDOWS = 16, 256
 
 MODELS: dict[str, Callable[[], tuple[Any, list[Any]]]] = {
     "mobilenetv3": lambda: (timm_net("mobilenetv3_large_100", 224), pictures((224, 224), count=32)),
@@ -66,7 +69,14 @@ def main() -> None:
         for size in given.max_batch:
             batch = size if size == "auto" else int(size)
             found = asyncio.run(
-                beside(module, tasks, {"best": loops[best], "one": loops[one]}, batch, given.turns)
+                beside(
+                    module,
+                    tasks,
+                    {"best": loops[best], "one": loops[one]},
+                    batch,
+                    given.turns,
+                    min(max(int(rates[best]), WINDOWS[0]), WINDOWS[1]),
+                )
             )
             print(json.dumps({"model": name, "max_batch": size, "best": best, "one": one, **found}))
 
@@ -155,12 +165,12 @@ def measured(loop: Callable[[Any], int], tasks: Sequence[Any], seconds: float) -
 
 
 async def beside(
-    module: Any, tasks: list[Any], loops: dict[str, Any], batch: Any, turns: int
+    module: Any, tasks: list[Any], loops: dict[str, Any], batch: Any, turns: int, window: int
 ) -> dict[str, Any]:
     """The driver and the loops in turns."""
     driver = TorchDriver(module, max_batch=batch)
     rates: dict[str, list[float]] = {name: [] for name in ("driver", *loops)}
-    async with Dispatcher([driver], window=256, queue_size=256) as dispatcher:
+    async with Dispatcher([driver], window=window, queue_size=window) as dispatcher:
         await streamed(dispatcher, tasks)
         await driver.tune()
         await streamed(dispatcher, tasks)

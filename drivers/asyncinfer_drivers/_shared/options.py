@@ -97,7 +97,8 @@ class TuningOptions:
     #: a ``warmup_input``. What ``forward`` does besides computing, such as counting or printing,
     #: may be left out: then say ``"none"``
     optimize: str | Sequence[str] = "auto"
-    #: seconds that ``optimize="auto"`` may take
+    #: seconds that ``optimize="auto"`` may take from calls with tasks, to time calls of its own;
+    #: what it makes and checks beside them may take four times as long
     optimize_seconds: float = 3.0
     #: ``"auto"`` raises glibc's thresholds for giving memory back while such a driver is open;
     #: ``"none"`` leaves them as they are

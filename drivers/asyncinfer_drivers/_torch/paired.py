@@ -16,6 +16,8 @@ _FEWEST, _MOST = 3, 40
 _BY_CHANCE = 1 / 32
 #: pairs that may be clear, if all of them say the same
 LEAST_PAIRS = 5
+#: so many times more or less than what is asked for is clear after the fewest pairs
+_FAR = 1.25
 
 
 def compared(
@@ -49,8 +51,15 @@ def _in_turn(first: Callable[[], float], second: Callable[[], float]) -> float:
 
 
 def _clear(ratios: Sequence[float], least: float) -> bool:
-    """Whether ratios are on one side of ``least`` more often than by chance: a sign test."""
+    """Whether ratios are far from ``least``, or on one side of it more often than by chance.
+
+    The latter is a sign test.
+    """
+    if len(ratios) < _FEWEST:
+        return False
+    if min(ratios) > _FAR * least or max(ratios) < least / _FAR:
+        return True
     count, above = len(ratios), sum(ratio > least for ratio in ratios)
     fewer = min(above, count - above)
     ways = sum(math.comb(count, several) for several in range(fewer + 1))
-    return count > 0 and ways <= _BY_CHANCE * 2**count
+    return ways <= _BY_CHANCE * (1 << count)
