@@ -50,7 +50,7 @@ _MAKING = 4.0
 #: part of the budget that one timed call may take, which bounds its tasks
 _CALL_PART = 0.02
 #: tasks in a timed call at most
-_LARGEST_SAMPLE = 16
+_LARGEST_SAMPLE = 64
 #: first calls that are not timed: a graph is compiled in its second one
 _UNCOUNTED = 2
 #: calls of one task that are timed first
