@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ("free", "hold", "keep_heaps", "release")
+__all__ = ("free", "hold", "keep_heaps", "release", "trim")
 
 logger = logging.getLogger("asyncinfer.torch")
 
@@ -74,6 +74,16 @@ def release() -> None:
             libc = _glibc()
             if libc is not None:
                 libc.malloc_trim(0)
+
+
+def trim() -> None:
+    """Give free memory back though the thresholds are raised: of copies that are needed no more.
+
+    What the next batches need is faulted in once more.
+    """
+    libc = _glibc() if _holders else None
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def keep_heaps() -> list[int]:

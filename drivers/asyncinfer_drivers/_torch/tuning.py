@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from asyncinfer_drivers._torch import aot
+from asyncinfer_drivers._torch import aot, malloc
 from asyncinfer_drivers._torch.copies import NoCopy
 from asyncinfer_drivers._torch.course import Course, Steps
 from asyncinfer_drivers._torch.device import timer
+from asyncinfer_drivers._torch.footprint import too_large
 from asyncinfer_drivers._torch.guard import Guarded
 from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.options import TorchOptions
@@ -108,12 +109,14 @@ class Tuning:
             )  # fmt: skip
         if self._course is not None and self._course.over:
             self._course, self.over = None, True
+            malloc.trim()
         return done is not False
 
     def _steps(self, tensor: torch.Tensor) -> Steps[None]:
         """All there is to find out, with the tensor of one task."""
         options, runner = self._options, self._runner
         runner.module = self._own.module
+        malloc.trim()  # of the copies that opening has made
         if not self._own.settled:
             self._tell(optimize="none: it changes something outside of itself")
             return
@@ -124,7 +127,9 @@ class Tuning:
         # forms are compared with as many threads as they will have: what they gain depends on it
         better = yield from self._find_threads(tensor)
         choice = Choice(runner.module)
-        if options.plans is None:
+        if options.plans is None and (reason := too_large(runner.module)):
+            self._tell(optimize=f"none: {reason}")
+        elif options.plans is None:
             choice = yield from self._find_form(tensor)
         if options.size is None and (better or choice.plan):
             yield from self._find_size()
