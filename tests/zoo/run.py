@@ -8,7 +8,9 @@
 With 1 and 3 drivers, ``max_batch`` 1, 8 and "auto", in a thread and in a process, with a warm-up
 input and without, and all other options as they are by default, every answer has to be the one of
 ``module(input)`` for this task alone, or the model is refused with a typed error before the first
-answer. The last line says how many of each there were; the exit status is 1 if one was different.
+answer: at first, when the model is as it is, while the driver seeks what is faster between calls,
+during ``tune``, which finds the rest, and after it. The last line says how many of each there were;
+the exit status is 1 if one was different.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["asyncinfer_drivers.torch_host", "models", "judge"])
 #: how often each task is given, among the others; once to a model that keeps state
 ROUNDS = 3
+#: seconds for which tasks are given while a form is sought between them, at most
+BETWEEN = 3.0
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,13 @@ class Setting:
 
 ALL = [
     *(Setting(*one, True) for one in product((1, 3), (1, 8, "auto"), ("thread", "process"))),
-    *(Setting(*one, "thread", False) for one in product((1, 3), (1, 8))),
+    *(Setting(*one, "thread", False) for one in product((1, 3), (1, 8, "auto"))),
 ]
 QUICK = [
-    Setting(1, 8, "thread", True),
+    Setting(1, "auto", "thread", False),
+    Setting(3, 8, "thread", True),
     Setting(3, 1, "thread", True),
-    Setting(3, 8, "thread", False),
-    Setting(1, "auto", "process", True),
+    Setting(1, 8, "process", True),
 ]
 
 
@@ -86,6 +90,28 @@ class Line:
     seconds: float = 0.0
     #: what the first driver tells
     details: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """An output of a driver that was asked by itself, as a dispatcher's result."""
+
+    value: Any
+    error: BaseException | None
+
+    @classmethod
+    def of(cls, output: Any) -> Said:
+        error = isinstance(output, BaseException)
+        return cls(None, output) if error else cls(output, None)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said to a task, and when."""
+
+    phase: str
+    index: int
+    result: Any
 
 
 # ---- one model, in a process of its own
@@ -117,9 +143,8 @@ class Subject:
         drivers: list[Any] = []
         began = time.monotonic()
         try:
-            order = self._order()
-            results = asyncio.run(self._results(setting, order, drivers))
-            outcome, reason = self._judged(order, results)
+            answers = asyncio.run(self._answers(setting, drivers))
+            outcome, reason = self._judged(answers)
         except Exception as error:
             outcome, reason = _of_error(error)
         details = dict(drivers[0].details) if drivers else {}
@@ -141,7 +166,7 @@ class Subject:
             random.Random(42).shuffle(order)
         return order
 
-    async def _results(self, setting: Setting, order: list[int], drivers: list[Any]) -> list[Any]:
+    async def _answers(self, setting: Setting, drivers: list[Any]) -> list[Answer]:
         given = self.case.given(self.case.make(), self.folder)
         options = {**self.case.options, "max_batch": setting.max_batch}
         options["isolation"] = setting.isolation
@@ -151,38 +176,83 @@ class Subject:
             TorchDriver(given, name=f"cpu-{number}", **options) for number in range(setting.drivers)
         ]
         async with Dispatcher(drivers, wait_for="all") as dispatcher:
-            tasks = (self.tasks[index].clone() for index in order)
-            async with dispatcher.results(tasks) as results:
-                return [result async for result in results]
+            answers = await self._streamed(dispatcher, "at first")
+            if all(answer.result.error is not None for answer in answers):
+                return answers
+            if not self.case.stateful:
+                answers += await self._while_tuning(dispatcher, drivers)
+            for driver in drivers:
+                answers += await self._each(driver)
+            return answers + await self._streamed(dispatcher, "after")
 
-    def _judged(self, order: list[int], results: list[Any]) -> tuple[str, str]:
-        if len(results) != len(order):
-            return "different", f"{len(results)} results for {len(order)} tasks"
-        failed = [result for result in results if result.error is not None]
-        if len(failed) == len(order):
-            return _of_error(failed[0].error)
+    async def _while_tuning(self, dispatcher: Any, drivers: list[Any]) -> list[Answer]:
+        """What is said while something is tried between calls, and in the middle of a ``tune``."""
+        answers, began, over = list[Answer](), time.monotonic(), False
+        while not over:
+            over = time.monotonic() - began > BETWEEN or all(map(_has_form, drivers))
+            answers += await self._streamed(dispatcher, "between")
+            await asyncio.sleep(0.05)  # for what is tried only while nothing is asked
+        tuned = asyncio.gather(*(driver.tune() for driver in drivers))
+        answers += await self._streamed(dispatcher, "during tune")
+        await tuned
+        return answers
+
+    async def _each(self, driver: Any) -> list[Answer]:
+        """What each says by itself: a dispatcher may leave the slower ones aside."""
+        if self.case.stateful:
+            return []
+        answers, order = list[Answer](), self._order()
+        while order:
+            part = order[: driver.max_batch]
+            del order[: len(part)]
+            outputs = await driver.infer([self.tasks[index].clone() for index in part])
+            results = [Said.of(output) for output in outputs]
+            phase = f"{driver.name} after tune"
+            pairs = zip(part, results, strict=True)
+            answers += [Answer(phase, index, result) for index, result in pairs]
+        return answers
+
+    async def _streamed(self, dispatcher: Any, phase: str) -> list[Answer]:
+        order = self._order()
+        tasks = (self.tasks[index].clone() for index in order)
+        async with dispatcher.results(tasks) as results:
+            said = [result async for result in results]
+        if len(said) != len(order):
+            raise RuntimeError(f"{len(said)} results for {len(order)} tasks")
+        return [Answer(phase, *pair) for pair in zip(order, said, strict=True)]
+
+    def _judged(self, answers: list[Answer]) -> tuple[str, str]:
+        failed = [answer for answer in answers if answer.result.error is not None]
+        if len(failed) == len(answers):
+            return _of_error(failed[0].result.error)
         if self.case.random and not failed:
-            return self._judged_random(order, results)
+            return self._judged_random(answers)
         wrong = [
-            text
-            for index, result in zip(order, results, strict=True)
-            if result.error is None and (text := self._unlike(index, result.value))
+            f"{answer.phase}: {text}"
+            for answer in answers
+            if answer.result.error is None
+            and (text := self._unlike(answer.index, answer.result.value))
         ]
-        said = [f"{len(wrong)} of {len(order)}: {wrong[0]}"] if wrong else []
+        said = [f"{len(wrong)} of {len(answers)}: {wrong[0]}"] if wrong else []
         if failed:
-            said.append(f"{len(failed)} of {len(order)} failed: {_of_error(failed[0].error)[1]}")
+            reason = f"{failed[0].phase}: {_of_error(failed[0].result.error)[1]}"
+            said.append(f"{len(failed)} of {len(answers)} failed: {reason}")
         return ("different", "; ".join(said)) if said else ("equal", "")
 
-    def _judged_random(self, order: list[int], results: list[Any]) -> tuple[str, str]:
+    def _judged_random(self, answers: list[Answer]) -> tuple[str, str]:
         for index, task in enumerate(self.tasks):
-            pairs = zip(order, results, strict=True)
-            answers = [result.value for place, result in pairs if place == index]
-            if text := self.case.random(self.module, task, answers):
+            values = [answer.result.value for answer in answers if answer.index == index]
+            if text := self.case.random(self.module, task, values):
                 return "different", text
         return "equal", ""
 
     def _unlike(self, index: int, value: Any) -> str:
         return unlike(self.wanted[index], value, self.case.tolerance)
+
+
+def _has_form(driver: Any) -> bool:
+    """Whether the search for a form has ended: batches and threads may be sought still."""
+    return driver.details["optimize"] != "none yet"
 
 
 def _of_error(error: BaseException) -> tuple[str, str]:
