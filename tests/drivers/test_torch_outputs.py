@@ -474,6 +474,33 @@ async def test_answers_that_depend_on_the_others_are_not_given(kind, warm, caplo
     assert "max_batch=1" in record.message
 
 
+@torch.library.custom_op("asyncinfer_tests::nms", mutates_args=())
+def nms(boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """As torchvision's: which of the boxes are kept, the best first."""
+    return scores.argsort(descending=True)[:2]
+
+
+class Detector(nn.Module):
+    """Scores are so alike that rounding decides; it is another one in larger batches."""
+
+    def forward(self, x):
+        scores = torch.zeros(SIZE) + (1e-8 * torch.arange(SIZE) if len(x) > 2 else 0)
+        return [{"boxes": row[nms(row, scores)]} for row in x]
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@ONE_LOOP
+async def test_boxes_are_not_chosen_by_the_rounding_of_a_batch(warm, caplog):
+    model, batch = Detector(), items()
+    options = {"warmup_input": batch[3]} if warm else {}
+    with caplog.at_level(logging.WARNING):
+        outputs, _ = await served(model, batch, **options)
+    assert_same(outputs, alone(model, batch, first))
+    (record,) = caplog.records
+    assert "which boxes it keeps can hang on rounding" in record.message
+    assert "batching='trusted'" in record.message
+
+
 DECIDES = {
     "equal": lambda x: torch.equal(x, x.clamp(-10, 10)),
     "allclose": lambda x: torch.allclose(x, x.clamp(-10, 10)),

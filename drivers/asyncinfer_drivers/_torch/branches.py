@@ -66,11 +66,15 @@ class Watched(NamedTuple):
     memory: str = ""
     #: what Python decides by that is computed of the input, which may be a whole batch
     decides: str = ""
+    #: what chooses among things by scores: rounding alone, which a batch changes, can choose others
+    chooses: str = ""
 
 
 #: parts of the names of operations and functions that answer yes or no; what hands over numbers may
 #: do so for the output
 _DECIDE = ("aten.equal", "is_nonzero", "allclose", "__bool__")
+#: a part of the names of operations that keep the best of the boxes that overlap
+_CHOOSE = "nms"
 _YES_OR_NO = frozenset(("__bool__", "allclose", "equal", "is_nonzero"))
 
 
@@ -79,7 +83,7 @@ class _Seen(list[str]):
 
     def __init__(self, given: torch.Tensor) -> None:
         super().__init__()
-        self.decides = ""
+        self.decides = self.chooses = ""
         self._computed = WeakIdKeyDictionary()
         self._computed[given] = True
 
@@ -91,6 +95,8 @@ class _Seen(list[str]):
         name = resolve_name(func) or str(func)
         if not self.decides and any(part in name for part in _DECIDE):
             self.decides = name
+        if not self.chooses and _CHOOSE in name:
+            self.chooses = name
         written = tensors if getattr(getattr(func, "_schema", None), "is_mutable", False) else ()
         for leaf in (*pytree.tree_leaves(result), *written):
             if isinstance(leaf, torch.Tensor):
@@ -118,6 +124,7 @@ def watched(module: Callable[[torch.Tensor], Any], example: torch.Tensor) -> Wat
         f"control flow: it looks at values ({seen[0]})" if seen else "",
         f"it looks at memory ({memory[0]})" if memory else "",
         seen.decides,
+        seen.chooses,
     )
 
 

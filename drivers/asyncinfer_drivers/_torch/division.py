@@ -54,6 +54,10 @@ _FIRST_CHECKED, _LATER_CHECKED = 8, 3
 _LAST_CHECKED = 1024
 #: ways an output may be made that are remembered for each kind of input
 _MOST_PARTS = 8
+_BOXES = "which boxes it keeps can hang on rounding, which is another one in a batch"
+_ROUNDING = (
+    "set max_batch=1, or batching='trusted' if boxes of about the same score may change places"
+)
 _ONE_FOR_ANOTHER = "set max_batch=1, or batching='trusted' if one task cannot decide for another"
 
 
@@ -349,7 +353,11 @@ class Division:
         """Python code that looks at values of a whole batch may decide by one task for another."""
         with torch.inference_mode(False):
             example = items[:1].to(self._device, copy=True)
-        seen = watched(twin, example).decides
+        found = watched(twin, example)
+        if found.chooses:
+            self._separate(f"{_BOXES} ({found.chooses})", _ROUNDING)
+            return
+        seen = found.decides
         if not seen:
             return
         with torch.inference_mode(), Decisions() as usual:
