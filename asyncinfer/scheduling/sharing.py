@@ -33,6 +33,9 @@ SHORTEST_VISIT = 0.03
 LOOK_SPACING = 0.15
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
+#: of calls that are shorter than this, in seconds, one in so many is looked at while no set is on
+#: trial: looking takes some hundredths of a millisecond
+BRIEF, EVERY = 0.002, 7
 #: fewest and most calls for that
 FEWEST_CALLS, MOST_CALLS = 3, 200
 #: a trial ends early if its set is slower than another by this many standard deviations of both;
@@ -112,6 +115,8 @@ class Group:
         self._running = 0
         #: counts the changes of ``_running``
         self._version = 0
+        #: how many of each device's short calls were not told, while no set was on trial
+        self._passed_over: list[int] = []
         #: the devices that were measured beside others
         self._met = 0
         self._visits = Visits()
@@ -158,6 +163,7 @@ class Group:
     def add(self, member: Member) -> int:
         """Let a device be considered; return its place."""
         self.model.members.append(member)
+        self._passed_over.append(0)
         self._fit()
         return len(self.model.members) - 1
 
@@ -191,8 +197,15 @@ class Group:
             self._running = devices
             self._version += 1
 
-    def begin(self) -> int:
-        """A call begins, beside those said to run; give the answer back when it ends."""
+    def begin(self, place: int) -> int | None:
+        """A call begins, beside those said to run; give the answer back when it ends.
+
+        With ``None`` the call need not be told: while nothing is tried, a part of short ones does.
+        """
+        if self.settled and self.model.call(place) < BRIEF:
+            self._passed_over[place] += 1
+            if self._passed_over[place] % EVERY:
+                return None
         return self._version
 
     def end(self, place: int, begun: int, seconds: float, now: float) -> None:
@@ -236,6 +249,11 @@ class Group:
         self._look_at += idle
         self._probe_at += idle
         self._steady_until += idle
+
+    @property
+    def settled(self) -> bool:
+        """Whether the set that was found best works, and none is on trial."""
+        return self.chosen == self.confirmed and not self._probed_from
 
     @property
     def sigma(self) -> float:
@@ -355,6 +373,7 @@ class Group:
         if best == self.chosen:
             self.confirmed, self._searched = best, True
             self._visits.end(of_the_best=True, stays=True)
+            self._remember()
             self._missed = 0
             self._instead.clear()
             self._not_before = now + self._spacing
@@ -409,7 +428,7 @@ class Group:
         self._not_before = now + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf
         self._got, self._needed, self._missed = 0, self._calls_needed(), 0
-        self._visits.remember(self._calls_within(min(DRIFT_SECONDS, DRIFT_TIMES * self._slowest)))
+        self._remember()
         self._instead.clear()
         while len(self._table) > SETS_KEPT:
             del self._table[next(iter(self._table))]
@@ -493,11 +512,15 @@ class Group:
         seconds = max([*new, self._calls_needed(precision) / calls]) / model.speed(devices)
         return max(seconds, SHORTEST_VISIT)
 
-    def _calls_within(self, seconds: float) -> float:
-        """How many calls the chosen set should do in a time."""
-        model, chosen = self.model, self.chosen
-        calls = sum([model.members[at].concurrency / model.call(at) for at in bits(chosen)])
-        return seconds * calls * model.speed(chosen)
+    def _remember(self) -> None:
+        """Set over how many calls the moving mean of the chosen set goes."""
+        model, chosen, calls = self.model, self.chosen, 0.0
+        for place in bits(chosen):
+            seconds = model.call(place)
+            every = EVERY if self.settled and seconds < BRIEF else 1
+            calls += model.members[place].concurrency / seconds / every
+        seconds = min(DRIFT_SECONDS, DRIFT_TIMES * self._slowest)
+        self._visits.remember(seconds * calls * model.speed(chosen))
 
     def _lost(self, devices: int, seconds: float) -> float:
         """Seconds of the chosen set's work that are lost while ``devices`` run for so long."""

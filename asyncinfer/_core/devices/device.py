@@ -553,8 +553,8 @@ class Burst:
         self.lane = spans[0].lane
         #: whether the device is to be reset before the first call, as a stream begins
         self.resets = False
-        #: what tells which devices ran when it began; -1 if that does not matter
-        self.beside = -1
+        #: what tells which devices ran when it began; ``None`` if that does not matter
+        self.beside: int | None = None
         #: the inputs of all calls; what is removed from the end is not run
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         #: most tasks of one call

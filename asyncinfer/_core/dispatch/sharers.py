@@ -57,14 +57,14 @@ class Sharers:
             for burst in bursts:
                 mine = self._party_of.get(burst.device)
                 if mine is not None:
-                    burst.beside = mine.group.begin() if saturated else -1
+                    burst.beside = mine.begin(burst.device) if saturated else None
 
     def ended(self, burst: Burst, calls: int) -> None:
         """The ``calls`` of ``burst`` have brought results."""
         party = self._party_of.get(burst.device)
-        if party is not None and burst.beside >= 0:
+        if party is not None and burst.beside is not None:
             try:
-                party.ended(burst, calls)
+                party.ended(burst, burst.beside, calls)
             except Exception:
                 self._give_up(party)
 
@@ -91,7 +91,7 @@ class Sharers:
                 self._party_of[device] = party
                 if parties.get(device) is not party:
                     for burst in device.bursts:  # it began beside other devices
-                        burst.beside = -1
+                        burst.beside = None
 
     @staticmethod
     def _grown(together: list[Device], before: dict[frozenset[Device], _Party]) -> _Party | None:
@@ -173,13 +173,17 @@ class _Party:
         seat = self.seats[device] = _Seat(place, device.batch_limit)
         return seat
 
-    def ended(self, burst: Burst, calls: int) -> None:
+    def begin(self, device: Device) -> int | None:
+        """Tell the group that a call begins; its answer is to be given back, unless ``None``."""
+        return self.group.begin(self.seats[device].place)
+
+    def ended(self, burst: Burst, begun: int, calls: int) -> None:
         """Tell the group of calls that have brought results, and follow what it chooses."""
         seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
         if seat.first_calls and (now - burst.began) / calls < LONG_CALL:
             seat.first_calls -= 1
         elif seat.is_usual(tasks / calls):
-            self.group.end(seat.place, burst.beside, (now - burst.began) / tasks, now)
+            self.group.end(seat.place, begun, (now - burst.began) / tasks, now)
         elif seat.is_other_size():
             self._take_in(burst.device, seat, tasks / calls)
         self._follow()
