@@ -33,6 +33,8 @@ SHORTEST_VISIT = 0.03
 LOOK_SPACING = 0.15
 #: precision to which a set's speed is measured before the next is looked for
 PRECISION = 0.03
+#: for so many seconds after a set was chosen short calls do not count: the caches are cold
+WARMING = 0.03
 #: of calls that are shorter than this, in seconds, one in so many is looked at while no set is on
 #: trial: looking takes some hundredths of a millisecond
 BRIEF, EVERY = 0.002, 7
@@ -134,6 +136,8 @@ class Group:
         self._instead: Counter[int] = Counter()
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
+        #: before this time short calls of the set do not count
+        self._warm_at = -math.inf
         #: tasks that were done since the set was chosen
         self._done = 0.0
         #: when a call ended last
@@ -215,7 +219,8 @@ class Group:
         """
         self._leave_out_idle_time(now)
         self._done += self.model.members[place].batch
-        if begun != self._version or not seconds > 0:
+        cold = now < self._warm_at and self.model.call(place) < BRIEF
+        if begun != self._version or cold or not seconds > 0:
             self._wait_no_longer(now)
             return
         running, visits = self._running, self._visits
@@ -425,7 +430,9 @@ class Group:
         self._visits.end(of_the_best=self._visited == self.confirmed)
         self.chosen = self._visited = devices
         self._since, self._done = now, 0.0
-        self._not_before = now + SHORTEST_VISIT
+        brief = any(self.model.call(place) < BRIEF for place in bits(devices))
+        self._warm_at = now + WARMING if brief else now
+        self._not_before = self._warm_at + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf
         self._got, self._needed, self._missed = 0, self._calls_needed(), 0
         self._remember()
