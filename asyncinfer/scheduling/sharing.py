@@ -117,6 +117,8 @@ class Group:
         self._running = 0
         #: counts the changes of ``_running``
         self._version = 0
+        #: the devices whose last call was short
+        self._brief = 0
         #: how many of each device's short calls were not told, while no set was on trial
         self._passed_over: list[int] = []
         #: the devices that were measured beside others
@@ -206,7 +208,7 @@ class Group:
 
         With ``None`` the call need not be told: while nothing is tried, a part of short ones does.
         """
-        if self.settled and self.model.call(place) < BRIEF:
+        if self.settled and self._brief >> place & 1:
             self._passed_over[place] += 1
             if self._passed_over[place] % EVERY:
                 return None
@@ -219,7 +221,9 @@ class Group:
         """
         self._leave_out_idle_time(now)
         self._done += self.model.members[place].batch
-        cold = now < self._warm_at and self.model.call(place) < BRIEF
+        brief = seconds * self.model.members[place].batch < BRIEF
+        self._brief = self._brief & ~(1 << place) | brief << place
+        cold = brief and now < self._warm_at
         if begun != self._version or cold or not seconds > 0:
             self._wait_no_longer(now)
             return
@@ -430,8 +434,7 @@ class Group:
         self._visits.end(of_the_best=self._visited == self.confirmed)
         self.chosen = self._visited = devices
         self._since, self._done = now, 0.0
-        brief = any(self.model.call(place) < BRIEF for place in bits(devices))
-        self._warm_at = now + WARMING if brief else now
+        self._warm_at = now + WARMING if self._brief & devices else now
         self._not_before = self._warm_at + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf
         self._got, self._needed, self._missed = 0, self._calls_needed(), 0
@@ -461,6 +464,11 @@ class Group:
             for devices, rate, limit in zip(sets, _rates(model, sets), most, strict=True):
                 if limit > least and rate > hopes.get(devices, 0.0):
                     hopes[devices] = rate
+        hopes |= {  # each by itself, once, whatever the models say
+            devices: limit
+            for devices, limit in zip(sets, most, strict=True)
+            if limit > least and devices.bit_count() == 1 and devices not in self._table
+        }
         return hopes
 
     def _hopeful(self, model: Model) -> Model:
@@ -524,7 +532,7 @@ class Group:
         model, chosen, calls = self.model, self.chosen, 0.0
         for place in bits(chosen):
             seconds = model.call(place)
-            every = EVERY if self.settled and seconds < BRIEF else 1
+            every = EVERY if self.settled and self._brief >> place & 1 else 1
             calls += model.members[place].concurrency / seconds / every
         seconds = min(DRIFT_SECONDS, DRIFT_TIMES * self._slowest)
         self._visits.remember(seconds * calls * model.speed(chosen))
