@@ -24,7 +24,7 @@ __all__ = ("Show", "Team", "measure")
 TURNS = 5
 #: seconds: all work together so long before they are measured, at least and at most, and go on
 #: for so long after the last change of which take part
-LEAST, MOST, CALM = 2.5, 4.0, 1.5
+LEAST, MOST, CALM = 2.5, 8.0, 2.0
 #: and seconds for the calls that are left behind then to end
 LEFT_BEHIND = 0.3
 
