@@ -26,9 +26,11 @@ class Runner(SimulatedDriver):
         preprocess=None,
         postprocess=None,
         warmup_input=None,
+        isolation="thread",
     ):
         super().__init__(name, 0.001 * slowdown, max_batch=max_batch)
-        self.model, self.before, self.after = model, preprocess, postprocess
+        self.model = model() if isolation == "process" else model  # there it is made anew
+        self.before, self.after = preprocess, postprocess
 
     async def infer(self, batch):
         await super().infer(batch)
