@@ -523,12 +523,80 @@ async def test_no_task_decides_for_another(kind, warm, caplog):
     assert "decides by values of the whole batch" in caplog.text
 
 
+ALIKE = {
+    "equal": lambda x: torch.equal(x, x.clamp(-10, 10)),
+    "all": lambda x: bool((x.abs() <= 10).all()),
+    "not any": lambda x: not (x > 10).any(),
+    "the largest": lambda x: x.max() <= 10 and x.amin() > -10,
+    "neither": lambda x: bool(~torch.any(x > 10)),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
 @ONE_LOOP
-async def test_what_decides_alike_for_all_is_run_in_batches(caplog):
-    model = Function(lambda x, y: y if torch.equal(x, x.clamp(-10, 10)) else y + 1)
+async def test_what_decides_alike_for_all_is_run_in_batches(kind, caplog):
+    model = Function(lambda x, y: y if ALIKE[kind](x) else y + 1)
     _, details = await served(model, items(), warmup_input=items()[0])
     assert details["largest"] == 4
     assert not caplog.records
+
+
+#: what gives a batch the answer of a usual task though another task in it would get another
+SPEAKS_FOR_OTHERS = {
+    "any": lambda x: bool((x > 0.5).any()),
+    "not all": lambda x: not (x < 0.5).all(),
+    "the largest": lambda x: x.max() > 0.5,
+    "the mean": lambda x: x.mean() > 0.1,
+    "the first": lambda x: x[0, 0] > 0.5,
+    "a number": lambda x: float(x.max()) > 0.5,
+}
+
+
+@pytest.mark.parametrize("kind", SPEAKS_FOR_OTHERS)
+@ONE_LOOP
+async def test_no_task_decides_as_usual_for_one_that_would_not(kind, caplog):
+    model = Function(lambda x, y: y if SPEAKS_FOR_OTHERS[kind](x) else y + 1)
+    batch = [torch.full((SIZE,), 1.0 + n / 100) for n in range(40)]
+    batch[29] = batch[29] - 1.2
+    with caplog.at_level(logging.WARNING):
+        outputs, _ = await served(model, batch, sizes=(4,) * 10, warmup_input=batch[3])
+    assert_same(outputs, alone(model, batch, first))
+    assert "one by one" in caplog.text
+
+
+class Limiter(nn.Module):
+    """Makes what is too loud less so: all of a batch by the loudest in it."""
+
+    def __init__(self, number=False):
+        super().__init__()
+        self.number = number
+
+    def forward(self, x):
+        peak = x.abs().max()
+        return x / (max(float(peak), 10.0) if self.number else peak.clamp(min=10))
+
+
+@pytest.mark.parametrize("number", [False, True])
+@ONE_LOOP
+async def test_one_that_outweighs_the_others_changes_nothing(number, caplog):
+    """Only one task in many is loud, and no sample of a batch has to have it."""
+    batch = items(40)
+    batch[29] = batch[29] * 1000
+    with caplog.at_level(logging.WARNING):
+        outputs, _ = await served(Limiter(number), batch, (4,) * 10, warmup_input=batch[3])
+    assert_same(outputs, alone(Limiter(number), batch, first))
+    assert "depend on what else is in the batch" in caplog.text
+
+
+@ONE_LOOP
+async def test_each_size_of_a_batch_is_looked_at(caplog):
+    def shifted(x, y):  # a model of pictures that come in fours, taken for a model of pictures
+        return y + x.roll(1, 0) if len(x) % 4 == 0 else y
+
+    with caplog.at_level(logging.WARNING):
+        outputs, _ = await served(Function(shifted), items(24), (3, 3, 3, 3, 2, 3, 3, 4))
+    assert_same(outputs, alone(Function(shifted), items(24), first))
+    assert "depend on what else is in the batch" in caplog.text
 
 
 @ONE_LOOP

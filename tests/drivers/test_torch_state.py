@@ -158,7 +158,8 @@ async def test_shapes_that_are_kept(meeting):
     inputs = [picture(3, 5), picture(5, 3), picture(3, 5, seed=2), picture(5, 3, seed=2)]
     turned = [*inputs[1:], inputs[0]]
     wanted = [plain(net, inputs), plain(net, turned)]
-    drivers = [await opened(net, name=f"d{n}", warmup_input=inputs[0]) for n in range(2)]
+    firsts = enumerate([inputs[0], turned[0]])  # so that both are asked as often
+    drivers = [await opened(net, name=f"d{n}", warmup_input=first) for n, first in firsts]
     meeting(2)
     torch.testing.assert_close(
         await asyncio.gather(ask(drivers[0], inputs), ask(drivers[1], turned)), wanted
@@ -644,6 +645,61 @@ async def test_without_one_before_the_first_answer(kind):
     for _ in range(2):
         with pytest.raises(ConfigError, match=REMEMBERS):
             await driver.infer([item_for(kind)])
+    await driver.close()
+
+
+class Tracks(nn.Module):
+    """Keeps what it last made of a loud input, of which there are few."""
+
+    def __init__(self, louder_than):
+        super().__init__()
+        self.louder_than = louder_than
+        self.last = None
+
+    def forward(self, x):
+        if bool((x.abs() > self.louder_than).any()) and x.abs().max() < 50 * self.louder_than:
+            self.last = x.mean()
+        return x if self.last is None else x + self.last
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_what_only_a_few_inputs_leave_is_noticed_later(isolation):
+    """The first call keeps nothing, and no noise like its input does."""
+    driver = await opened(Tracks(10.0), warmup_input=torch.ones(4), isolation=isolation)
+    quiet, loud = torch.ones(4) / 10, torch.full((4,), 20.0)
+    assert torch.equal((await driver.infer([quiet]))[0], quiet)
+    outcomes = [await answer(driver, item) for item in (loud, *[quiet] * 8)]
+    assert REMEMBERS in outcomes[-1]
+    assert REMEMBERS in await answer(driver, quiet)
+    await driver.close()
+
+
+async def answer(driver, item):
+    """What the driver answers, or the error, as text."""
+    try:
+        return str(await driver.infer([item]))
+    except ConfigError as error:
+        return str(error)
+
+
+async def test_what_a_large_input_would_leave_is_noticed_before_there_are_batches():
+    """Asked with a copy: the module has kept nothing yet."""
+    with pytest.raises(ConfigError, match=REMEMBERS):
+        await opened(Tracks(3.0), warmup_input=torch.full((4,), 0.05), max_batch=4)
+
+
+async def test_what_few_inputs_leave_may_do_no_harm():
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ones = {}
+
+        def forward(self, x):
+            return x * self.ones.setdefault(len(x[0]), torch.ones(len(x[0])))
+
+    driver = await opened(Caches())
+    for length in range(1, 9):
+        assert torch.equal((await driver.infer([torch.ones(length)]))[0], torch.ones(length))
     await driver.close()
 
 

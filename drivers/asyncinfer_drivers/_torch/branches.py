@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ("Decisions", "Watched", "watched")
+__all__ = ("Decisions", "Reasons", "Watched", "watched")
 
 #: operations that raise for some values and not for others, so that ``except`` is a branch
 _MAY_RAISE = frozenset(
@@ -158,11 +158,57 @@ class Decisions(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, bool) and getattr(func, "__name__", "") in _YES_OR_NO:
+        decided = isinstance(result, bool) and getattr(func, "__name__", "") in _YES_OR_NO
+        if decided:
             frame = sys._getframe(1)
             self.taken.append(result)
             self._places.append((frame.f_code, frame.f_lineno))
+        self.note(func, args, result, decided=decided)
         return result
+
+    def note(self, func: Any, args: Any, result: Any, *, decided: bool) -> None:
+        """Learn more from a call."""
+
+
+#: what a number that was made of a whole tensor tells of each part of it, by the function's name
+_MADE = {"all": "all", "any": "any", "max": "most", "amax": "most", "min": "least", "amin": "least"}
+#: the same of a comparison of such a number
+_COMPARED = {
+    **dict.fromkeys((("most", "lt"), ("most", "le"), ("least", "gt"), ("least", "ge")), "all"),
+    **dict.fromkeys((("most", "gt"), ("most", "ge"), ("least", "lt"), ("least", "le")), "any"),
+    **{("all", "logical_not"): "any", ("any", "logical_not"): "all"},
+    **{("all", "bitwise_not"): "any", ("any", "bitwise_not"): "all"},
+}  # fmt: skip
+#: names of operators that mean a function
+_OPERATORS = {"__gt__": "gt", "__ge__": "ge", "__lt__": "lt", "__le__": "le",
+              "__invert__": "bitwise_not"}  # fmt: skip
+
+
+class Reasons(Decisions):
+    """The same, and whether each yes or no holds for all parts of a batch that gives it.
+
+    So it is with the yes of ``all``, and with the no of ``any``. Whether the mean is large, or
+    the first number, says nothing of the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold = True
+        self._made: Any = WeakIdKeyDictionary()  # has no types
+
+    def note(self, func: Any, args: Any, result: Any, *, decided: bool) -> None:
+        """Learn from a call what the number that it made tells, or whether its yes or no holds."""
+        name = getattr(func, "__name__", "")
+        name = _OPERATORS.get(name, name)
+        made = self._made.get(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        if decided:
+            holds = name in ("equal", "allclose") or made == "all"
+            self.hold = self.hold and (holds if result else made == "any")
+        elif isinstance(result, torch.Tensor) and result.ndim == 0:
+            plain = not any(isinstance(other, torch.Tensor) for other in args[1:])
+            meaning = _COMPARED.get((made, name)) if made else _MADE.get(name)
+            if meaning and plain:
+                self._made[result] = meaning
 
 
 class _Operations(TorchDispatchMode):

@@ -11,7 +11,16 @@ from torch import nn
 
 from asyncinfer_drivers._torch.tree import opened, plain, same
 
-__all__ = ("ATOL", "RTOL", "changed", "difference", "probes", "state", "unlike")
+__all__ = (
+    "ATOL",
+    "RTOL",
+    "changed",
+    "companions",
+    "difference",
+    "probes",
+    "state",
+    "unlike",
+)
 
 #: a number may differ by ``RTOL`` of itself and ``ATOL`` of the largest in its tensor, by dtype
 RTOL = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
@@ -138,6 +147,13 @@ def unlike(item: torch.Tensor) -> list[torch.Tensor]:
     low, high = flat.min(), flat.max()
     same = [torch.full_like(item, int(value)) for value in (low, high)]
     return [*same, torch.where(first, high, low), flat.sort().values.view(item.shape)]
+
+
+def companions(item: torch.Tensor) -> list[torch.Tensor]:
+    """What may share a batch with ``item`` and outweighs it, in whatever is made of the batch."""
+    if item.numel() and (item.dtype.is_floating_point or item.dtype.is_complex):
+        return [item * 100, item * -100]
+    return unlike(item)[:2]
 
 
 def state(module: nn.Module) -> list[Any]:

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from asyncinfer.errors import ConfigError
-from asyncinfer_drivers._torch.branches import Decisions, watched
-from asyncinfer_drivers._torch.compare import changed, difference, probes, state
+from asyncinfer_drivers._torch.branches import Decisions, Reasons, watched
+from asyncinfer_drivers._torch.compare import changed, companions, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault
 from asyncinfer_drivers._torch.outputs import (
     Misfit,
@@ -31,6 +31,7 @@ from asyncinfer_drivers._torch.outputs import (
     settled,
     undivided,
 )
+from asyncinfer_drivers._torch.state import REMEMBERS
 from asyncinfer_drivers._torch.tree import leaves
 from asyncinfer_drivers._torch.variants import Forward
 
@@ -50,8 +51,6 @@ _SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 64, 128, 256)
 _SLACK, _GPU_SLACK = 4.0, 100.0
 #: tasks of the first batch whose answers are asked for one by one too, and of later ones
 _FIRST_CHECKED, _LATER_CHECKED = 8, 3
-#: the first batch is checked, the second, the fourth ... up to this one
-_LAST_CHECKED = 1024
 #: ways an output may be made that are remembered for each kind of input
 _MOST_PARTS = 8
 _BOXES = "which boxes it keeps can hang on rounding, which is another one in a batch"
@@ -131,7 +130,8 @@ class Division:
         #: how Python code decided for a single task, where it decides by values
         self._usual: dict[_Key, list[bool]] = {}
         self._told = False
-        self._batches = 0
+        #: batches that might have been checked, and of which sizes
+        self._batches, self._sizes = 0, set[int]()
         self._next_check: float = 1
         #: why tasks are run one by one, or in batches of one size; empty if they are not
         self.reason = ""
@@ -145,10 +145,11 @@ class Division:
 
     def prepare(self, inputs: torch.Tensor) -> None:
         """See that outputs for such inputs have been studied, if there may be batches of them."""
+        several = self._wanted > 1 or self.least > 1
+        if several and self._fault is None and _key(inputs) not in self._parts:
+            self.study(inputs)
         if self._fault is not None:
             raise self._fault
-        if _key(inputs) not in self._parts and (self._wanted > 1 or self.least > 1):
-            self.study(inputs)
 
     def other_sizes(self, inputs: torch.Tensor) -> bool:
         """After the model has refused one task: whether it takes some larger number."""
@@ -157,12 +158,14 @@ class Division:
         self.study(inputs)
         return self.least > 1
 
-    def due(self) -> bool:
-        """Whether this batch is one to check: the first, the second, the fourth ..."""
-        if self._next_check > _LAST_CHECKED or not self._pure or self._trusted:
+    def due(self, count: int) -> bool:
+        """Whether to check this batch: the first of its size, or the second, the fourth ..."""
+        if self._next_check == math.inf or not self._pure or self._trusted:
             return False
         self._batches += 1
-        return self._batches >= self._next_check
+        new = count not in self._sizes
+        self._sizes.add(count)
+        return new or self._batches >= self._next_check
 
     def padded(self, inputs: torch.Tensor) -> torch.Tensor:
         """As many tasks as the model takes at least: the last again and again."""
@@ -192,8 +195,6 @@ class Division:
         twin = _twin(self._source.module)
         before = state(twin)
         samples = self._samples(twin, items)
-        if changed(before, state(twin)):
-            self._pure = False
         part = self._part(samples)
         mixed = self._mixed(samples, part) or ""
         if mixed and self._random(twin, items, samples[0], part):
@@ -203,6 +204,12 @@ class Division:
         self._judge(known, mixed)
         if self._wanted > 1 and self.least == 1 and not (self.alone or self._trusted):
             self._look(twin, items)
+        if self._wanted > 1 and self.least == 1 and not (self.alone or self._trusted):
+            self._outweigh(twin, items, samples[0], part)
+        if changed(before, state(twin)):
+            self._pure = False
+            if self._wanted > 1:
+                self._ask_again(twin, items, samples[0], part)
 
     def _samples(self, twin: nn.Module, items: torch.Tensor) -> list[Sample]:
         """Outputs for different numbers of tasks, if the model takes such."""
@@ -247,6 +254,34 @@ class Division:
                 if (sample := self._tried(twin, items, order)) is not None:
                     return sample
             raise
+
+    def _outweigh(self, twin: nn.Module, items: torch.Tensor, alone: Sample, part: Part) -> None:
+        """See whether the first item's answer or that of a much larger one is another with both."""
+
+        def run(inputs: torch.Tensor) -> Any:
+            return self.run(twin, inputs)
+
+        for other in companions(items[0]):
+            pair = torch.stack([items[0], other])
+            told, self._told = self._told, True
+            beside = self._tried(run, pair, [0, 1])
+            self._told = told
+            if beside is None:
+                continue
+            apart = self._tried(twin, pair, [1])
+            samples = [alone, beside, *([apart] if apart else [])]
+            if text := self._mixed(samples, part):
+                if not self._random(twin, items, alone, part):
+                    self._judge([part], text)
+                return
+
+    def _ask_again(self, twin: nn.Module, items: torch.Tensor, alone: Sample, part: Part) -> None:
+        """Whether what the twin has kept of other items makes the first one's answer another."""
+        again, once_more = (self._tried(twin, items, list(alone.order)) for _ in range(2))
+        if again is None or once_more is None or self._mixed([again, once_more], part):
+            return  # it has random numbers of its own
+        if self._mixed([alone, again], part) and not self._random(twin, items, alone, part):
+            self._fault = ConfigError(f"{self._name}: {REMEMBERS}")
 
     def _tried(self, twin: Forward, items: torch.Tensor, order: list[int]) -> Sample | None:
         try:
@@ -360,11 +395,11 @@ class Division:
         seen = found.decides
         if not seen:
             return
-        with torch.inference_mode(), Decisions() as usual:
+        with torch.inference_mode(), Reasons() as usual:
             twin(example)
         if usual.loops:  # then tasks that are done early may be filled up
             self._separate(f"values of the whole batch end a loop ({seen})", _ONE_FOR_ANOTHER)
-        elif usual.taken:
+        elif usual.taken and usual.hold:
             self._usual[_key(items)] = usual.taken
         else:
             self._separate(f"it decides by values of the whole batch ({seen})", _ONE_FOR_ANOTHER)
@@ -444,7 +479,8 @@ class Division:
         ``inputs`` are as they were before the call that made ``output``.
         """
         most = _FIRST_CHECKED if self._next_check == 1 else _LATER_CHECKED
-        self._next_check *= 2
+        if self._batches >= self._next_check:
+            self._next_check *= 2
         for part in self._parts[_key(inputs)]:
             try:
                 answers = self._answers(output, max(self.least, len(inputs)), part)

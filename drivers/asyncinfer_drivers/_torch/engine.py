@@ -180,6 +180,7 @@ class Engine:
             pause=self._pause,
             micro_batch=options.micro_batch,
             takes=own.takes,
+            recall=own.recall,
             source=own,
             wanted=self.max_batch,
             trusted=options.batching == "trusted",

@@ -52,6 +52,8 @@ class Runner:
     micro_batch: int | None = None
     #: whether the module takes these inputs if it was asked nothing before
     takes: Callable[[torch.Tensor], bool] = lambda inputs: False
+    #: raises ``ConfigError`` if what came before makes the answer to these inputs another one
+    recall: Callable[..., None] = lambda *inputs: None
     #: the module as it is now and as it is to be called, where that may change
     source: Source | None = None
     #: the largest batch that is asked for
@@ -83,6 +85,8 @@ class Runner:
         self._blamed: dict[Signature, bool] = {}
         self._fallbacks = Fallbacks(self.name, logger)
         self._warned = False
+        #: calls that were answered; after how many of them the module is asked what it recalls
+        self._calls, self._next_recall = 0, 2
         #: the size of the batch that has just failed
         self._suspect = 0
 
@@ -261,8 +265,10 @@ class Runner:
         division.prepare(inputs)
         if division.most is not None and count > division.most:
             raise OneByOne
-        before = inputs.clone() if count > 1 and division.due() else None
+        before = inputs.clone() if count > 1 and division.due(count) else None
         first = self.first
+        self._calls += 1
+        recalled = inputs[:1].clone() if self._calls >= self._next_recall else None
         with torch.inference_mode():
             if first is None:
                 first = inputs[0].clone().to(self.device)
@@ -281,8 +287,15 @@ class Runner:
             outputs = [self._finish(part) for part in division.tasks(output, given)[:count]]
         if before is not None:
             division.check(before, output)
+        if recalled is not None and division.least == 1:
+            self._recall(recalled.to(self.device), first.unsqueeze(0))
         self.first = first
         return outputs[:count]
+
+    def _recall(self, *asked: torch.Tensor) -> None:
+        """After the second call, the fourth, ... for ever, and after each once it has failed."""
+        self.recall(*asked)
+        self._next_recall = 2 * self._calls
 
     def _uncollated(self, output: Any, count: int) -> list[Any] | None:
         if self.steps.uncollate is None:

@@ -29,7 +29,7 @@ from asyncinfer_drivers._torch.turns import Turns
 from asyncinfer_drivers._torch.variants import Forward
 from asyncinfer_drivers._torch.watch import Snapshot, Watch
 
-__all__ = ("Own",)
+__all__ = ("REMEMBERS", "Own")
 
 logger = logging.getLogger("asyncinfer.torch")
 
@@ -66,6 +66,8 @@ class Own:
         #: the driver's own
         self.module = source
         self._form: Forward | None = None
+        #: what the module held after its first call; ``None`` once that has changed
+        self._held: Snapshot | None = None
         #: a graph that cannot keep anything is used as it is: copying one takes twice its memory
         self._graph = isinstance(source, torch.jit.ScriptModule) and not may_hide(source)
         try:
@@ -100,6 +102,7 @@ class Own:
 
     def release(self) -> None:
         """Let other drivers use a module that cannot be copied."""
+        self._held = None
         if self._claim is not None:
             self._claim.release()
 
@@ -161,6 +164,32 @@ class Own:
                 return self._judged(kept, output)
         return self._judged(kept, output) if suspect else output
 
+    def recall(self, *asked: torch.Tensor) -> None:
+        """See whether calls since the first have left something that makes answers others.
+
+        Raises ``ConfigError`` if a fresh copy answers one of these inputs otherwise. A model may
+        keep something of few inputs only, such as of those that have a face in them.
+        """
+        if self._refused is not None:
+            raise self._refused.with_traceback(None)
+        if not self._checked or self._stateful or self._source is None:
+            return
+        if self._held is not None and not self._held.changed():
+            return
+        self._held = None  # from now on answers are compared each time
+        with torch.inference_mode(), self.turn():
+            if any(map(self._remembers, asked)):
+                self._refused = ConfigError(f"{self._name}: {REMEMBERS}")
+                raise self._refused
+
+    def _remembers(self, inputs: torch.Tensor) -> bool:
+        before = self._randomness(inputs.device)
+        fresh = _answer(self.fresh(), inputs)
+        if not difference(fresh, _answer(self.module, inputs)):
+            return False
+        again = _answer(self.fresh(), inputs)
+        return before == self._randomness(inputs.device) and not difference(fresh, again)
+
     def _check_reset(self, error: NoCopy) -> None:
         if self._stateful and _reset_of(self.module) is None:
             raise ConfigError(
@@ -174,7 +203,7 @@ class Own:
     def _again(self, inputs: torch.Tensor, output: Any) -> Any:
         if self._source is None:
             return output
-        self.module = self.fresh()
+        self.module, self._held = self.fresh(), None
         return self.module(inputs.clone())
 
     def _first(self, inputs: torch.Tensor) -> tuple[Any, bool]:
@@ -192,6 +221,7 @@ class Own:
                 "this process, and it is not optimised; isolation='process' lets them run side "
                 "by side", self._name,
             )  # fmt: skip
+        self._held = Snapshot(walk([self.module]))
         suspect = suspect or self._outside or own.changed() or any(map(may_hide, things))
         return output, suspect
 
@@ -243,11 +273,11 @@ class Own:
         if not difference(answer, _answer(other, inputs)) and not self._grows(other, inputs):
             return ""
         if before == self._randomness(inputs.device):
-            return _REMEMBERS
+            return REMEMBERS
         other = self.fresh()
         first = _answer(other, inputs)
         if not difference(answer, first):
-            return _REMEMBERS
+            return REMEMBERS
         return "" if difference(first, _answer(other, inputs)) else _DRAWS
 
     def _grows(self, other: nn.Module, inputs: torch.Tensor) -> bool:
@@ -281,7 +311,7 @@ class Own:
         before = self._randomness(inputs.device)
         _ask_others(self.module, inputs)
         remembers = difference(answer, _answer(self.module, inputs))
-        return _REMEMBERS if remembers and before == self._randomness(inputs.device) else ""
+        return REMEMBERS if remembers and before == self._randomness(inputs.device) else ""
 
     def _randomness(self, device: torch.device) -> tuple[object, ...]:
         """What changes when random numbers are drawn."""
@@ -293,7 +323,7 @@ class Own:
         return own, *(bytes(s.numpy()) for s in states), random.getstate(), numbers
 
 
-_REMEMBERS = (
+REMEMBERS = (
     "the model keeps state between calls: its answers depend on what came before. Give "
     "stateful=True to have each stream run on one device, from a fresh start, or have forward "
     "keep nothing"
