@@ -564,6 +564,31 @@ async def test_no_task_decides_as_usual_for_one_that_would_not(kind, caplog):
     assert "one by one" in caplog.text
 
 
+class Encoder(nn.Module):
+    """torch's own: it leaves out padding if all of a batch have theirs at the end, and gives 0."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.words, self.layers = nn.Embedding(9, 8), nn.TransformerEncoder(layer, 1)
+
+    def forward(self, ids):
+        return self.layers(self.words(ids), src_key_padding_mask=ids == 0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@ONE_LOOP
+async def test_one_with_padding_elsewhere_changes_nothing(caplog):
+    batch = [torch.tensor([1 + n % 8, 2, 3, 0]) for n in range(40)]
+    batch[29] = torch.tensor([1, 0, 3, 0])
+    model = Encoder().eval()
+    with caplog.at_level(logging.WARNING):
+        outputs, _ = await served(model, batch, (4,) * 10, warmup_input=batch[3])
+    assert_same(outputs, alone(model, batch, first))
+    assert "one by one" in caplog.text
+
+
 class Limiter(nn.Module):
     """Makes what is too loud less so: all of a batch by the loudest in it."""
 

@@ -75,7 +75,6 @@ class Watched(NamedTuple):
 _DECIDE = ("aten.equal", "is_nonzero", "allclose", "__bool__")
 #: a part of the names of operations that keep the best of the boxes that overlap
 _CHOOSE = "nms"
-_YES_OR_NO = frozenset(("__bool__", "allclose", "equal", "is_nonzero"))
 
 
 class _Seen(list[str]):
@@ -87,13 +86,13 @@ class _Seen(list[str]):
         self._computed = WeakIdKeyDictionary()
         self._computed[given] = True
 
-    def follow(self, func: Any, args: Any, result: Any = None) -> None:
+    def follow(self, func: Any, args: Any, result: Any = None, *, decided: bool = False) -> None:
         """Note what is computed from the input, and if ``func`` decides by it."""
         tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         if not any(tensor in self._computed for tensor in tensors):
             return
         name = resolve_name(func) or str(func)
-        if not self.decides and any(part in name for part in _DECIDE):
+        if not self.decides and (decided or any(part in name for part in _DECIDE)):
             self.decides = name
         if not self.chooses and _CHOOSE in name:
             self.chooses = name
@@ -158,7 +157,7 @@ class Decisions(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        decided = isinstance(result, bool) and getattr(func, "__name__", "") in _YES_OR_NO
+        decided = _decided(getattr(func, "__name__", ""), result)
         if decided:
             frame = sys._getframe(1)
             self.taken.append(result)
@@ -248,7 +247,7 @@ class _Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _CALLS_BACK or not (_of_shape(name, result) or _is_mute(result)):
             self._seen.append(resolve_name(func) or name or str(func))
-            self._seen.follow(func, (args, kwargs))
+            self._seen.follow(func, (args, kwargs), decided=_decided(name, result))
         return result
 
 
@@ -280,6 +279,11 @@ def _of_shape(name: str, result: Any) -> bool:
     if name == "__get__":  # a property
         return isinstance(result, bool | int | str) or callable(result)
     return name in _OF_SHAPES
+
+
+def _decided(name: str, result: Any) -> bool:
+    """Whether it is a yes or a no that depends on values."""
+    return isinstance(result, bool) and not _of_shape(name, result)
 
 
 def _is_mute(result: Any) -> bool:

@@ -149,11 +149,15 @@ def unlike(item: torch.Tensor) -> list[torch.Tensor]:
     return [*same, torch.where(first, high, low), flat.sort().values.view(item.shape)]
 
 
-def companions(item: torch.Tensor) -> list[torch.Tensor]:
-    """What may share a batch with ``item`` and outweighs it, in whatever is made of the batch."""
+def companions(item: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What may share a batch with ``item``: what outweighs it, and what it outweighs.
+
+    Of a pair, the answer to the lighter one is to be compared: that to something very large may
+    hang on rounding.
+    """
     if item.numel() and (item.dtype.is_floating_point or item.dtype.is_complex):
-        return [item * 100, item * -100]
-    return unlike(item)[:2]
+        return [item * 100, item * -100], [item * 0.01]
+    return unlike(item)[:2], []
 
 
 def state(module: nn.Module) -> list[Any]:

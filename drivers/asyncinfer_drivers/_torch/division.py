@@ -256,24 +256,29 @@ class Division:
             raise
 
     def _outweigh(self, twin: nn.Module, items: torch.Tensor, alone: Sample, part: Part) -> None:
-        """See whether the first item's answer or that of a much larger one is another with both."""
-
-        def run(inputs: torch.Tensor) -> Any:
-            return self.run(twin, inputs)
-
-        for other in companions(items[0]):
-            pair = torch.stack([items[0], other])
-            told, self._told = self._told, True
-            beside = self._tried(run, pair, [0, 1])
-            self._told = told
-            if beside is None:
+        """See whether a task's answer is another one beside a much larger one."""
+        heavy, light = companions(items[0])
+        pairs: list[tuple[Sample | None, Sample | None]] = [
+            *((alone, self._beside(twin, items[0], other)) for other in heavy),
+            *(
+                (self._tried(twin, other[None], [0]), self._beside(twin, other, items[0]))
+                for other in light
+            ),
+        ]
+        for one, both in pairs:
+            if one is None or both is None or not (text := self._mixed([one, both], part)):
                 continue
-            apart = self._tried(twin, pair, [1])
-            samples = [alone, beside, *([apart] if apart else [])]
-            if text := self._mixed(samples, part):
-                if not self._random(twin, items, alone, part):
-                    self._judge([part], text)
-                return
+            if not self._random(twin, items, alone, part):
+                self._judge([part], text)
+            return
+
+    def _beside(self, twin: nn.Module, item: torch.Tensor, other: torch.Tensor) -> Sample | None:
+        told, self._told = self._told, True
+        try:
+            pair = torch.stack([item, other])
+            return self._tried(lambda inputs: self.run(twin, inputs), pair, [0, 1])
+        finally:
+            self._told = told
 
     def _ask_again(self, twin: nn.Module, items: torch.Tensor, alone: Sample, part: Part) -> None:
         """Whether what the twin has kept of other items makes the first one's answer another."""
