@@ -169,25 +169,21 @@ class Decisions(TorchFunctionMode):
         """Learn more from a call."""
 
 
-#: what a number that was made of a whole tensor tells of each part of it, by the function's name
-_MADE = {"all": "all", "any": "any", "max": "most", "amax": "most", "min": "least", "amin": "least"}
-#: the same of a comparison of such a number
-_COMPARED = {
-    **dict.fromkeys((("most", "lt"), ("most", "le"), ("least", "gt"), ("least", "ge")), "all"),
-    **dict.fromkeys((("most", "gt"), ("most", "ge"), ("least", "lt"), ("least", "le")), "any"),
-    **{("all", "logical_not"): "any", ("any", "logical_not"): "all"},
-    **{("all", "bitwise_not"): "any", ("any", "bitwise_not"): "all"},
-}  # fmt: skip
+#: functions that make one number of a whole tensor, to which each part has its say
+_OF_ALL = frozenset(("all", "any", "max", "amax", "min", "amin"))
+#: what makes a yes or a no of such a number
+_OF_ONE = frozenset(("gt", "ge", "lt", "le", "logical_not", "bitwise_not"))
 #: names of operators that mean a function
 _OPERATORS = {"__gt__": "gt", "__ge__": "ge", "__lt__": "lt", "__le__": "le",
               "__invert__": "bitwise_not"}  # fmt: skip
 
 
 class Reasons(Decisions):
-    """The same, and whether each yes or no holds for all parts of a batch that gives it.
+    """The same, and whether each yes or no is one of all parts of a batch together.
 
-    So it is with the yes of ``all``, and with the no of ``any``. Whether the mean is large, or
-    the first number, says nothing of the others.
+    So is what ``all`` and ``any`` say, and no part can change it unseen but to what is usual, as
+    where a mask is left out if it is full. Whether the mean is large, or the first number, says
+    nothing of the others.
     """
 
     def __init__(self) -> None:
@@ -199,15 +195,13 @@ class Reasons(Decisions):
         """Learn from a call what the number that it made tells, or whether its yes or no holds."""
         name = getattr(func, "__name__", "")
         name = _OPERATORS.get(name, name)
-        made = self._made.get(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        made = bool(args) and isinstance(args[0], torch.Tensor) and args[0] in self._made
         if decided:
-            holds = name in ("equal", "allclose") or made == "all"
-            self.hold = self.hold and (holds if result else made == "any")
+            self.hold = self.hold and (made or name in ("equal", "allclose"))
         elif isinstance(result, torch.Tensor) and result.ndim == 0:
             plain = not any(isinstance(other, torch.Tensor) for other in args[1:])
-            meaning = _COMPARED.get((made, name)) if made else _MADE.get(name)
-            if meaning and plain:
-                self._made[result] = meaning
+            if plain and name in (_OF_ONE if made else _OF_ALL):
+                self._made[result] = True
 
 
 class _Operations(TorchDispatchMode):
