@@ -344,3 +344,35 @@ async def test_drivers_that_share_one_module_at_the_same_time(expected):
 def test_paths_of_home_directories(files, monkeypatch):
     monkeypatch.setenv("HOME", str(files))
     assert load(Path("~/traced.pt"), CPU).module
+
+
+async def test_a_part_in_training_mode_of_a_model_that_is_not_is_told(caplog):
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    module[1].train()
+    driver = TorchDriver(module, device="cpu")
+    await driver.open()
+    await driver.close()
+    assert "1 is in training mode in a model that is not" in caplog.text
+
+
+class Writes(nn.Module):
+    """Writes to its input."""
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
+async def test_a_collate_that_gives_the_callers_own_tensor_costs_it_nothing():
+    steps = {"preprocess": lambda x: x, "postprocess": lambda x: x, "uncollate": list}
+
+    def collate(tasks):
+        return tasks[0][None] if len(tasks) == 1 else torch.stack(tasks)
+
+    driver = TorchDriver(Writes(), device="cpu", max_batch=4, collate=collate, **steps)
+    mine = torch.ones(3)
+    await driver.open()
+    for _ in range(3):
+        (answer,) = await driver.infer([mine])
+        assert answer.tolist() == [2, 2, 2]
+    await driver.close()
+    assert mine.tolist() == [1, 1, 1]

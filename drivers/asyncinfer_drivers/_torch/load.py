@@ -126,8 +126,15 @@ def _arguments(factory: Callable[..., Any]) -> list[str]:
 def _ready(module: nn.Module, device: torch.device) -> nn.Module:
     """The module itself where nothing about it has to change, else a copy."""
     here = _is_on(module, device)
-    if here and not any(part.training for part in module.modules()):
+    training = [name for name, part in module.named_modules() if part.training]
+    if here and not training:
         return module
+    if training and not module.training:
+        logger.warning(
+            "%s is in training mode in a model that is not: it is run in evaluation mode, as the "
+            "rest; its answers may differ from those of the model as it was given",
+            ", ".join(training[:3]) + (" ..." if training[3:] else ""),
+        )
     try:
         return _own(own_copy(module, share=False), device)
     except NoCopy as error:

@@ -203,6 +203,8 @@ class Runner:
         try:
             with torch.inference_mode():
                 inputs = torch.as_tensor(self.steps.collate(batch))
+                if len(batch) == 1:  # it may be the caller's own, which a model may write to
+                    inputs = inputs.clone()
             if inputs.shape[:1] != (len(batch),):
                 raise ValueError(f"made {list(inputs.shape)} of {len(batch)} inputs")
         except BaseException as error:
