@@ -15,8 +15,6 @@ __all__ = ("Group",)
 SAMPLES = 2
 #: demand of a device that has not run beside others yet: it is given the benefit of the doubt
 HOPED_DEMAND = 0.15
-#: measurements begin with the quickest device, and those that take at most so many times as long
-FIRST_SPREAD = 4.0
 #: a set must promise this many times the present set's rate to be tried
 GAIN = 1.004
 #: a set that has not run as a whole for so many times as long as measuring it should take is left
@@ -414,17 +412,14 @@ class Group:
         self.model.fit(self._table, self.sigma, self._chance)
 
     def _first(self) -> int:
-        """The set to begin with: the quickest devices, as many as one may hope have room.
+        """The set to begin with: the quickest device, as one does not know what others take from it.
 
         In a large group it is all of them, as it would take too long to add one after the other.
         """
         if self.available.bit_count() > ALL_SETS:
             return self.available
         alone = self.model.alone
-        places = sorted(bits(self.available), key=lambda place: alone[place])
-        room = int(1 / HOPED_DEMAND)
-        near = [place for place in places[:room] if alone[place] <= FIRST_SPREAD * alone[places[0]]]
-        return sum([1 << place for place in near])
+        return 1 << min(bits(self.available), key=lambda place: alone[place])
 
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""
