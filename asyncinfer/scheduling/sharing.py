@@ -412,7 +412,7 @@ class Group:
         self.model.fit(self._table, self.sigma, self._chance)
 
     def _first(self) -> int:
-        """The set to begin with: the quickest device, as one does not know what others take from it.
+        """The set to begin with: the quickest device, as nobody knows yet who slows down whom.
 
         In a large group it is all of them, as it would take too long to add one after the other.
         """
