@@ -528,3 +528,33 @@ def test_callers_with_little_patience_say_nothing_of_a_device(virtual):
             assert d.stats().devices[0].state != "suspect"
 
     virtual(run())
+
+
+# ---- where the other device failed tasks before
+
+
+class FailsAtFirst(Hangs):
+    """A device that fails its first ``calls`` tasks, at once."""
+
+    def __init__(self, name, service_time, calls, **options):
+        super().__init__(name, service_time, **options)
+        self.calls = calls
+
+    async def work(self, batch):
+        if len(self.batches) <= self.calls:
+            return [ValueError("defect")] * len(batch)
+        return await super().work(batch)
+
+
+@pytest.mark.parametrize("hedge", [None, True])
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("options", [{}, {"concurrency": 3}])
+def test_a_device_that_is_held_back_runs_the_copy_once_no_other_answers(
+    virtual, options, window, hedge
+):
+    """With a window of 1 no task waits that could show it that it is needed."""
+    hung = Hangs("hung", 0.01, 40, **options)
+    drivers = [hung, FailsAtFirst("failed", 0.001, 3)]
+    pause, stats, _ = virtual(longest_pause(drivers, 100, window=window, hedge=hedge))
+    assert stats.devices[1].faults
+    assert pause <= bound(0.01)

@@ -67,6 +67,11 @@ class Hedging:
         #: the earliest that ``look_soon`` may move the next search to
         self._earliest = 0.0
 
+    @property
+    def hung(self) -> bool:
+        """Whether a call seems to hang: devices that may not run a copy now may be needed."""
+        return len(self._hung) > 0
+
     def stats(self, now: float) -> HedgeStats:
         """What has become of the copies so far."""
         seconds = self._seconds + sum(now - copy.burst.began for copy in self._copies)

@@ -113,12 +113,11 @@ class Pool:
         self._bursts = []
         self._lanes.admit()
         self._update()
+        self._review()  # a device that is held back no longer may run a copy of what hangs
         if self._hedging.active:
             self._bursts += self._hedging.settle_and_copy(now)
             self._update()
-        if self._trust.questionable:
-            self._trust.review(now)
-            self._update()
+            self._review()  # a call that was given up may have left a healthy device free
         if self._retries:
             for retry in self._retries.pairs(now):
                 self._run_again(retry)
@@ -126,6 +125,12 @@ class Pool:
         rest = self._follow_streams() if self._roster.stateful else self._pull_all()
         self._schedule_next_pass(rest)
         return self._bursts
+
+    def _review(self) -> None:
+        """Have it decided anew which devices are held back."""
+        if self._trust.questionable:
+            self._trust.review(self.now)
+            self._update()
 
     def _update(self) -> None:
         """Bring the roster's lists up to date, and tell hedging which devices have changed."""
@@ -198,7 +203,8 @@ class Pool:
         if self._retries:
             rest = rest or (free and self._retries.blocked)
             pause = self._retries.due_in
-        if self._trust.questionable and (self._retries or self._lanes.waiting):
+        wanted = self._retries or self._lanes.waiting or self._hedging.hung
+        if self._trust.questionable and wanted:
             rest = rest or any(device.bursts for device in self.devices)  # may fall silent
             pause = min(pause, self._trust.due_in(self.now))
         self._recheck.passed(rest)
