@@ -8,6 +8,7 @@ import math
 
 import pytest
 from fakes import Noting, Unknown, now
+from inside import devices
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer._core.devices.lateness import MOST_KEPT, Lateness
@@ -558,3 +559,20 @@ def test_a_device_that_is_held_back_runs_the_copy_once_no_other_answers(
     pause, stats, _ = virtual(longest_pause(drivers, 100, window=window, hedge=hedge))
     assert stats.devices[1].faults
     assert pause <= bound(0.01)
+
+
+def test_a_device_set_aside_runs_the_copy_while_all_others_are_busy(virtual):
+    async def main():
+        drivers = [Hangs("hung", 0.01, on=[7]), SimulatedDriver("slow", 3.0)]
+        drivers.append(SimulatedDriver("aside", 0.05))
+        async with Dispatcher(drivers, policy="greedy") as d:
+            devices(d)[2].put_aside(True)
+            before = now()
+            hung, other = (asyncio.create_task(d.infer(x)) for x in (7, 8))
+            assert await hung == 7
+            assert now() - before <= bound(0.05)
+            assert await other == 8
+            stats = d.stats()
+            assert [device.tasks for device in stats.devices[1:]] == [1, 1]
+
+    virtual(main())

@@ -199,7 +199,8 @@ class Hedging:
         best, seconds = self._best_for(burst.device, len(tasks), now)
         if hangs and (best is None or not best.free or seconds > late):
             unknown = self._unknown_for(burst.device)
-            best, seconds = (best, seconds) if unknown is None else (unknown, 0.0)
+            resting = self._best_for(burst.device, len(tasks), now, resting=True)
+            best, seconds = resting if unknown is None else (unknown, 0.0)
         if not tasks:
             return math.inf
         if best is None:
@@ -226,14 +227,20 @@ class Hedging:
         self._new.append(copy)
         return math.inf
 
-    def _best_for(self, device: Device, tasks: int, now: float) -> tuple[Device | None, float]:
-        """The device that would finish a copy first, and the seconds until then."""
+    def _best_for(
+        self, device: Device, tasks: int, now: float, *, resting: bool = False
+    ) -> tuple[Device | None, float]:
+        """The device that would finish a copy first, and the seconds until then.
+
+        One that is aside only if there is no other, or with ``resting``.
+        """
 
         def seconds(other: Device) -> float:
             return other.free_in(now) + other.expect(min(tasks, other.batch_limit))
 
         others = [d for d in self._others(device) if d.quickest < math.inf]
-        others = [other for other in others if not other.aside] or others
+        if not resting:
+            others = [other for other in others if not other.aside] or others
         best = min(others, key=seconds, default=None)
         return best, math.nan if best is None else seconds(best)
 
