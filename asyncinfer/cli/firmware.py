@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from asyncinfer.cli import firmware_board
 from asyncinfer.cli.arguments import Json
-from asyncinfer.cli.output import emit, people
+from asyncinfer.cli.output import emit, people, table
+from asyncinfer.cli.steps import Steps
 from asyncinfer.registry import needed_for
 
 __all__ = ("app",)
@@ -46,6 +49,18 @@ def build(
         list[str] | None,
         typer.Option("--define", help="A macro, AI_BAUD=115200u.", show_default=False),
     ] = None,
+    min_snr: Annotated[
+        float | None,
+        typer.Option(
+            "--min-snr",
+            metavar="DB",
+            help="Refuse a build with less signal to noise against float.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Say what each layer loses against float.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a model to INT8 and build a firmware around it, with CMSIS-NN kernels.
@@ -54,28 +69,65 @@ def build(
     """
     with needed_for("building a firmware"):
         from asyncinfer_drivers.cortex_m.build import build_firmware
-    made = build_firmware(
-        model, calibration or model, board=board, output=output, defines=define or ()
-    )
+    with Steps() as steps:
+        made = build_firmware(
+            model,
+            calibration or model,
+            board=board,
+            output=output,
+            defines=define or (),
+            min_snr=min_snr,
+            progress=steps,
+        )
     facts = {"elf": str(made.elf), "bin": str(made.bin), **made.facts()}
     if as_json:
         emit(facts)
-    else:
-        for name, text in _rows(facts):
-            people().print(f"{name:<18}{text}")
+        return
+    for name, text in _rows(facts):
+        people().print(f"{name:<18}{text}")
+    if layers:
+        people().print(_layers(facts["precision"]["layers"]))
+
+
+def _layers(layers: Iterable[Mapping[str, Any]]) -> Table:
+    rows = (
+        (
+            layer["name"],
+            f"{layer['snr_db']:.1f}",
+            f"{layer['lost_db']:.1f}",
+            f"{layer['worst_error']:.3g}",
+        )
+        for layer in layers
+    )
+    return table(("layer", "signal to noise, dB", "lost, dB", "worst error"), rows)
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name, value in facts.items():
+        if name == "precision":
+            rows += _precision(value)
+            continue
         if name == "kernels":
             text = ", ".join(value) or "none"
         elif name.endswith("_accuracy"):
-            text = "unknown" if value is None else f"{value:.2%}"
+            text = _share(value)
         else:
             text = f"{value:,} B" if name.endswith("_bytes") else str(value)
         rows.append((name.replace("_", " "), text))
     return rows
+
+
+def _precision(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("signal to noise", f"{facts['snr_db']:.1f} dB on {facts['samples']} inputs"),
+        ("worst error", f"{facts['worst_error']:.3g}"),
+        ("argmax agreement", _share(facts["argmax_agreement"])),
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2%}"
 
 
 for _command in (firmware_board.emulate, firmware_board.flash):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from asyncinfer.errors import ConfigError
-from asyncinfer.registry import optional
+from asyncinfer_drivers.cortex_m.builder import adapted
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ("CompiledModel", "compile_model")
+__all__ = ("CompiledModel", "capture", "compile_model", "graph_digest")
 
 #: prefix of everything the compiler generates: bknn_model_infer and so on
 _NAME = "model"
@@ -38,28 +41,56 @@ class CompiledModel:
     constant_bytes: int
     #: a hash of the code and the constants
     digest: str
+    #: the compiler's steps and tensors
+    plan: Any
 
 
-def compile_model(
-    module: nn.Module, calibration: NDArray[np.float32], name: str, folder: Path
-) -> CompiledModel:
-    """Quantize ``module`` on ``calibration`` ``[n, ...]`` and generate its C below ``folder``.
+def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Any:
+    """The compiler's float graph of ``module``, for an input ``[1, ...]``.
 
     Raises ``ConfigError`` with the operator's name if the compiler does not take the module.
     """
-    bakenn = optional("bakenn", "building a firmware")
-    _try(module, calibration[:1], name)
+    bakenn = adapted.load_bakenn()
+    _try(module, sample, name)
+    import torch
+
+    frontend = import_module("bakenn.frontends.torch_export")
+    with _refused(bakenn, name):
+        example = torch.from_numpy(np.ascontiguousarray(sample))
+        return frontend.capture_torch_export(module, example, name=_NAME)
+
+
+def graph_digest(graph: Any) -> str:
+    """A hash of all that a float graph computes: operations, shapes, constants."""
+    found = hashlib.sha256(repr((graph.ops, graph.inputs, graph.outputs)).encode())
+    for name, value in sorted(graph.values.items()):
+        found.update(f"{name}={value!r}\0".encode())
+    for name, numbers in sorted(graph.constants.items()):
+        found.update(f"{name}\0".encode() + numbers.tobytes())
+    return found.hexdigest()
+
+
+def compile_model(
+    graph: Any,
+    calibration: NDArray[np.float32],
+    name: str,
+    folder: Path,
+    counted: Callable[[int], None] = lambda done: None,
+) -> CompiledModel:
+    """Quantize ``graph`` on ``calibration`` ``[n, ...]`` and generate its C below ``folder``.
+
+    ``counted`` hears how many of the inputs are done.
+    """
+    bakenn = adapted.load_bakenn()
+    # per channel, linear layers would fall back to the compiler's own kernel
+    granularity = bakenn.LinearWeightGranularity.PER_TENSOR
+    options = bakenn.PTQOptions(linear_weight_granularity=granularity)
     target, portable = folder / "model", folder / "portable"
-    try:
-        compiled = _generate(bakenn, module, calibration, target)
-        options = bakenn.CBackendOptions(kernel_policy=bakenn.KernelPolicy.STATIC_PRIORITY)
-        bakenn.compile(compiled.graph, portable, model_name=_NAME, backend_options=options)
-    except bakenn.BakeNNError as error:
-        first = str(error).partition("\n")[0].partition(";")[0]
-        raise ConfigError(f"model {name!r} cannot be built for a board: {first}") from error
-    except Exception as error:  # torch.export has errors of many kinds
-        first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ConfigError(f"model {name!r} cannot be exported: {first}") from error
+    with _refused(bakenn, name):
+        samples = (calibration[at : at + 1] for at in range(len(calibration)))
+        quantized = adapted.quantize_graph(graph, samples, options, _NAME, counted).graph
+        compiled = _generate(bakenn, quantized, target, "cortex-m4", enable_cmsis_nn=True)
+        _generate(bakenn, quantized, portable, None)
     plan, memory = compiled.plan, compiled.memory_report
     return CompiledModel(
         target=target,
@@ -69,7 +100,21 @@ def compile_model(
         arena_bytes=memory.arena_bytes,
         constant_bytes=memory.emitted_constant_payload_bytes,
         digest=_digest(portable),
+        plan=plan,
     )
+
+
+@contextmanager
+def _refused(bakenn: Any, name: str) -> Iterator[None]:
+    """Makes the compiler's errors ``ConfigError`` with one line."""
+    try:
+        yield
+    except bakenn.BakeNNError as error:
+        first = str(error).partition("\n")[0].partition(";")[0]
+        raise ConfigError(f"model {name!r} cannot be built for a board: {first}") from error
+    except Exception as error:  # torch.export has errors of many kinds
+        first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ConfigError(f"model {name!r} cannot be exported: {first}") from error
 
 
 def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
@@ -85,24 +130,10 @@ def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
         ) from error
 
 
-def _generate(bakenn: Any, module: nn.Module, calibration: Any, folder: Path) -> Any:
-    import torch
-
-    samples = torch.from_numpy(np.ascontiguousarray(calibration))
-    return bakenn.compile_torch_ptq(
-        module,
-        samples[:1],
-        [samples[at : at + 1] for at in range(len(samples))],
-        folder,
-        name=_NAME,
-        target="cortex-m4",
-        backend_options=bakenn.CBackendOptions(
-            kernel_policy=bakenn.KernelPolicy.STATIC_PRIORITY, enable_cmsis_nn=True
-        ),
-        # per channel, linear layers would fall back to the compiler's own kernel
-        ptq_options=bakenn.PTQOptions(
-            linear_weight_granularity=bakenn.LinearWeightGranularity.PER_TENSOR
-        ),
+def _generate(bakenn: Any, quantized: Any, folder: Path, target: str | None, **options: Any) -> Any:
+    backend = bakenn.CBackendOptions(kernel_policy=bakenn.KernelPolicy.STATIC_PRIORITY, **options)
+    return bakenn.compile(
+        quantized, folder, model_name=_NAME, backend_options=backend, target=target
     )
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from asyncinfer_drivers.cortex_m.builder.precision import Precision
 from asyncinfer_drivers.cortex_m.builder.reference import IntegerReference
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
@@ -47,6 +48,8 @@ class Firmware:
     float_accuracy: float | None = None
     #: the same of the quantised model, as the board computes it
     int8_accuracy: float | None = None
+    #: the quantised model beside the float module, on the calibration inputs
+    precision: Precision | None = None
 
     @property
     def elf(self) -> Path:
@@ -94,6 +97,8 @@ class Firmware:
         record["kernels"] = tuple(record["kernels"])
         for name in ("input", "output"):
             record[name] = _tensor(record[name])
+        if record.get("precision"):
+            record["precision"] = Precision.of(record["precision"])
         return cls(directory=directory, **record)
 
 

@@ -1,14 +1,15 @@
-"""``build_firmware``: the whole way from a model to an ELF, done once for each built-in model."""
+"""``build_firmware``: the whole way from a model to an ELF, done once for each content."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,34 @@ from typing import Any
 from asyncinfer.registry import model_names
 from asyncinfer_drivers.cortex_m.builder import toolchain
 from asyncinfer_drivers.cortex_m.builder.boards import Board, find_board
-from asyncinfer_drivers.cortex_m.builder.compile import compile_model
+from asyncinfer_drivers.cortex_m.builder.comparison import compare, compare_layers
+from asyncinfer_drivers.cortex_m.builder.compile import (
+    CompiledModel,
+    capture,
+    compile_model,
+    graph_digest,
+)
 from asyncinfer_drivers.cortex_m.builder.firmware import Firmware
 from asyncinfer_drivers.cortex_m.builder.judge import float_accuracy, int8_accuracy
 from asyncinfer_drivers.cortex_m.builder.layout import plan_layout
 from asyncinfer_drivers.cortex_m.builder.link import link_firmware, write_configuration
+from asyncinfer_drivers.cortex_m.builder.precision import Precision, PrecisionError
 from asyncinfer_drivers.cortex_m.builder.reference import compile_reference
-from asyncinfer_drivers.cortex_m.builder.samples import load_module, load_samples, model_name
+from asyncinfer_drivers.cortex_m.builder.samples import (
+    Samples,
+    load_module,
+    load_samples,
+    model_name,
+)
 from asyncinfer_drivers.cortex_m.builder.sources import digest
+from asyncinfer_drivers.cortex_m.log import logger
 
 __all__ = ("build_firmware", "cache_folder")
 
 #: more samples than this make calibration slower, not better
 _CALIBRATION = 256
+#: samples that are compared layer by layer
+_TRACED = 8
 
 
 def build_firmware(
@@ -38,40 +54,44 @@ def build_firmware(
     board: str = "stm32f405",
     output: str | os.PathLike[str] | None = None,
     defines: Sequence[str] = (),
+    min_snr: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Firmware:
     """Quantize ``model``, generate its C with CMSIS-NN kernels and link it for ``board``.
+
+    The same model on the same inputs is built once, and comes from the user's cache after that.
+    A model with less than ``SNR_BAR`` decibels of signal to noise in INT8, on the calibration
+    inputs, is logged as a warning that names the layers which lose them.
 
     :param model: what ``TorchDriver`` takes, except TorchScript: a built-in model's name, a
         ``.pt2`` file, ``module:factory``, a module.
     :param calibration: inputs ``[n, ...]`` as the model takes them: an array, a ``.npy`` file, or
         the name of a built-in model, whose own inputs then also tell the accuracy.
     :param board: one of ``BOARDS``.
-    :param output: a folder for the files; by default one in the user's cache, where a built-in
-        model is built only once.
+    :param output: a folder for the files; by default they stay in the cache.
     :param defines: macros of the board's file: ``AI_BAUD=115200u``.
+    :param min_snr: decibels; a build with less is refused with ``PrecisionError``.
+    :param progress: called with what is being done, and how much of it is done.
     :raises ConfigError: before anything is compiled if an operator is not supported, the model
         does not fit the board, or a tool is missing.
     """
     target = find_board(board)
-    compiler = toolchain.version()
-    if output is not None:
-        return _build(target, model, calibration, Path(output), defines)
-    if not (_is_builtin(model) and _is_builtin(calibration)):
-        folder = Path(tempfile.mkdtemp(dir=cache_folder()))
-        return _build(target, model, calibration, folder, defines)
-    parts = (
-        digest(),
-        _version("bakenn"),
-        _version("torch"),
-        compiler,
-        board,
-        model,
-        calibration,
-        *defines,
-    )
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{model}-{board}-{key}"
-    return Firmware.load(folder) or _build_once(target, model, calibration, folder, defines)
+    versions = [digest(), _version("bakenn"), _version("torch"), toolchain.version()]
+    key = [*versions, target.name, *defines]
+    tell = progress or (lambda text: None)
+    if _is_builtin(model) and _is_builtin(calibration):
+        folder = _folder(model, target, [*key, model, calibration])
+        made = Firmware.load(folder)
+        if made is None:
+            job = _Job.prepare(target, model, calibration, defines, tell)
+            made = job.build_once(folder)
+    else:
+        job = _Job.prepare(target, model, calibration, defines, tell)
+        folder = _folder(job.name, target, [*key, job.name, job.content()])
+        made = Firmware.load(folder) or job.build_once(folder)
+        made = job.judged(made)
+    _check(made, model_name(model), min_snr)
+    return made if output is None else _copy(made, Path(output))
 
 
 def cache_folder() -> Path:
@@ -93,53 +113,138 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _build_once(
-    board: Board, model: str, calibration: str, folder: Path, defines: Sequence[str]
-) -> Firmware:
-    """Build beside ``folder`` and move it there whole: others may be building the same."""
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        _build(board, model, calibration, scratch, defines)
-        with suppress(OSError):  # someone else was faster
-            scratch.rename(folder)
-        return Firmware.load(folder) or _build(board, model, calibration, folder, defines)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def _folder(name: str, board: Board, parts: Sequence[str]) -> Path:
+    """Where a firmware made of all these ``parts`` lies in the cache."""
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return cache_folder() / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{board.name}-{key}"
 
 
-def _build(
-    board: Board, model: Any, calibration: Any, folder: Path, defines: Sequence[str]
-) -> Firmware:
+def _check(made: Firmware, name: str, min_snr: float | None) -> None:
+    """Refuse what is below ``min_snr``, and warn of what is below the bar."""
+    if made.precision is None:
+        return
+    if min_snr is not None and (text := made.precision.complaint(name, min_snr)):
+        raise PrecisionError(text, made.precision)
+    if text := made.precision.complaint(name):
+        logger.warning("%s", text)
+
+
+def _copy(made: Firmware, folder: Path) -> Firmware:
+    """``made`` in a folder of the user's."""
     folder = folder.expanduser().absolute()
-    generated = folder / "generated"
-    shutil.rmtree(generated, ignore_errors=True)
-    generated.mkdir(parents=True)
-    name, module, samples = model_name(model), load_module(model), load_samples(calibration)
-    compiled = compile_model(module, samples.some(_CALIBRATION), name, generated)
-    sizes = compiled.arena_bytes, compiled.constant_bytes
-    layout = plan_layout(board, *sizes, compiled.input.size, compiled.output.size)
-    model_id = f"{name}-{compiled.digest[:12]}"
-    write_configuration(generated, board.name, model_id, compiled, layout)
-    elf = folder / "firmware.elf"
-    link_firmware(board, generated, compiled, elf, defines)
-    shutil.rmtree(generated / "objects")
-    memory = toolchain.measure(elf)
-    firmware = Firmware(
-        directory=folder,
-        board=board.name,
-        model_id=model_id,
-        flash_bytes=memory.flash,
-        ram_bytes=memory.ram,
-        arena_bytes=compiled.arena_bytes,
-        kernels=toolchain.kernels(elf),
-        input=compiled.input,
-        output=compiled.output,
-        frames_in_flight=layout.frames_in_flight,
-        max_samples=layout.max_samples,
-        float_accuracy=float_accuracy(module, samples),
+    copied = replace(made, directory=folder)
+    loaded = copied.library.name if copied.library.exists() else ""  # this process may run in it
+    shutil.rmtree(copied.generated, ignore_errors=True)
+    shutil.copytree(
+        made.directory, folder, ignore=lambda _, names: {loaded} & {*names}, dirs_exist_ok=True
     )
-    if not firmware.library.exists():
-        compile_reference(compiled.portable, firmware.library)
-    firmware = replace(firmware, int8_accuracy=int8_accuracy(firmware, samples))
-    firmware.save()
-    return firmware
+    copied.save()
+    return copied
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model that the compiler takes, and what it is built for."""
+
+    board: Board
+    name: str
+    module: Any
+    samples: Samples
+    #: the compiler's float graph of the module
+    graph: Any
+    defines: Sequence[str]
+    tell: Callable[[str], None]
+
+    @classmethod
+    def prepare(
+        cls,
+        board: Board,
+        model: Any,
+        calibration: Any,
+        defines: Sequence[str],
+        tell: Callable[[str], None],
+    ) -> _Job:
+        """Load and export ``model``."""
+        tell("exporting the model")
+        name, module, samples = model_name(model), load_module(model), load_samples(calibration)
+        graph = capture(module, samples.inputs[:1], name)
+        return cls(board, name, module, samples, graph, defines, tell)
+
+    def content(self) -> str:
+        """A hash of what is computed, and of all inputs."""
+        inputs = self.samples.inputs
+        found = hashlib.sha256(f"{graph_digest(self.graph)} {inputs.shape}".encode())
+        found.update(inputs.tobytes())
+        return found.hexdigest()
+
+    def judged(self, made: Firmware) -> Firmware:
+        """With the accuracy on this job's samples, whose right results are in no hash."""
+        right = float_accuracy(self.module, self.samples), int8_accuracy(made, self.samples)
+        return replace(made, float_accuracy=right[0], int8_accuracy=right[1])
+
+    def build_once(self, folder: Path) -> Firmware:
+        """Build beside ``folder`` and move it there whole: others may be building the same."""
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            self._build(scratch)
+            with suppress(OSError):  # someone else was faster
+                scratch.rename(folder)
+            return Firmware.load(folder) or self._build(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _build(self, folder: Path) -> Firmware:
+        generated = folder / "generated"
+        shutil.rmtree(generated, ignore_errors=True)
+        generated.mkdir(parents=True)
+        inputs = self.samples.some(_CALIBRATION)
+        counted = self._counter("calibrating", len(inputs))
+        compiled = compile_model(self.graph, inputs, self.name, generated, counted)
+        made = self._link(folder, compiled)
+        self.tell("compiling the integer reference")
+        if not made.library.exists():
+            compile_reference(compiled.portable, made.library)
+        made = self.judged(replace(made, precision=self._compare(made, compiled)))
+        made.save()
+        return made
+
+    def _link(self, folder: Path, compiled: CompiledModel) -> Firmware:
+        generated, elf = folder / "generated", folder / "firmware.elf"
+        sizes = compiled.arena_bytes, compiled.constant_bytes
+        layout = plan_layout(self.board, *sizes, compiled.input.size, compiled.output.size)
+        model_id = f"{self.name}-{compiled.digest[:12]}"
+        write_configuration(generated, self.board.name, model_id, compiled, layout)
+        self.tell(f"compiling the firmware for {self.board.name}")
+        link_firmware(self.board, generated, compiled, elf, self.defines)
+        shutil.rmtree(generated / "objects")
+        memory = toolchain.measure(elf)
+        return Firmware(
+            directory=folder,
+            board=self.board.name,
+            model_id=model_id,
+            flash_bytes=memory.flash,
+            ram_bytes=memory.ram,
+            arena_bytes=compiled.arena_bytes,
+            kernels=toolchain.kernels(elf),
+            input=compiled.input,
+            output=compiled.output,
+            frames_in_flight=layout.frames_in_flight,
+            max_samples=layout.max_samples,
+        )
+
+    def _compare(self, made: Firmware, compiled: CompiledModel) -> Precision:
+        inputs = self.samples.some(_CALIBRATION)
+        counted = self._counter("comparing with float", len(inputs))
+        tensors = made.input, made.output
+        whole = compare(self.module, inputs, made.reference, *tensors, counted)
+        self.tell("comparing layer by layer")
+        some = self.samples.some(_TRACED)
+        return replace(
+            whole, layers=compare_layers(self.graph, compiled.plan, some, compiled.input)
+        )
+
+    def _counter(self, doing: str, count: int) -> Callable[[int], None]:
+        def counted(done: int) -> None:
+            self.tell(f"{doing}: {done} of {count} inputs")
+
+        return counted

@@ -1,0 +1,104 @@
+"""bakenn 1.0.0 with two of its functions replaced, in copies: the package itself stays as it is.
+
+- **Ranges.** Its quantiser gives what precedes a ReLU the ReLU's range, which loses nothing, and
+  takes Sigmoid, SiLU, HardSwish and HardSigmoid for ReLUs, as their classes derive from it. Then
+  most of what they should see is cut off.
+- **Speed.** It calibrates with loops of Python, many seconds for each input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib import import_module
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from asyncinfer.errors import ConfigError
+from asyncinfer.registry import optional
+from asyncinfer_drivers.cortex_m.builder import float_kernels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ("BAKENN_VERSION", "evaluate", "load_bakenn", "quantize_graph")
+
+#: the only version that these adaptations were made for
+BAKENN_VERSION = "1.0.0"
+
+_PTQ = "bakenn.quantization.ptq_graph"
+
+
+def load_bakenn() -> Any:
+    """The INT8 compiler; ``ConfigError`` if it is missing, or is another version."""
+    bakenn = optional("bakenn", "building a firmware")
+    if bakenn.__version__ != BAKENN_VERSION:
+        raise ConfigError(
+            f"building a firmware needs bakenn {BAKENN_VERSION}, not {bakenn.__version__}: "
+            f"pip install 'bakenn=={BAKENN_VERSION}'"
+        )
+    return bakenn
+
+
+def quantize_graph(
+    graph: Any,
+    samples: Iterable[NDArray[np.float32]],
+    options: Any,
+    name: str,
+    counted: Callable[[int], None] = lambda done: None,
+) -> Any:
+    """As ``quantize_float_graph_with_report``, with right ranges; ``counted`` hears of samples."""
+    done = 0
+
+    def evaluate_one(graph: Any, sample: NDArray[np.float32]) -> Mapping[str, Any]:
+        nonlocal done
+        values = evaluate(graph, sample)
+        done += 1
+        counted(done)
+        return values
+
+    ptq = import_module(_PTQ)
+    quantize = _copy(
+        ptq._quantize_float_graph_impl, _evaluate=evaluate_one, _consumers=_visible_consumers
+    )
+    return quantize(graph, samples, name=name, options=options)
+
+
+def evaluate(graph: Any, sample: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
+    """All values of a ``FloatGraph`` for one sample, the same bits as bakenn's own evaluation."""
+    values: Mapping[str, NDArray[np.float32]] = _fast_evaluate()(graph, sample)
+    return values
+
+
+@cache
+def _fast_evaluate() -> Callable[..., Any]:
+    return _copy(
+        import_module(_PTQ)._evaluate,
+        _conv1d=float_kernels.conv1d,
+        _conv2d=float_kernels.conv2d,
+        _conv_transpose2d=float_kernels.conv_transpose2d,
+        _pool1d=float_kernels.pool1d,
+        _pool2d=float_kernels.pool2d,
+        _resize2d=float_kernels.resize2d,
+    )
+
+
+def _visible_consumers(graph: Any) -> Mapping[str, tuple[object, ...]]:
+    """Who reads a value, without the activations that only look like a ReLU."""
+    ptq = import_module(_PTQ)
+    relus = (ptq.FloatReLUOp, ptq.FloatReLU6Op)
+
+    def seen(reader: object) -> object:
+        return None if isinstance(reader, relus) and type(reader) not in relus else reader
+
+    readers: Mapping[str, tuple[object, ...]] = ptq._consumers(graph)
+    return {value: tuple(map(seen, known)) for value, known in readers.items()}
+
+
+def _copy(function: Any, **names: object) -> Callable[..., Any]:
+    """``function`` with other meanings for some of the global names that it uses."""
+    world = {**function.__globals__, **names}
+    made = FunctionType(function.__code__, world, function.__name__, function.__defaults__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
