@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from asyncinfer.cli import firmware_board
 from asyncinfer.cli.arguments import Json
 from asyncinfer.cli.output import emit, people, table
 from asyncinfer.cli.steps import Steps
 from asyncinfer.registry import needed_for
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ("app",)
 

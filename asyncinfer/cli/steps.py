@@ -6,12 +6,15 @@ import sys
 import threading
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.status import Status
 from rich.text import Text
 
 from asyncinfer.cli.output import note
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 __all__ = ("Steps",)
 

@@ -137,4 +137,5 @@ def _multiplied(numbers: NDArray[np.int64], factor: Any, shift: Any) -> NDArray[
     high = np.sign(nudged) * (np.abs(nudged) >> 31)
     right = np.maximum(-shifts, 0)
     half = (1 << right) >> 1
-    return np.sign(high) * ((np.abs(high) + half) >> right)
+    rounded: NDArray[Any] = np.sign(high) * ((np.abs(high) + half) >> right)
+    return rounded
