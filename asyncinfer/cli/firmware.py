@@ -121,8 +121,10 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _precision(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    variation = facts["variation_db"]
     return [
         ("signal to noise", f"{facts['snr_db']:.1f} dB on {facts['samples']} inputs"),
+        ("variation", "none" if variation is None else f"{variation:.1f} dB"),
         ("worst error", f"{facts['worst_error']:.3g}"),
         ("argmax agreement", _share(facts["argmax_agreement"])),
     ]

@@ -1,6 +1,7 @@
 """INT8 beside float: right ranges, the compiler's own bits, and what a build says of its losses."""
 
 import logging
+import pickle
 import shutil
 
 import numpy as np
@@ -237,7 +238,20 @@ def test_a_bad_build_says_which_layer_loses_it(caplog, tmp_path):
     with pytest.raises(PrecisionError, match=r"2 \(Linear, ReLU\) loses") as caught:
         build_firmware(net, numbers(16, 8), min_snr=30, output=tmp_path / "out")
     assert caught.value.precision.snr_db < 25
+    assert pickle.loads(pickle.dumps(caught.value)).precision == caught.value.precision  # noqa: S301
     assert not (tmp_path / "out").exists()
+
+
+@needs_gcc
+def test_a_large_constant_does_not_hide_that_the_rest_is_lost(caplog):
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.bias.fill_(1000)
+    with caplog.at_level(logging.WARNING, "asyncinfer.cortex_m"):
+        precision = build_firmware(net, numbers(16, 4)).precision
+    assert precision.snr_db > 50
+    assert precision.variation_db < 3
+    assert "of what differs between outputs" in caplog.text
 
 
 # ---- built once

@@ -32,6 +32,8 @@ class _Difference:
         self.worst = 0.0
         self._signal = 0.0
         self._noise = 0.0
+        self._count = 0
+        self._sum: Any = 0.0
 
     def add(self, right: NDArray[Any], found: NDArray[Any]) -> None:
         right = right.astype(np.float64)
@@ -39,14 +41,28 @@ class _Difference:
         self._signal += float(np.square(right).sum())
         self._noise += float(np.square(error).sum())
         self.worst = max(self.worst, float(error.max()))
+        self._count += 1
+        self._sum = self._sum + right
 
     @property
     def snr_db(self) -> float:
-        if self._noise == 0:
-            return math.inf
-        if self._signal == 0 or not math.isfinite(self._noise):
-            return -math.inf
-        return 10 * math.log10(self._signal / self._noise)
+        return _decibels(self._signal, self._noise)
+
+    @property
+    def variation_db(self) -> float | None:
+        constant = float(np.square(self._sum).sum()) / self._count
+        varying = self._signal - constant
+        if varying <= 1e-12 * self._signal:  # no more than the rounding of these sums
+            return None
+        return _decibels(varying, self._noise)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    if signal == 0 or not math.isfinite(noise):
+        return -math.inf
+    return 10 * math.log10(signal / noise)
 
 
 def compare(
@@ -70,7 +86,7 @@ def compare(
         places += right.size // channels
         counted(at)
     agreement = same / places if channels > 1 else None
-    return Precision(len(inputs), total.snr_db, total.worst, agreement)
+    return Precision(len(inputs), total.snr_db, total.worst, agreement, total.variation_db)
 
 
 def compare_layers(

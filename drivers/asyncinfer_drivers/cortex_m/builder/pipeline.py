@@ -125,7 +125,7 @@ def _check(made: Firmware, name: str, min_snr: float | None) -> None:
         return
     if min_snr is not None and (text := made.precision.complaint(name, min_snr)):
         raise PrecisionError(text, made.precision)
-    if text := made.precision.complaint(name):
+    if text := made.precision.complaint(name) or made.precision.doubt(name):
         logger.warning("%s", text)
 
 

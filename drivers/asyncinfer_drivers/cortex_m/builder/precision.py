@@ -17,6 +17,8 @@ SNR_BAR = 25.0
 BEST_SNR = 50.0
 #: decibels; a layer that loses less is not blamed
 _BLAMED = 3.0
+#: decibels of the differences between outputs; with less, a third of them or more is noise
+_VARIATION_BAR = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Precision:
     #: share of outputs whose largest channel is the same, at each place if there are several;
     #: ``None`` with one channel
     argmax_agreement: float | None
+    #: signal to noise of what differs from input to input, without what each output always is;
+    #: ``None`` if nothing does
+    variation_db: float | None = None
     #: layer by layer, on a few of the inputs
     layers: tuple[LayerPrecision, ...] = ()
 
@@ -74,6 +79,16 @@ class Precision:
             f"calibration inputs, less than {bar:g} dB: {self.losses()}"
         )
 
+    def doubt(self, name: str) -> str | None:
+        """What to say if outputs are right on the whole, and their differences are lost."""
+        if self.variation_db is None or self.variation_db >= _VARIATION_BAR:
+            return None
+        return (
+            f"model {name!r}: INT8 leaves {self.variation_db:.1f} dB of what differs between "
+            "outputs, which is little beside their size: is it trained? add a large constant on "
+            "the host"
+        )
+
 
 class PrecisionError(ConfigError):
     """The model loses more in INT8 than was allowed."""
@@ -82,3 +97,6 @@ class PrecisionError(ConfigError):
         super().__init__(message)
         #: what was measured
         self.precision = precision
+
+    def __reduce__(self) -> tuple[type[PrecisionError], tuple[str, Precision]]:
+        return type(self), (str(self), self.precision)
