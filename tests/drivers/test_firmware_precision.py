@@ -269,7 +269,9 @@ def test_the_same_content_is_built_once(tmp_path, monkeypatch):
     assert len({made.directory, *(other.directory for other in others)}) == 3
     monkeypatch.setattr(pipeline, "compile_model", None)  # nothing is built from here on
     assert build_firmware(net(nn.ReLU()), inputs) == made
+    (tmp_path / "out").mkdir(mode=0o755)
     copied = build_firmware(net(nn.ReLU()), inputs, output=tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
     assert copied.elf.read_bytes() == made.elf.read_bytes()
     assert copied.elf.parent == tmp_path / "out"
     assert copied.precision == made.precision

@@ -133,11 +133,12 @@ def _copy(made: Firmware, folder: Path) -> Firmware:
     """``made`` in a folder of the user's."""
     folder = folder.expanduser().absolute()
     copied = replace(made, directory=folder)
-    loaded = copied.library.name if copied.library.exists() else ""  # this process may run in it
     shutil.rmtree(copied.generated, ignore_errors=True)
-    shutil.copytree(
-        made.directory, folder, ignore=lambda _, names: {loaded} & {*names}, dirs_exist_ok=True
-    )
+    shutil.copytree(made.generated, copied.generated)
+    for file in made.directory.iterdir():
+        # a library of the same name is the same, and this process may run in it
+        if file.is_file() and not (file.suffix == ".so" and (folder / file.name).exists()):
+            shutil.copyfile(file, folder / file.name)
     copied.save()
     return copied
 
