@@ -55,7 +55,7 @@ def spoilt():
     """Ranges that one weight of the second layer makes useless for all others."""
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     with torch.no_grad():
-        net[2].weight[0, 0] = 1000
+        net[2].weight[0, 0] = 1000  # its own output is as good as ever, by its largest channel
         net[4].weight[:, 0] = 0
     return net
 

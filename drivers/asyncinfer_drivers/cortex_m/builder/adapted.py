@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import ConfigError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ("BAKENN_VERSION", "evaluate", "load_bakenn", "quantize_graph")
+__all__ = ("BAKENN_VERSION", "evaluate", "evaluate_from", "load_bakenn", "quantize_graph")
 
 #: the only version that these adaptations were made for
 BAKENN_VERSION = "1.0.0"
@@ -69,6 +69,21 @@ def evaluate(graph: Any, sample: NDArray[np.float32]) -> Mapping[str, NDArray[np
     """All values of a ``FloatGraph`` for one sample, the same bits as bakenn's own evaluation."""
     values: Mapping[str, NDArray[np.float32]] = _fast_evaluate()(graph, sample)
     return values
+
+
+def evaluate_from(
+    graph: Any, values: Mapping[str, Any], name: str, changed: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The output of ``graph`` with the value ``name`` ``changed``, if ``values`` are the others."""
+    touched, later = {name}, []
+    for op in graph.ops:
+        if touched & {*op.inputs}:
+            later.append(op)
+            touched.add(op.output)
+    known = {other: value for other, value in values.items() if other not in touched}
+    part = SimpleNamespace(values=graph.values, inputs=(name,), constants=known, ops=later)
+    output: NDArray[np.float32] = _fast_evaluate()(part, changed)[graph.outputs[0]]
+    return output
 
 
 @cache

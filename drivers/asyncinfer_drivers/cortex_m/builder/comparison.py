@@ -30,6 +30,8 @@ class _Difference:
 
     def __init__(self) -> None:
         self.worst = 0.0
+        #: the largest difference of the layer's own numbers
+        self.own = 0.0
         self._signal = 0.0
         self._noise = 0.0
         self._count = 0
@@ -90,22 +92,33 @@ def compare(
 
 
 def compare_layers(
-    graph: Any, plan: Any, inputs: NDArray[np.float32], source: TensorSpec
+    graph: Any,
+    plan: Any,
+    inputs: NDArray[np.float32],
+    source: TensorSpec,
+    counted: Callable[[int], None] = lambda done: None,
 ) -> tuple[LayerPrecision, ...]:
     """The layers of ``plan`` beside those of the float ``graph``, on ``inputs``.
 
-    What the compiler fused is compared where its numbers are there again.
+    For each layer: how good the output is if all up to it is in integers and the rest in float.
+    Its own numbers would not tell: one large channel hides that the others are lost. What the
+    compiler fused is compared where its numbers are there again.
     """
     views = {op.output for op in graph.ops if _kind(op) in _VIEWS}
     found: dict[str, _Difference] = {}
-    for sample in inputs:
+    for at, sample in enumerate(inputs, 1):
         floats = adapted.evaluate(graph, sample[None])
         integers = integer_kernels.trace(plan, encode(source, sample[None]))
         for name in floats:
             if name in integers and name not in graph.constants and name not in views:
                 kind = plan.tensors[name].tensor_type.qparams
                 real = (integers[name].astype(np.float64) - kind.zero_point) * kind.scale
-                found.setdefault(name, _Difference()).add(channels_last(floats[name]), real)
+                changed = np.moveaxis(real, -1, 1) if real.ndim > 2 else real
+                output = adapted.evaluate_from(graph, floats, name, changed)
+                difference = found.setdefault(name, _Difference())
+                difference.add(floats[graph.outputs[0]], output)
+                difference.own = max(difference.own, float(np.abs(floats[name] - changed).max()))
+        counted(at)
     return tuple(_layers(graph, found))
 
 
@@ -114,7 +127,7 @@ def _layers(graph: Any, found: Mapping[str, _Difference]) -> Sequence[LayerPreci
     start = graph.inputs[0]
     first = found[start]
     lost = max(0.0, BEST_SNR - first.snr_db)
-    layers = [LayerPrecision("input", first.snr_db, lost, first.worst)]
+    layers = [LayerPrecision("input", first.snr_db, lost, first.own)]
     before = {start: first.snr_db}  # the worst on the way to each value
     labels: dict[str, list[Any]] = {}
     for op in graph.ops:
@@ -124,7 +137,7 @@ def _layers(graph: Any, found: Mapping[str, _Difference]) -> Sequence[LayerPreci
             now = found[op.output]
             lost = max(0.0, min(entry, BEST_SNR) - now.snr_db)
             name = _name(graph, [*fused, op])
-            layers.append(LayerPrecision(name, now.snr_db, lost, now.worst))
+            layers.append(LayerPrecision(name, now.snr_db, lost, now.own))
             before[op.output] = now.snr_db
         else:
             before[op.output] = entry

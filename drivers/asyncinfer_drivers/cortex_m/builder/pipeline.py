@@ -238,11 +238,10 @@ class _Job:
         counted = self._counter("comparing with float", len(inputs))
         tensors = made.input, made.output
         whole = compare(self.module, inputs, made.reference, *tensors, counted)
-        self.tell("comparing layer by layer")
         some = self.samples.some(_TRACED)
-        return replace(
-            whole, layers=compare_layers(self.graph, compiled.plan, some, compiled.input)
-        )
+        counted = self._counter("comparing layer by layer", len(some))
+        layers = compare_layers(self.graph, compiled.plan, some, compiled.input, counted)
+        return replace(whole, layers=layers)
 
     def _counter(self, doing: str, count: int) -> Callable[[int], None]:
         def counted(done: int) -> None:

@@ -23,15 +23,16 @@ _VARIATION_BAR = 10.0
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One layer's output in integers, beside what it is in float."""
+    """What one layer loses in integers."""
 
     #: the module's name where it has weights, else the operation's: ``features.0 (Conv2D, ReLU)``
     name: str
-    #: signal to noise in decibels; infinite if nothing differs
+    #: signal to noise in decibels of the model's output, if all up to this layer is in integers and
+    #: the rest in float; infinite if nothing differs
     snr_db: float
     #: by how much that is less than what came in; at the input, than what 8 bits give
     lost_db: float
-    #: the largest difference
+    #: the largest difference of its own numbers
     worst_error: float
 
 
