@@ -157,6 +157,8 @@ class Engine:
         bursts = self._pool.assign(now)
         if self._sharers is not None:
             self._sharers.passed(bursts, self.lanes.waiting > 0)
+            if self._pool.others_held:  # these were held back or let go only after the look
+                self.wake()
         for burst in bursts:
             self._executor.start(burst)
         self._watchdog.arm()

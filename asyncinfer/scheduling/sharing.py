@@ -419,7 +419,8 @@ class Group:
         if self.available.bit_count() > ALL_SETS:
             return self.available
         alone = self.model.alone
-        return 1 << min(bits(self.available), key=lambda place: alone[place])
+        quickest = min(bits(self.available), key=lambda place: alone[place], default=None)
+        return 0 if quickest is None else 1 << quickest
 
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""

@@ -182,17 +182,24 @@ class Trust:
         proven = [device for device in healthy if device.record.in_standing]
         return proven or [d for d in healthy if not d.record.in_a_row] or healthy
 
-    def review(self, now: float) -> None:
-        """Decide anew which devices are held back; called before tasks are assigned."""
+    def review(self, now: float) -> bool:
+        """Decide anew which devices are held back; called before tasks are assigned.
+
+        Returns whether there are others than before.
+        """
         healthy = bool(self.healthy(now))
         if healthy:
             self._healthy_at = now
         left = self._healthy_at + GRACE - now
         waits = healthy or (left > SAME_MOMENT and self._coming_back())
+        changed = False
         for device in list(self.questionable):
             if not device.record.questionable or device not in self._roster.members:
                 del self.questionable[device]
-            device.hold(device in self.questionable and waits)
+            held = device in self.questionable and waits
+            changed = changed or held != device.held
+            device.hold(held)
+        return changed
 
     def _coming_back(self) -> bool:
         """Whether a device that is trusted is being opened again."""

@@ -71,6 +71,8 @@ class Pool:
         self._trust = trust
         #: the bursts that this pass has made, to be started after it
         self._bursts: list[Burst] = []
+        #: whether this pass has held back or let go devices
+        self.others_held = False
         #: tasks that devices were given and have not started
         self._reserved = 0
         self._passes = 0
@@ -111,6 +113,7 @@ class Pool:
         self.now = now
         self._passes += 1
         self._bursts = []
+        self.others_held = False
         self._lanes.admit()
         self._update()
         self._review()  # a device that is held back no longer may run a copy of what hangs
@@ -129,7 +132,7 @@ class Pool:
     def _review(self) -> None:
         """Have it decided anew which devices are held back."""
         if self._trust.questionable:
-            self._trust.review(self.now)
+            self.others_held |= self._trust.review(self.now)
             self._update()
 
     def _update(self) -> None:

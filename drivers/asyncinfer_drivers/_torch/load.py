@@ -36,6 +36,9 @@ from asyncinfer_drivers._torch.files import (
 
 __all__ = ("Loaded", "load")
 
+#: torch's layers that give other answers in training mode; torch leaves some others in it by itself
+_TRAINED_OTHERWISE = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
 logger = logging.getLogger("asyncinfer.torch")
 
 #: torch.export.load keeps its state in a global variable, and each driver loads in its own thread
@@ -126,15 +129,9 @@ def _arguments(factory: Callable[..., Any]) -> list[str]:
 def _ready(module: nn.Module, device: torch.device) -> nn.Module:
     """The module itself where nothing about it has to change, else a copy."""
     here = _is_on(module, device)
-    training = [name for name, part in module.named_modules() if part.training]
-    if here and not training:
+    if here and not any(part.training for part in module.modules()):
         return module
-    if training and not module.training:
-        logger.warning(
-            "%s is in training mode in a model that is not: it is run in evaluation mode, as the "
-            "rest; its answers may differ from those of the model as it was given",
-            ", ".join(training[:3]) + (" ..." if training[3:] else ""),
-        )
+    _warn_of_training_parts(module)
     try:
         return _own(own_copy(module, share=False), device)
     except NoCopy as error:
@@ -142,6 +139,18 @@ def _ready(module: nn.Module, device: torch.device) -> nn.Module:
         raise ConfigError(
             f"the model cannot be copied ({error}): {change}, or give a function that makes it"
         ) from error
+
+
+def _warn_of_training_parts(module: nn.Module) -> None:
+    """Say which layers work otherwise in training mode, if they are in it and the model is not."""
+    named = module.named_modules() if not module.training else ()
+    parts = [name for name, part in named if part.training and isinstance(part, _TRAINED_OTHERWISE)]
+    if parts:
+        logger.warning(
+            "%s is in training mode in a model that is not: it is run in evaluation mode, as the "
+            "rest; its answers may differ from those of the model as it was given",
+            ", ".join(parts[:3]) + (" ..." if parts[3:] else ""),
+        )
 
 
 def _is_on(module: nn.Module, device: torch.device) -> bool:
