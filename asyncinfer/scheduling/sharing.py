@@ -246,6 +246,8 @@ class Group:
         idle, self._ended = now - self._ended, now
         if idle <= LEAST_IDLE:
             return
+        self._visits.end(of_the_best=self._visited == self.confirmed)
+        self._warm_at = now + WARMING  # the caches are cold again
         idle -= IDLE * self._slowest
         if idle <= LEAST_IDLE:
             return

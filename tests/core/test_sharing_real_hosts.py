@@ -155,3 +155,23 @@ def test_noise_alone_is_not_taken_for_drift():
         visits.call(0, math.log(seconds), calls.off(math.log(seconds)))
         calls.add(seconds, visits.weight)
     assert abs(visits.recent) < 0.06
+
+
+def test_calls_after_a_time_without_work_are_not_taken_for_drift():
+    """The caches are cold then."""
+    cold = [0.0]
+
+    def seconds(at: int, running: int, now: float) -> float:
+        return 0.0005 * (2.0 if now < cold[0] + 0.8 * WARMING else 1.0)
+
+    bench = Bench([0.0005, 0.0005], seconds)
+    bench.work(3.0)
+    measured = dict(bench.group._table)
+    for _ in range(20):
+        bench.now += 2.0
+        bench.ends.clear()
+        cold[0] = bench.now
+        bench.work(0.3)
+    assert bench.group.confirmed == 0b11
+    assert bench.group._started < 1.0 + 20 * 2.0 - 0.3  # put off by pauses only, not begun anew
+    assert measured.keys() <= bench.group._table.keys()
