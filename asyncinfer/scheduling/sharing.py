@@ -316,7 +316,7 @@ class Group:
         patience = self._patience()
         if now > max(self._since, self._counted) + patience:
             self._leave(now)
-        elif now > self._since + patience and (self._probed_from or self.chosen != self.confirmed):
+        elif now > self._since + patience and not self.settled:
             self._look(now)  # it runs as a whole now and then: that has to do
 
     def _patience(self) -> float:
@@ -330,7 +330,7 @@ class Group:
     def _leave(self, now: float) -> None:
         """Do not choose this set for some time, as it did not run as a whole.
 
-        Where there is none to go back to, that is chosen which ran instead.
+        Where there is none to go back to, that is chosen which ran most often instead.
         """
         chosen, back = self.chosen, self._probed_from or self.confirmed
         self._in_vain[chosen] += 1
@@ -338,18 +338,13 @@ class Group:
         self._avoided[chosen] = now + pause * 2 ** self._in_vain[chosen]
         self._probed_from = 0
         if back in {0, chosen}:
-            back = self._ran_instead
+            others = [ran for ran in self._instead if ran not in {0, chosen}]
+            back = max(others, key=self._instead.__getitem__, default=0)
         if back in {0, chosen}:
             self._counted = now
             self._choose(now)
         else:
             self._take(back, now)
-
-    @property
-    def _ran_instead(self) -> int:
-        """The set that ran most often while the chosen one did not run as a whole; 0 if none."""
-        del self._instead[0], self._instead[self.chosen]
-        return max(self._instead, key=self._instead.__getitem__, default=0)
 
     def _look(self, now: float) -> None:
         if self._missed > max(FIRST_TEST, self._got):
@@ -427,8 +422,8 @@ class Group:
     def _take(self, devices: int, now: float) -> None:
         """Have ``devices`` take part from now on, and measure them."""
         if self._searched and self.chosen and self.confirmed not in {0, self.chosen}:
-            would_be_done = self.model.rate(self.confirmed) * (now - self._since)
-            self._spent += (now - self._since) * max(0.0, 1 - self._done / would_be_done)
+            worth = self._done / self.model.rate(self.confirmed)
+            self._spent += max(0.0, now - self._since - worth)
         self._visits.end(of_the_best=self._visited == self.confirmed)
         self.chosen = self._visited = devices
         self._since, self._done = now, 0.0

@@ -175,3 +175,13 @@ def test_calls_after_a_time_without_work_are_not_taken_for_drift():
     assert bench.group.confirmed == 0b11
     assert bench.group._started < 1.0 + 20 * 2.0 - 0.3  # put off by pauses only, not begun anew
     assert measured.keys() <= bench.group._table.keys()
+
+
+def test_sets_may_be_chosen_twice_at_one_moment():
+    """As when two devices go at once: the first choice has had no time to do anything."""
+    bench = Bench([0.005, 0.008], lambda at, running, now: (0.005, 0.008)[at])
+    bench.work(4.0)
+    spent = bench.group._spent
+    bench.group._take(0b01, bench.now)
+    bench.group._take(0b10, bench.now)
+    assert bench.group._spent == spent
