@@ -96,7 +96,7 @@ class Hedging:
         self._next_rescue = now + min(pauses, default=math.inf)
         if self.eager and (self._at_next_event or now >= self._next_look - SAME_MOMENT):
             self._search(now)
-        self.active = self.eager or len(self._hung) > 0 or len(self._copies) > 0
+        self.active = self.eager or self.hung or len(self._copies) > 0
         return self._new
 
     def rescue(self, burst: Burst) -> None:
@@ -198,9 +198,9 @@ class Hedging:
         tasks = [task for task in burst.share_running() if _may_be_copied(task, enough)]
         best, seconds = self._best_for(burst.device, len(tasks), now)
         if hangs and (best is None or not best.free or seconds > late):
-            unknown = self._unknown_for(burst.device)
-            resting = self._best_for(burst.device, len(tasks), now, resting=True)
-            best, seconds = resting if unknown is None else (unknown, 0.0)
+            best, seconds = self._unknown_for(burst.device), 0.0
+            if best is None:
+                best, seconds = self._best_for(burst.device, len(tasks), now, resting=True)
         if not tasks:
             return math.inf
         if best is None:
