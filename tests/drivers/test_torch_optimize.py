@@ -558,6 +558,7 @@ async def test_a_search_ends_when_it_is_no_longer_wanted(monkeypatch, ended_by):
         return Choice(self.module)
 
     monkeypatch.setattr(tuning.Search, "steps", steps)
+    monkeypatch.setattr(engine, "_AT_ONCE", 0)  # it is sought between calls
     driver = await opened("digits", max_batch=1)
     work = asyncio.create_task(driver.tune() if ended_by == "cancelling" else asyncio.sleep(0))
     await begun.wait()

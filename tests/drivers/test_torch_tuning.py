@@ -12,7 +12,7 @@ from torch import nn
 
 from asyncinfer import Dispatcher
 from asyncinfer_drivers._shared.between import Between
-from asyncinfer_drivers._torch import optimize, tuning
+from asyncinfer_drivers._torch import engine, optimize, tuning
 from asyncinfer_drivers._torch.course import Course, finished
 from asyncinfer_drivers._torch.optimize import Choice
 from asyncinfer_drivers._torch.options import TorchOptions
@@ -292,12 +292,10 @@ def labels(items):
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
-async def test_it_begins_plain_and_answers_the_same_all_along(isolation):
+async def test_it_answers_the_same_all_along(isolation):
     driver = TorchDriver("digits", isolation=isolation, threads=1)
     items = list(digits.inputs().items) * 3
     async with Dispatcher([driver]) as dispatcher:
-        assert driver.max_batch == 1
-        assert driver.details["optimize"] == "none yet"
         assert [label async for label in dispatcher.stream(items)] == labels(items)
         await driver.tune()
         assert driver.max_batch > 1
@@ -308,6 +306,25 @@ async def test_it_begins_plain_and_answers_the_same_all_along(isolation):
         assert [label async for label in dispatcher.stream(items)] == labels(items)
         assert dispatcher.stats().devices[0].batches - before < len(items) / 2
     assert driver.details["optimize"] != "none yet"
+
+
+async def test_a_small_model_is_tried_while_its_driver_opens(monkeypatch):
+    monkeypatch.setattr(engine, "_SMALL", 60)
+    monkeypatch.setattr(engine, "_AT_ONCE", 60)
+    driver = TorchDriver("digits", threads=1)
+    await driver.open()
+    assert driver.max_batch > 1
+    assert driver.details["optimize"] != "none yet"
+    await driver.close()
+
+
+async def test_a_larger_one_begins_plain(monkeypatch):
+    monkeypatch.setattr(engine, "_SMALL", 0)
+    driver = TorchDriver("digits", threads=1)
+    await driver.open()
+    assert driver.max_batch == 1
+    assert driver.details["optimize"] == "none yet"
+    await driver.close()
 
 
 async def test_the_first_inputs_serve_and_the_users_steps_are_not_called_for_it():

@@ -27,6 +27,10 @@ __all__ = ("Engine", "EngineChores", "claim")
 
 logger = logging.getLogger("asyncinfer.torch")
 
+#: a model whose first calls end within so many seconds is so small that nearly all can be found out
+#: about it while its driver opens, in these seconds at most; a larger one begins at once
+_SMALL, _AT_ONCE = 0.1, 0.25
+
 
 def claim(options: TorchOptions) -> CoreShare | None:
     """The driver's share of this host's cores, joined; ``None`` where it computes elsewhere."""
@@ -198,16 +202,21 @@ class Engine:
             sized=self._sized,
             wanted=lambda: self._asked(),
         )
+        began, small = time.perf_counter(), False
         if self.warmup is not None:
             runner.warm_up(self.warmup, self.max_batch)
+            small = time.perf_counter() - began < _SMALL
             self._settle(runner, own, tuning)
         elif options.plans:
             raise ConfigError(f"{options.called}: optimize needs a warmup_input to try things with")
         self.max_batch = min(self.max_batch, runner.division.most or self.max_batch)
         self._describe(runner)
         self._asked = self._going
-        tuning.begin()
         self.runner = runner
+        if small:
+            tuning.begin_for(_AT_ONCE)
+        else:
+            tuning.begin()
 
     def _settle(self, runner: Runner, own: Own, tuning: Tuning) -> None:
         """Go on with what the first calls have shown about the module."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ _SIZES_BUDGET = 2.5
 _WORTH_THREADS = 1.1
 #: seconds that comparing two numbers takes at most
 _THREADS_BUDGET = 1.0
+#: seconds after which to look again whether what runs beside is done
+_SOON = 0.001
 #: a call of tasks of several shapes may take that many times as long as one of tasks of one shape
 _WIDER = 2.0
 
@@ -85,6 +88,14 @@ class Tuning:
         """Take one step, if there is one to take now."""
         course = self._course
         return course is not None and self._take(lambda: course.step(beside=self._beside))
+
+    def begin_for(self, seconds: float) -> None:
+        """Begin, and go on for so many seconds at most (and a step)."""
+        until = time.perf_counter() + seconds
+        self.begin()
+        while self.waiting and self._wanted() and time.perf_counter() < until:
+            if not self.step():  # it waits for what runs beside
+                time.sleep(_SOON)
 
     def finish(self) -> None:
         """Take all steps that are left, at once."""
