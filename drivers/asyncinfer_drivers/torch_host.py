@@ -60,8 +60,8 @@ class TorchDriver(HostDriver[_TorchSession]):
 
     It begins with the model as it is. What is faster (batches, a form, threads) is sought between
     calls, with the warm-up input or the first that the model has answered, and used as it is found;
-    ``max_batch`` changes with it. A small model with a warm-up input is tried for up to 0.25 s while
-    the driver opens. ``tune`` has all of it found at once.
+    ``max_batch`` changes with it. A small model with a warm-up input is tried for up to 0.25 s
+    while the driver opens. ``tune`` has all of it found at once.
 
     ``details`` tells what was chosen so far: ``optimize``, ``gain`` (images/s by those of the model
     as it is), ``max_batch``, ``batches`` if not all sizes are used, ``micro_batch`` if given,
