@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -20,9 +22,6 @@ from asyncinfer.errors import AsyncInferError
 
 __all__ = ("demo",)
 
-#: how many times as often as the pictures the digits are shown, as they take less time
-MORE_DIGITS = 6
-
 #: what must not be false of the microcontroller
 _TRUE = ("in_order", "host_exact", "bit_exact")
 
@@ -36,20 +35,21 @@ def demo(
 ) -> None:
     """Classify real pictures on this host's devices.
 
-    Pictures and handwritten digits, on three unequal devices. Every figure is measured in this
-    run: all together work until it is found which of them do most, then each device alone and all
+    Pictures and handwritten digits (PNG files), on three unequal devices. Every figure is measured
+    in this run: all together work until it is found which of them do most, then each device alone and all
     together take turns on the same inputs. Results are compared with a plain loop over the model.
     Digits also run on an emulated Cortex-M4, if its tools are here. Takes less than a minute.
     """
     check_picture(output)
-    stages = [
-        Stage.of("pictures", "efficientnet_lite0", rounds),
-        Stage.of("digits", "digits", MORE_DIGITS * rounds),
-    ]
-    for stage in stages:
-        _run(stage, as_json)
-    picture(output, {stage.heading: middle(stage.together).timeline for stage in stages})
-    board = board_stage(stages[-1])
+    with TemporaryDirectory(prefix="asyncinfer-demo-") as folder:
+        stages = [
+            Stage.of("pictures", "efficientnet_lite0", rounds),
+            Stage.of("digits", "digits", ceil(rounds / 2), Path(folder)),
+        ]
+        for stage in stages:
+            _run(stage, as_json)
+        picture(output, {stage.heading: middle(stage.together).timeline for stage in stages})
+        board = board_stage(stages[-1])
     facts = summary(stages) | {"timeline": str(output), "cortex_m4": board}
     facts["in_order"] = facts["in_order"] and all(board.get(key) is not False for key in _TRUE)
     if as_json:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from asyncinfer.cli.timeline import Timeline
+from asyncinfer.cli.tools import optional
 from asyncinfer.config import DeviceConfig, select
-from asyncinfer.model import Model, resolve
+from asyncinfer.model import InputSet, Model, resolve
 from asyncinfer.result import Result
 from asyncinfer.stats import DeviceStats
 
@@ -56,6 +58,15 @@ class Outcome:
         self.waited += result.delivered - result.finished
 
 
+def _files(inputs: InputSet, folder: Path) -> list[Path]:
+    """The inputs, greyscale pictures from 0 to 16, as PNG files."""
+    images, numpy = optional("PIL.Image", "the demo"), optional("numpy", "the demo")
+    files = [folder / f"{name}.png" for name in inputs.names]
+    for file, item in zip(files, inputs.items, strict=True):
+        images.fromarray((numpy.asarray(item) * (255 / 16)).astype("uint8")).save(file)
+    return files
+
+
 def middle(outcomes: Sequence[Outcome]) -> Outcome:
     """The pass in the middle by its rate."""
     return sorted(outcomes, key=lambda outcome: outcome.rate)[len(outcomes) // 2]
@@ -77,13 +88,15 @@ class Stage:
     together: list[Outcome] = field(default_factory=list)
 
     @classmethod
-    def of(cls, title: str, name: str, rounds: int) -> Stage:
-        """The stage for a built-in model, its inputs in memory."""
+    def of(cls, title: str, name: str, rounds: int, folder: Path | None = None) -> Stage:
+        """The stage for a built-in model, its inputs in memory, or as files in ``folder``."""
         model = resolve(name)
         assert model.inputs is not None  # noqa: S101  # built-in models have some
         inputs = model.inputs
-        items = list(inputs.items) * rounds
-        return cls(title, model, list(inputs.names) * rounds, items, inputs.targets, rounds)
+        items = list(inputs.items) if folder is None else _files(inputs, folder)
+        return cls(
+            title, model, list(inputs.names) * rounds, items * rounds, inputs.targets, rounds
+        )
 
     @property
     def heading(self) -> str:

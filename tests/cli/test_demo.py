@@ -13,7 +13,7 @@ def test_the_demo(cli, tmp_path):
     pytest.importorskip("torch")
     picture = tmp_path / "demo.png"
     facts = cli("demo", "--rounds", 1, "--output", picture, "--json").json
-    assert facts["tasks"] == 7 + 6 * 1797
+    assert facts["tasks"] == 7 + 1797
     assert facts["in_order"] is True
     assert facts["accuracy"] > 0.95
     assert facts["throughput"] > 0
@@ -41,7 +41,7 @@ def small(monkeypatch, tiny):
         monkeypatch.setattr(demo_turns, name, 0.01)
     monkeypatch.setattr("asyncinfer.cli.demo_stage.BATCHES", {"tiny": (4, 1, 1)})
     monkeypatch.setattr(
-        demo.Stage, "of", classmethod(lambda cls, title, name, rounds: stages[name])
+        demo.Stage, "of", classmethod(lambda cls, title, name, rounds, folder=None: stages[name])
     )
     monkeypatch.setattr(
         demo, "_plain_loop", lambda stage: [2 * i for i in range(20)] * stage.rounds
