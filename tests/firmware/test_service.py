@@ -61,10 +61,11 @@ def test_hello_tells_the_model_and_the_limits(board, build):
     firmware = build("digits", "digits")
     payload = board.hello()
     protocol, frames, samples, boots, buffer, hz = struct.unpack("<BBHIII", payload[:16])
-    assert (protocol, frames, samples, boots) == (1, 4, 32, 1)
+    assert (protocol, frames, samples, boots) == (2, 4, 32, 1)
     assert buffer == 4 + 4 + 32 * 64 + 4
     assert hz > 1_000_000
     assert firmware.model_id.encode() in payload
+    assert firmware.input.axes == (1, 2, 0)  # of [height, width, channels] in PyTorch's order
     assert firmware.input.to_bytes() in payload
     assert payload.endswith(firmware.output.to_bytes())
 

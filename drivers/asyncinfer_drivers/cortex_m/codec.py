@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from asyncinfer_drivers.cortex_m.constants import CRC_BYTES, OVERHEAD_BYTES, PROTOCOL_VERSION
+from asyncinfer_drivers.cortex_m.constants import CRC_BYTES, FRAME_VERSION, OVERHEAD_BYTES
 
 __all__ = ("CodecError", "Decoder", "checked", "cobs_decode", "cobs_encode", "sealed", "wrapped")
 
@@ -68,8 +68,8 @@ def checked(body: bytes) -> bytes:
     content, crc = body[:-CRC_BYTES], body[-CRC_BYTES:]
     if _CRC.pack(zlib.crc32(content)) != crc:
         raise CodecError("wrong checksum")
-    if content[0] != PROTOCOL_VERSION:
-        raise CodecError(f"protocol version {content[0]}, not {PROTOCOL_VERSION}")
+    if content[0] != FRAME_VERSION:
+        raise CodecError(f"frame of version {content[0]}, not {FRAME_VERSION}")
     return content
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = (
     "CRC_BYTES",
+    "FRAME_VERSION",
     "HEADER_BYTES",
     "INFER_HEADER_BYTES",
     "LAST_SEQUENCE",
@@ -29,7 +30,10 @@ __all__ = (
     "c_header",
 )
 
-PROTOCOL_VERSION: Final = 1
+#: in each frame: how it is made. Boards of all protocols so far have this one
+FRAME_VERSION: Final = 1
+#: in HELLO_REPLY: what a board says of itself, and how
+PROTOCOL_VERSION: Final = 2
 #: the highest sequence number; 1 follows
 LAST_SEQUENCE: Final = 0xFFFF
 #: bytes of a body before its payload: version, type, sequence
@@ -109,6 +113,7 @@ _PARTS: Final[tuple[tuple[str, str, dict[str, int]], ...]] = (
         "limits and sizes, in bytes where not said otherwise",
         "AI_",
         {
+            "FRAME_VERSION": FRAME_VERSION,
             "PROTOCOL_VERSION": PROTOCOL_VERSION,
             "LAST_SEQUENCE": LAST_SEQUENCE,
             "HEADER_BYTES": HEADER_BYTES,

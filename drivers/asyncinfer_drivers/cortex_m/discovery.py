@@ -69,8 +69,8 @@ async def _hello(driver: Driver[Any, Any]) -> dict[str, Any]:
         board: Any = driver.board  # type: ignore[attr-defined]  # CortexM4Driver's
         keys = ("board", "firmware", "model")
         return {key: getattr(board, key) for key in keys} | {
-            "input_shape": list(board.inputs[0].shape),
-            "output_shape": list(board.outputs[0].shape),
+            "input_shape": list(board.inputs[0].torch_shape),
+            "output_shape": list(board.outputs[0].torch_shape),
         }
     finally:
         await driver.close()

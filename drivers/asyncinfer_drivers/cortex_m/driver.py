@@ -14,7 +14,7 @@ from asyncinfer_drivers._shared.options import takes
 from asyncinfer_drivers._shared.sharing import SharingDriver
 from asyncinfer_drivers._shared.timing import BUDGET, line
 from asyncinfer_drivers.cortex_m import frames
-from asyncinfer_drivers.cortex_m.constants import ErrorCode
+from asyncinfer_drivers.cortex_m.constants import PROTOCOL_VERSION, ErrorCode
 from asyncinfer_drivers.cortex_m.link import Link, LinkStats
 from asyncinfer_drivers.cortex_m.options import CortexM4Options as CortexM4Options
 from asyncinfer_drivers.cortex_m.ports import connector, is_serial, shared_by
@@ -49,9 +49,9 @@ class CortexM4Driver(SharingDriver):
     ``model``, ``input_shape`` and ``output_shape`` say.
 
     An input, or what ``preprocess`` makes of it, is an array, tensor or nested list of real
-    numbers, in the board's shape or, for images, channels first (see ``channels_first`` of
-    ``InputCodec``). They are quantised here as the board says. The output is a float32 array, or
-    tensor if the input was one, or what ``postprocess`` makes of it.
+    numbers, in the shape that PyTorch's module takes, without the batch dimension. They are
+    quantised here, and laid out, as the board says. The output is a float32 array, or tensor if
+    the input was one, in the module's shape, or what ``postprocess`` makes of it.
 
     Lost and damaged frames are repeated, a reset of the board is survived. If the board is silent
     for ``timing.timeouts`` timeouts, or the port goes, calls end with ``DeviceLost``; later ones
@@ -150,6 +150,7 @@ class CortexM4Driver(SharingDriver):
             board = await link.open()
             self._check(board)
             self._steps.fit(board)
+            self._check_shapes()
         except BaseException:
             await link.close()
             raise
@@ -160,22 +161,26 @@ class CortexM4Driver(SharingDriver):
 
     def _check(self, board: BoardSpec) -> None:
         """Raise ``ConfigError`` unless the board runs what is expected."""
+        if board.protocol > PROTOCOL_VERSION:
+            text = f"the board speaks protocol {board.protocol}, this up to {PROTOCOL_VERSION}"
+            raise ConfigError(f"{self.name}: {text}: install a newer asyncinfer")
         if len(board.inputs) != 1 or len(board.outputs) != 1:
             counts = f"{len(board.inputs)} inputs and {len(board.outputs)} outputs"
             raise ConfigError(f"{self.name}: the board's model has {counts}, not one each")
         if not board.samples_per_frame:
             room = f"receive buffer of {board.receive_buffer} bytes"
             raise ConfigError(f"{self.name}: not one input fits the board's {room}")
-        found: dict[str, object] = {
-            "model": board.model,
-            "input_shape": board.inputs[0].shape,
-            "output_shape": board.outputs[0].shape,
-        }
-        if board.model.rpartition("-")[0] == self._expected["model"]:
-            found["model"] = self._expected["model"]
-        for what, expected in self._expected.items():
-            if expected is not None and found[what] != expected:
-                text = f"the board has {what} {found[what]!r}, not {expected!r}"
+        expected = self._expected["model"]
+        if expected is not None and expected not in (board.model, board.model.rpartition("-")[0]):
+            text = f"the board has model {board.model!r}, not {expected!r}"
+            raise ConfigError(f"{self.name}: {text}")
+
+    def _check_shapes(self) -> None:
+        """Raise ``ConfigError`` unless inputs and outputs have the shapes that are expected."""
+        for what, found in zip(("input_shape", "output_shape"), self._steps.shapes, strict=True):
+            expected = self._expected[what]
+            if expected is not None and expected not in found:
+                text = f"the board has {what} {found[0]!r}, not {expected!r}"
                 raise ConfigError(f"{self.name}: {text}")
 
     # ---- its work

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from asyncinfer_drivers.cortex_m.codec import CodecError, checked, sealed, wrapped
 from asyncinfer_drivers.cortex_m.constants import (
+    FRAME_VERSION,
     HEADER_BYTES,
     INFER_HEADER_BYTES,
     PING_BYTES,
-    PROTOCOL_VERSION,
     RESET_MAGIC,
     RESULT_HEADER_BYTES,
     STATS_FIELDS,
@@ -66,7 +66,7 @@ class Frame:
 
     def to_bytes(self) -> bytes:
         """The body: version, type, sequence, payload, checksum."""
-        return sealed(_HEADER.pack(PROTOCOL_VERSION, self.TYPE, self.sequence) + self._payload())
+        return sealed(_HEADER.pack(FRAME_VERSION, self.TYPE, self.sequence) + self._payload())
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Frame:
@@ -170,10 +170,7 @@ class HelloReply(Frame):
 
     @classmethod
     def _read(cls, sequence: int, payload: bytes) -> HelloReply:
-        reader = Reader(payload)
-        board = BoardSpec.read(reader)
-        reader.end()
-        return cls(sequence, board)
+        return cls(sequence, BoardSpec.read(Reader(payload)))
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,14 @@ class BoardOptions(SharingOptions):
     preprocess: Callable[[Any], Any] | None = None
     #: from one output to the result; runs in a thread
     postprocess: Callable[[Any], Any] | None = None
-    #: whether inputs and outputs are the board's own numbers, int8 as a rule
+    #: whether inputs and outputs are the board's own numbers, int8 as a rule, in its own order of
+    #: axes unless ``channels_first`` says otherwise
     raw: bool = False
-    #: for images: see ``InputCodec``
+    #: the order of axes. By default that of PyTorch's module: ``[channels, height, width]``,
+    #: ``[channels, length]``. ``False``: the board's own, channels last as a rule. A firmware of
+    #: protocol 1 does not say which is which. With that the shape of an input tells; where it
+    #: cannot, and for outputs of several axes, this has to be said: ``True`` if channels are first
+    #: in PyTorch and last on the board
     channels_first: bool | None = None
 
 
@@ -46,7 +51,7 @@ class CortexM4Options(SerialOptions, BoardOptions):
     #: the name of the model that is expected there. Of one called ``digits-4f059727f331`` the part
     #: before the last dash will do
     model: str | None = None
-    #: the shape of an input that is expected there, without the batch dimension
+    #: the shape of an input that is expected there, as inputs have it, without the batch dimension
     input_shape: Sequence[int] | None = None
     #: the same for outputs
     output_shape: Sequence[int] | None = None

@@ -75,31 +75,44 @@ class TensorSpec:
 
     name: str
     datatype: Datatype
-    #: without the batch dimension
+    #: without the batch dimension, as the numbers lie in the board's memory
     shape: tuple[int, ...]
     #: 0 if the numbers are not quantised, and are the values themselves
     scale: float = 0.0
     zero_point: int = 0
+    #: for each axis of ``shape``, which one of PyTorch's tensor it is: an image ``[height, width,
+    #: channels]`` has ``(1, 2, 0)``. Empty if ``shape`` is PyTorch's; ``None`` if nobody says,
+    #: as boards of protocol 1
+    axes: tuple[int, ...] | None = ()
 
     @property
     def size(self) -> int:
         """Bytes of one sample."""
         return math.prod(self.shape) * _ITEM_BYTES[self.datatype]
 
-    def to_bytes(self) -> bytes:
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """As PyTorch has it, without the batch dimension; ``shape`` if nobody says."""
+        sizes = dict(zip(self.axes or range(len(self.shape)), self.shape, strict=True))
+        return tuple(sizes[axis] for axis in sorted(sizes))
+
+    def to_bytes(self, protocol: int = PROTOCOL_VERSION) -> bytes:
         """As in HELLO_REPLY."""
-        head = bytes([self.datatype, len(self.shape)])
-        shape = struct.pack(f"<{len(self.shape)}I", *self.shape)
-        return _text(self.name) + head + shape + _SCALE.pack(self.scale, self.zero_point)
+        rank = len(self.shape)
+        shape = bytes([self.datatype, rank]) + struct.pack(f"<{rank}I", *self.shape)
+        if protocol > 1:
+            shape += bytes(self.axes or range(rank))
+        return _text(self.name) + shape + _SCALE.pack(self.scale, self.zero_point)
 
     @classmethod
-    def read(cls, reader: Reader) -> TensorSpec:
+    def read(cls, reader: Reader, protocol: int = PROTOCOL_VERSION) -> TensorSpec:
         """The next one; raises ``CodecError``."""
         name, number, rank = reader.text(), reader.byte(), reader.byte()
         shape = struct.unpack(f"<{rank}I", reader.take(4 * rank))
+        axes = _axes(reader.take(rank)) if protocol > 1 else None
         scale, zero_point = _SCALE.unpack(reader.take(_SCALE.size))
         try:
-            return cls(name, Datatype(number), shape, scale, zero_point)
+            return cls(name, Datatype(number), shape, scale, zero_point, axes)
         except ValueError as error:
             raise CodecError(str(error)) from error
 
@@ -142,20 +155,32 @@ class BoardSpec:
         parts = [_HEAD.pack(self.protocol, self.frames_in_flight, *numbers)]
         parts += [_text(text) for text in (self.board, self.firmware, self.model)]
         for tensors in (self.inputs, self.outputs):
-            parts += [bytes([len(tensors)]), *(tensor.to_bytes() for tensor in tensors)]
+            coded = [tensor.to_bytes(self.protocol) for tensor in tensors]
+            parts += [bytes([len(tensors)]), *coded]
         return b"".join(parts)
 
     @classmethod
     def read(cls, reader: Reader) -> BoardSpec:
-        """From a payload; raises ``CodecError``."""
+        """A whole payload; raises ``CodecError``. Of a later protocol only its number is known."""
         head = _HEAD.unpack(reader.take(_HEAD.size))
         protocol, frames, samples, boots, buffer, hz = head
+        limits = (frames, samples, boots, buffer, hz, protocol)
+        if protocol > PROTOCOL_VERSION:
+            return cls("", "", "", (), (), *limits)
         board, firmware, model = reader.text(), reader.text(), reader.text()
         inputs, outputs = (
-            tuple(TensorSpec.read(reader) for _ in range(reader.byte())) for _ in range(2)
+            tuple(TensorSpec.read(reader, protocol) for _ in range(reader.byte())) for _ in range(2)
         )
-        limits = (frames, samples, boots, buffer, hz, protocol)
+        reader.end()
         return cls(board, firmware, model, inputs, outputs, *limits)
+
+
+def _axes(data: bytes) -> tuple[int, ...]:
+    """The order of axes in these bytes; none if it is PyTorch's."""
+    whole = list(range(len(data)))
+    if sorted(data) != whole:
+        raise CodecError(f"axes {list(data)}, not each of {whole} once")
+    return () if list(data) == whole else tuple(data)
 
 
 def _text(text: str) -> bytes:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from asyncinfer.errors import DeviceLost
+from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m.options import BoardOptions
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
@@ -44,9 +44,19 @@ class Steps:
             await worker.stop()
 
     def fit(self, board: BoardSpec) -> None:
-        """Convert for this board's tensors from now on."""
-        given = InputCodec(board.inputs[0], raw=self._raw, channels_first=self._channels_first)
-        self._codecs = given, OutputCodec(board.outputs[0], raw=self._raw)
+        """Convert for this board's tensors from now on; ``ConfigError`` if the options forbid."""
+        said: dict[str, Any] = {"raw": self._raw, "channels_first": self._channels_first}
+        try:
+            given = InputCodec(board.inputs[0], **said)
+            self._codecs = given, OutputCodec(board.outputs[0], **said)
+        except ConfigError as error:
+            raise ConfigError(f"{self._name}: {error}") from None
+
+    @property
+    def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Of inputs and of outputs; several if the board's order of axes is not known."""
+        given, made = self._codec()
+        return given.shapes, [made.shape]
 
     def zeros(self) -> bytes:
         """A sample to warm up with."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from asyncinfer.errors import InputError
+from asyncinfer_drivers.cortex_m.axes import InputOrder, output_order
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
@@ -33,12 +34,11 @@ class InputCodec:
     """Makes the bytes of one sample; ``InputError`` says what is wrong with an input.
 
     Real numbers become ``round(x / scale) + zero_point``, halves to even, saturated at the ends
-    of the datatype. ``raw``: inputs are those numbers already.
+    of the datatype. ``raw``: inputs are those numbers already, and in the board's order.
 
-    An input has the board's shape; dimensions of 1 at its ends do not count. For an image
-    ``[height, width, channels]`` also ``[channels, height, width]`` is taken, as torch has it:
-    ``channels_first`` says that it always (``True``) or never (``False``) is that; by default the
-    shape tells, and one that could be either is the board's.
+    An input has the shape that PyTorch's has without the batch dimension. An axis of 1 may be
+    left out, or stand elsewhere, if the numbers can only be in one order then. ``channels_first``:
+    as in ``BoardOptions``. Raises ``ConfigError`` if it has to be said and is not.
     """
 
     def __init__(
@@ -47,13 +47,17 @@ class InputCodec:
         self.spec = spec
         self._dtype = _DTYPES[spec.datatype]
         self._quantised = not raw and spec.scale != 0 and self._dtype.kind in "iu"
-        self._channels_first = channels_first and len(spec.shape) == 3
-        self._guess = channels_first is None and len(spec.shape) == 3
+        self._order = InputOrder(spec, _order(raw, channels_first))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of inputs; several if the board does not say which order is PyTorch's."""
+        return self._order.shapes
 
     def zeros(self) -> bytes:
         """A sample that stands for zeros, or the nearest number there is."""
         if self._quantised:
-            return self.encode(np.zeros(self.spec.shape))
+            return self._quantise(np.zeros(self.spec.shape)).tobytes()
         return bytes(self.spec.size)
 
     def encode(self, item: Any) -> bytes:
@@ -64,24 +68,9 @@ class InputCodec:
                 array = np.asarray(item, dtype=np.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(f"no array of numbers: {error}") from error
-        array = self._shaped(array)
+        array = self._order.of(array.shape).to_board(array)
         numbers = self._quantise(array) if self._quantised else self._exact(array)
         return numbers.tobytes()
-
-    def _shaped(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        want, have = self.spec.shape, array.shape
-        first = (want[-1], *want[:-1]) if want else want
-        if self._channels_first and have == first:
-            return np.moveaxis(array, 0, -1)
-        if not self._channels_first:
-            if have == want:
-                return array
-            if self._guess and have == first:
-                return np.moveaxis(array, 0, -1)
-            if _stripped(have) == _stripped(want):
-                return array.reshape(want)
-        expected = list(first if self._channels_first else want)
-        raise InputError(f"shape {list(have)}, the model takes {expected}")
 
     def _quantise(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         scaled = np.rint(np.asarray(array, np.float64) / self.spec.scale) + self.spec.zero_point
@@ -100,20 +89,32 @@ class InputCodec:
 
 
 class OutputCodec:
-    """Makes arrays of samples' bytes: real numbers in float32, or, if ``raw``, as they came."""
+    """Makes arrays of samples' bytes: real numbers in float32, or, if ``raw``, as they came.
 
-    def __init__(self, spec: TensorSpec, *, raw: bool = False) -> None:
+    They have PyTorch's order of axes; for ``channels_first`` see ``BoardOptions``. Raises
+    ``ConfigError`` if it has to be said and is not.
+    """
+
+    def __init__(
+        self, spec: TensorSpec, *, raw: bool = False, channels_first: bool | None = None
+    ) -> None:
         self.spec = spec
+        self._order = output_order(spec, _order(raw, channels_first))
         self._dtype = _DTYPES[spec.datatype]
         self._quantised = not raw and spec.scale != 0 and self._dtype.kind in "iu"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an output."""
+        return self._order.shape
 
     def decode(self, data: bytes, count: int) -> list[np.ndarray[Any, Any]]:
         """``count`` arrays, each of its own."""
         numbers = np.frombuffer(data, self._dtype).reshape(count, *self.spec.shape)
-        if not self._quantised:
-            return [row.copy() for row in numbers]
-        real = (numbers.astype(np.float64) - self.spec.zero_point) * self.spec.scale
-        return [row.astype(np.float32) for row in real]
+        if self._quantised:
+            real = (numbers.astype(np.float64) - self.spec.zero_point) * self.spec.scale
+            numbers = real.astype(np.float32)
+        return [row.copy() for row in self._order.from_board(numbers)]
 
 
 def is_torch(item: object) -> bool:
@@ -122,7 +123,6 @@ def is_torch(item: object) -> bool:
     return torch is not None and isinstance(item, torch.Tensor)
 
 
-def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without the ones at its ends."""
-    large = [at for at, size in enumerate(shape) if size != 1]
-    return shape[large[0] : large[-1] + 1] if large else ()
+def _order(raw: bool, channels_first: bool | None) -> bool | None:
+    """What is said of the order of axes: raw numbers are in the board's, unless it is said."""
+    return False if raw and channels_first is None else channels_first

@@ -5,7 +5,8 @@
 #define AI_PROTOCOL_H
 
 /* limits and sizes, in bytes where not said otherwise */
-#define AI_PROTOCOL_VERSION      1u
+#define AI_FRAME_VERSION         1u
+#define AI_PROTOCOL_VERSION      2u
 #define AI_LAST_SEQUENCE         0xFFFFu
 #define AI_HEADER_BYTES          4u
 #define AI_CRC_BYTES             4u

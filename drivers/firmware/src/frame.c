@@ -76,7 +76,7 @@ static frame_event check(frame_reader *reader)
     if (frame_crc(body, size) != get_u32(body + size)) {
         return FRAME_BAD_CRC;
     }
-    if (body[0] != AI_PROTOCOL_VERSION) {
+    if (body[0] != AI_FRAME_VERSION) {
         return FRAME_MALFORMED;
     }
     reader->type = body[1];
@@ -107,7 +107,7 @@ frame_event frame_feed(frame_reader *reader, uint8_t byte)
 
 void frame_begin(uint8_t *body, uint8_t type, uint16_t sequence)
 {
-    body[0] = AI_PROTOCOL_VERSION;
+    body[0] = AI_FRAME_VERSION;
     body[1] = type;
     put_u16(body + 2, sequence);
 }

@@ -17,7 +17,7 @@
 typedef enum {
     FRAME_NONE,      /* more bytes are needed */
     FRAME_READY,     /* a whole frame: see type, sequence, payload, payload_bytes */
-    FRAME_MALFORMED, /* too long, too short, bad COBS or another protocol version */
+    FRAME_MALFORMED, /* too long, too short, bad COBS or another version */
     FRAME_BAD_CRC,
 } frame_event;
 

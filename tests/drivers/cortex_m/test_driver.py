@@ -18,8 +18,7 @@ from asyncinfer.errors import (
     ProtocolError,
 )
 from asyncinfer_drivers.cortex_m import CortexM4Driver, frames
-from asyncinfer_drivers.cortex_m.constants import Datatype, LogLevel
-from asyncinfer_drivers.cortex_m.specs import TensorSpec
+from asyncinfer_drivers.cortex_m.constants import LogLevel
 
 QUALITIES = ["perfect", "bytewise", "lossy", "damaging", "delayed", "doubling"]
 
@@ -91,27 +90,6 @@ def test_a_bad_input_fails_in_its_place(virtual, peer, driver, answer):
     assert first.tolist() == last.tolist() == answer(good)
 
 
-def test_images_may_come_channels_first(virtual, board, driver):
-    spec = board().spec
-    wide = TensorSpec("image", Datatype.INT8, (1, 2, 2), 1.0, 0)
-    peer = board(spec=replace(spec, inputs=(wide,)))
-    hwc = np.arange(4.0).reshape(1, 2, 2)
-
-    async def use(driver):
-        return [output.tolist() for output in await driver.infer([hwc, np.moveaxis(hwc, -1, 0)])]
-
-    one, other = virtual(opened(driver(peer), use))
-    assert one == other
-    _, first = virtual(opened(driver(board(spec=peer.spec), channels_first=False), shapes(hwc)))
-    assert isinstance(first, InputError)
-    last, _ = virtual(opened(driver(board(spec=peer.spec), channels_first=True), shapes(hwc)))
-    assert isinstance(last, InputError)
-
-
-def shapes(hwc):
-    return lambda driver: driver.infer([hwc, np.moveaxis(hwc, -1, 0)])
-
-
 @pytest.mark.parametrize(
     ("option", "text"),
     [
@@ -137,6 +115,7 @@ def test_the_expected_model_is_accepted(virtual, peer, driver):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"protocol": 3}, "speaks protocol 3, this up to 2: install a newer"),
         ({"receive_buffer": 15}, "not one input fits"),
         ({"max_samples": 0}, "not one input fits"),
         ({"inputs": ()}, "0 inputs"),

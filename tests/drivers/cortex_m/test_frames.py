@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ from asyncinfer_drivers.cortex_m.specs import BoardSpec, TensorSpec
 
 HEADER = Path(__file__).parents[3] / "drivers" / "firmware" / "include" / "protocol.h"
 
-X = TensorSpec("x", Datatype.INT8, (8, 8, 1), 0.5, -3)
+X = TensorSpec("x", Datatype.INT8, (8, 8, 1), 0.5, -3, (1, 2, 0))
 Y = TensorSpec("y", Datatype.FP32, (10,))
 BOARD = BoardSpec("b", "fw", "m", (X,), (Y,), 4, 16, 2, 2048, 1000)
+UNSAID = tuple((replace(tensor, axes=None),) for tensor in (X, Y))
+OLD_BOARD = replace(BOARD, inputs=UNSAID[0], outputs=UNSAID[1], protocol=1)
 
 #: frames and their bodies without the checksum, written by hand from docs/wire-protocol.md
 KNOWN = [
@@ -36,6 +39,14 @@ KNOWN = [
     (frames.Reset(4), "01 05 0400 52534554"),
     (
         frames.HelloReply(0, BOARD),
+        (
+            "01 81 0000 02 04 1000 02000000 00080000 e8030000 01 62 02 6677 01 6d"
+            "01 01 78 06 03 08000000 08000000 01000000 010200 0000003f fdffffff"
+            "01 01 79 0b 01 0a000000 00 00000000 00000000"
+        ),
+    ),
+    (
+        frames.HelloReply(0, OLD_BOARD),
         (
             "01 81 0000 01 04 1000 02000000 00080000 e8030000 01 62 02 6677 01 6d"
             "01 01 78 06 03 08000000 08000000 01000000 0000003f fdffffff"
@@ -142,6 +153,20 @@ def test_bodies_that_are_no_frame(content):
 def test_a_frame_of_another_type_is_refused():
     with pytest.raises(CodecError, match="HELLO, not Infer"):
         frames.Infer.from_bytes(frames.Hello(1).to_bytes())
+
+
+@pytest.mark.parametrize("axes", ["010203", "000001", "ff0001", "030201"])
+def test_axes_that_are_no_order(axes):
+    body = checked(frames.HelloReply(0, BOARD).to_bytes())
+    wrong = body.replace(bytes.fromhex("010200 0000003f"), bytes.fromhex(axes + "0000003f"))
+    with pytest.raises(CodecError, match="axes"):
+        frames.parse(sealed(wrong))
+
+
+def test_of_a_later_protocol_the_number_is_read():
+    later = sealed(bytes.fromhex("01 81 0000 03 04 1000 02000000 00080000 e8030000") + b"new")
+    board = frames.parse(later).board
+    assert (board.protocol, board.inputs) == (3, ())
 
 
 def test_a_text_too_long_for_its_length_byte():

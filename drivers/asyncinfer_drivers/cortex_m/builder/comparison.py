@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asyncinfer_drivers.cortex_m.axes import Order
 from asyncinfer_drivers.cortex_m.builder import adapted, integer_kernels
-from asyncinfer_drivers.cortex_m.builder.judge import channels_last, encode
+from asyncinfer_drivers.cortex_m.builder.judge import encode
 from asyncinfer_drivers.cortex_m.builder.precision import BEST_SNR, LayerPrecision, Precision
 
 if TYPE_CHECKING:
@@ -78,11 +79,11 @@ def compare(
     """Run ``module`` and its integers on ``inputs``; ``counted`` hears of each."""
     total, same, places = _Difference(), 0, 0
     channels = target.shape[-1] if target.shape else 1
+    order = Order.torch(target)
     for at, sample in enumerate(inputs, 1):
-        right = channels_last(_output(module, sample[None]))
+        right = order.to_board(_output(module, sample[None])[0])[None]
         numbers = reference(encode(source, sample[None])).astype(np.float64)
         found = (numbers - target.zero_point) * target.scale
-        right = right.reshape(found.shape)
         total.add(right, found)
         same += int((right.argmax(-1) == found.argmax(-1)).sum())
         places += right.size // channels

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ("CompiledModel", "capture", "compile_model", "graph_digest")
 
+#: ``TensorSpec.axes`` of the compiler's layouts, which it makes of ``NCHW``, ``NCL`` and ``NC``
+_AXES = {"NHWC": (1, 2, 0), "NLC": (1, 0), "NC": ()}
 #: prefix of everything the compiler generates: bknn_model_infer and so on
 _NAME = "model"
 
@@ -139,7 +141,8 @@ def _generate(bakenn: Any, quantized: Any, folder: Path, target: str | None, **o
 
 def _tensor(name: str, kind: Any) -> TensorSpec:
     scale, zero_point = float(np.float32(kind.qparams.scale)), int(kind.qparams.zero_point)
-    return TensorSpec(name, Datatype.INT8, tuple(kind.shape[1:]), scale, zero_point)
+    axes = _AXES[kind.layout.value]
+    return TensorSpec(name, Datatype.INT8, tuple(kind.shape[1:]), scale, zero_point, axes)
 
 
 def _digest(folder: Path) -> str:

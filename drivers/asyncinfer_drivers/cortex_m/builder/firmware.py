@@ -36,9 +36,9 @@ class Firmware:
     arena_bytes: int
     #: CMSIS-NN's functions that are in the ELF
     kernels: tuple[str, ...]
-    #: the samples' layout is channels last
+    #: what it takes for each sample, in its own order of axes: channels last
     input: TensorSpec
-    #: what comes back for each sample
+    #: what comes back, in the same way
     output: TensorSpec
     #: requests that may be unanswered at once
     frames_in_flight: int
@@ -104,4 +104,8 @@ class Firmware:
 
 def _tensor(record: dict[str, Any]) -> TensorSpec:
     shape, datatype = tuple(record["shape"]), Datatype(record["datatype"])
-    return TensorSpec(record["name"], datatype, shape, record["scale"], record["zero_point"])
+    axes = record.get("axes")  # not in records of protocol 1
+    numbers = record["scale"], record["zero_point"]
+    return TensorSpec(
+        record["name"], datatype, shape, *numbers, None if axes is None else tuple(axes)
+    )

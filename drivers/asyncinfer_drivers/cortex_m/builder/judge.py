@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ("channels_last", "encode", "float_accuracy", "int8_accuracy", "quantize")
+__all__ = ("encode", "float_accuracy", "int8_accuracy", "quantize")
 
 _BATCH = 256
 
@@ -41,22 +41,16 @@ def int8_accuracy(firmware: Firmware, samples: Samples) -> float | None:
         return None
     numbers = firmware.reference(quantize(firmware.input, samples))
     decoded = OutputCodec(firmware.output).decode(numbers.tobytes(), len(numbers))
-    outputs = np.stack(decoded)
-    return samples.accuracy(np.moveaxis(outputs, -1, 1) if outputs.ndim > 2 else outputs)
+    return samples.accuracy(np.stack(decoded))
 
 
 def quantize(spec: TensorSpec, samples: Samples) -> Int8:
-    """The samples as the board takes them: int8, channels last."""
+    """The samples as the board takes them: int8, in its order of axes."""
     return encode(spec, samples.inputs)
 
 
 def encode(spec: TensorSpec, inputs: NDArray[np.float32]) -> Int8:
-    """``inputs``, as the module takes them, as the board does: int8, channels last."""
-    codec = InputCodec(spec, channels_first=False)
-    data = b"".join(codec.encode(sample) for sample in channels_last(inputs))
+    """``inputs``, as the module takes them, as the board does: int8, in its order of axes."""
+    codec = InputCodec(spec)
+    data = b"".join(map(codec.encode, inputs))
     return np.frombuffer(data, dtype=np.int8).reshape(-1, *spec.shape)
-
-
-def channels_last(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of ``[n, channels, ...]``; what has no more than two axes stays as it is."""
-    return np.moveaxis(values, 1, -1) if values.ndim > 2 else values
