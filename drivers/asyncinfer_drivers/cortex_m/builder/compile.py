@@ -14,6 +14,7 @@ import numpy as np
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.cortex_m.builder import adapted
+from asyncinfer_drivers.cortex_m.builder.views import check_views
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
@@ -81,8 +82,9 @@ def compile_model(
 ) -> CompiledModel:
     """Quantize ``graph`` on ``calibration`` ``[n, ...]`` and generate its C below ``folder``.
 
-    ``counted`` hears how many of the inputs are done.
+    ``counted`` hears how many of the inputs are done. ``ConfigError`` if the compiler refuses it.
     """
+    check_views(graph, name)
     bakenn = adapted.load_bakenn()
     # per channel, linear layers would fall back to the compiler's own kernel
     granularity = bakenn.LinearWeightGranularity.PER_TENSOR
