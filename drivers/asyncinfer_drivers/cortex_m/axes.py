@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import ConfigError, InputError
@@ -50,9 +51,13 @@ class Order:
 
     def from_board(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Samples ``[n, ...]`` that lie as in the board's memory, each in this order."""
+        return samples.transpose(self._back)
+
+    @cached_property
+    def _back(self) -> tuple[int, ...]:
+        """Which axes of such samples make those of this order."""
         places = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        shape = [self.shape[axis] for axis in self.axes]
-        return samples.reshape(-1, *shape).transpose(0, *(place + 1 for place in places))
+        return 0, *(place + 1 for place in places)
 
 
 class InputOrder:
@@ -75,8 +80,8 @@ class InputOrder:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the inputs that are taken."""
-        return [order.shape for order in self._taken]
+        """Of the inputs that are taken, each once."""
+        return list(dict.fromkeys(order.shape for order in self._taken))
 
     def of(self, shape: tuple[int, ...]) -> Order:
         """The order of an input of this shape; ``InputError`` if that is none or not clear."""

@@ -21,7 +21,12 @@ __all__ = ("leads",)
 Make: TypeAlias = Callable[..., Driver[Any, Any]]
 
 #: the options that say how to reach a board, and which one is expected
-_OPTIONS = ("baudrate", "dtr", "rts", "model", "input_shape", "output_shape")
+_OPTIONS = (
+    *("baudrate", "dtr", "rts", "model", "input_shape", "output_shape"),
+    *("raw", "channels_first"),  # may have to be said for a firmware of protocol 1
+)
+#: of boards that nobody has configured: the shapes need not be understood
+_ANY = {"channels_first": False}
 
 
 def leads(
@@ -43,7 +48,7 @@ def leads(
     for port in comports():
         if os.path.realpath(port.device) not in known:
             about = {"hardware": port.description} if port.hwid != "n/a" else {}
-            found[port.device] = partial(_look, make, port.device, about, {})
+            found[port.device] = partial(_look, make, port.device, about, _ANY)
     return found
 
 

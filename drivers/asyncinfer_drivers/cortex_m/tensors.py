@@ -111,10 +111,10 @@ class OutputCodec:
     def decode(self, data: bytes, count: int) -> list[np.ndarray[Any, Any]]:
         """``count`` arrays, each of its own."""
         numbers = np.frombuffer(data, self._dtype).reshape(count, *self.spec.shape)
-        if self._quantised:
-            real = (numbers.astype(np.float64) - self.spec.zero_point) * self.spec.scale
-            numbers = real.astype(np.float32)
-        return [row.copy() for row in self._order.from_board(numbers)]
+        if not self._quantised:
+            return [row.copy() for row in self._order.from_board(numbers)]
+        real = (numbers.astype(np.float64) - self.spec.zero_point) * self.spec.scale
+        return [row.astype(np.float32, order="C") for row in self._order.from_board(real)]
 
 
 def is_torch(item: object) -> bool:
