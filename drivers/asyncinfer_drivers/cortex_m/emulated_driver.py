@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,6 @@ class EmulatedCortexM4Driver(CortexM4Driver):
         self._elf = None if options.elf is None else Path(options.elf)
         self._compare = options.compare
         self._checker: Worker | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         #: what was built, once it was; ``None`` if ``elf`` was given
         self.firmware: Any = None
         #: the board while the driver is open: it can be killed, stopped, reset and cut
@@ -156,8 +154,7 @@ class EmulatedCortexM4Driver(CortexM4Driver):
             return build_firmware(model, model if calibration is None else calibration, board=board)
         if calibration is None:
             raise ConfigError(f"{self.name}: quantising {model!r} needs calibration: inputs, .npy")
-        self._folder = tempfile.TemporaryDirectory(prefix="asyncinfer-firmware-")
-        return build_firmware(model, calibration, board=board, output=self._folder.name)
+        return build_firmware(model, calibration, board=board)  # kept in the user's cache
 
     async def _connect_to_board(self, receiver: Receiver) -> ByteTransport:
         """Open the port of the board, whichever it has by now."""
