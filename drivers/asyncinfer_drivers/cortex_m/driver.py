@@ -150,7 +150,6 @@ class CortexM4Driver(SharingDriver):
             board = await link.open()
             self._check(board)
             self._steps.fit(board)
-            self._check_shapes()
         except BaseException:
             await link.close()
             raise
@@ -170,17 +169,15 @@ class CortexM4Driver(SharingDriver):
         if not board.samples_per_frame:
             room = f"receive buffer of {board.receive_buffer} bytes"
             raise ConfigError(f"{self.name}: not one input fits the board's {room}")
-        expected = self._expected["model"]
-        if expected is not None and expected not in (board.model, board.model.rpartition("-")[0]):
-            text = f"the board has model {board.model!r}, not {expected!r}"
-            raise ConfigError(f"{self.name}: {text}")
-
-    def _check_shapes(self) -> None:
-        """Raise ``ConfigError`` unless inputs and outputs have the shapes that are expected."""
-        for what, found in zip(("input_shape", "output_shape"), self._steps.shapes, strict=True):
-            expected = self._expected[what]
-            if expected is not None and expected not in found:
-                text = f"the board has {what} {found[0]!r}, not {expected!r}"
+        given, made = self._steps.codecs(board)
+        found: dict[str, Sequence[object]] = {
+            "model": (board.model, board.model.rpartition("-")[0]),
+            "input_shape": given.shapes,
+            "output_shape": (made.shape,),
+        }
+        for what, expected in self._expected.items():
+            if expected is not None and expected not in found[what]:
+                text = f"the board has {what} {found[what][0]!r}, not {expected!r}"
                 raise ConfigError(f"{self.name}: {text}")
 
     # ---- its work

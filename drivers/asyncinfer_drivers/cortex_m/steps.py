@@ -44,19 +44,16 @@ class Steps:
             await worker.stop()
 
     def fit(self, board: BoardSpec) -> None:
-        """Convert for this board's tensors from now on; ``ConfigError`` if the options forbid."""
+        """Convert for this board's tensors from now on."""
+        self._codecs = self.codecs(board)
+
+    def codecs(self, board: BoardSpec) -> tuple[InputCodec, OutputCodec]:
+        """What converts for this board's tensors; ``ConfigError`` if an option is missing."""
         said: dict[str, Any] = {"raw": self._raw, "channels_first": self._channels_first}
         try:
-            given = InputCodec(board.inputs[0], **said)
-            self._codecs = given, OutputCodec(board.outputs[0], **said)
+            return InputCodec(board.inputs[0], **said), OutputCodec(board.outputs[0], **said)
         except ConfigError as error:
             raise ConfigError(f"{self._name}: {error}") from None
-
-    @property
-    def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """Of inputs and of outputs; several if the board's order of axes is not known."""
-        given, made = self._codec()
-        return given.shapes, [made.shape]
 
     def zeros(self) -> bytes:
         """A sample to warm up with."""
