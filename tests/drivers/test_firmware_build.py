@@ -1,7 +1,9 @@
 """Building firmware: what comes out, and what is refused before anything is compiled."""
 
+import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,3 +152,15 @@ def test_a_missing_compiler_comes_with_its_remedy(monkeypatch):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="apt-get install gcc-arm-none-eabi"):
         build_firmware("digits", "digits")
+
+
+def test_a_record_that_was_written_before_does_not_know_the_axes(digits, tmp_path):
+    copied = replace(digits, directory=tmp_path)
+    copied.save()
+    assert Firmware.load(tmp_path).input == digits.input
+    assert digits.input.torch_shape == (1, 8, 8)
+    record = json.loads((tmp_path / "firmware.json").read_text())
+    for name in ("input", "output"):
+        del record[name]["axes"]
+    (tmp_path / "firmware.json").write_text(json.dumps(record))
+    assert Firmware.load(tmp_path).input == replace(digits.input, axes=None)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncinfer.errors import ConfigError, InputError
+from asyncinfer_drivers.cortex_m import CortexM4Driver
 from asyncinfer_drivers.cortex_m.constants import Datatype
+from asyncinfer_drivers.cortex_m.discovery import leads
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 from asyncinfer_drivers.cortex_m.tensors import InputCodec, OutputCodec
 
@@ -207,6 +210,24 @@ def test_outputs_of_several_axes_have_to_be_said(virtual, board, driver, made):
         (output,) = virtual(opened(driver(peer, channels_first=said), item))
         assert output.shape == right.shape
         assert np.array_equal(output, right)
+
+
+def test_an_old_board_that_nobody_has_explained_is_listed(board, monkeypatch):
+    ports = pytest.importorskip("serial.tools.list_ports")
+    found = SimpleNamespace(device="/dev/some", hwid="n/a")
+    monkeypatch.setattr(ports, "comports", lambda: [found])
+    peer = old_board(board, old(3, 3, 3), old(2, 2, 2))
+
+    def make(port, **options):
+        return CortexM4Driver(peer.connect, **options)
+
+    looks = leads(make, {})
+    (listed,) = looks["/dev/some"](5.0)
+    assert (listed["input_shape"], listed["output_shape"]) == ([3, 3, 3], [2, 2, 2])
+    # where somebody has configured it, what is missing is said
+    looks = leads(make, {"x": {"port": "tcp://h:1"}})
+    with pytest.raises(ConfigError, match="channels_first"):
+        looks["tcp://h:1"](5.0)
 
 
 def test_every_shape_of_an_old_board_is_right_or_refused():
