@@ -36,9 +36,9 @@ def demo(
     """Classify real pictures on this host's devices.
 
     Pictures and handwritten digits (PNG files), on three unequal devices. Every figure is measured
-    in this run: all together work until it is found which of them do most, then each device alone and all
-    together take turns on the same inputs. Results are compared with a plain loop over the model.
-    Digits also run on an emulated Cortex-M4, if its tools are here. Takes less than a minute.
+    in this run: all together work until it is found which of them do most, then each device alone
+    and all together take turns on the same inputs. Results are compared with a plain loop over the
+    model. Digits also run on an emulated Cortex-M4, if its tools are here. Takes about a minute.
     """
     check_picture(output)
     with TemporaryDirectory(prefix="asyncinfer-demo-") as folder:
