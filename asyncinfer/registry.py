@@ -59,7 +59,6 @@ _REQUIREMENT = re.compile(
 _DISTRIBUTIONS = {
     "PIL": "pillow",
     "serial": "pyserial",
-    "serial_asyncio": "pyserial-asyncio",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }

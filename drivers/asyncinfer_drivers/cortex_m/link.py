@@ -10,7 +10,7 @@ from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolEr
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.codec import CodecError, Decoder
 from asyncinfer_drivers.cortex_m.constants import OVERHEAD_BYTES, RESULT_HEADER_BYTES
-from asyncinfer_drivers.cortex_m.log import show
+from asyncinfer_drivers.cortex_m.log import BoardLog
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.timing import Timing
 from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect
@@ -42,6 +42,7 @@ class Link:
         self._timing = timing
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
+        self._log = BoardLog(name, self._loop.time)
         self._window = Window(name, timing, byte_seconds, self._write, self._silent)
         self._transport: ByteTransport | None = None
         self._lost = asyncio.Event()
@@ -114,6 +115,7 @@ class Link:
         if self._error is not None:
             return
         self._error = error
+        self._log.end()
         self._window.end(error)
         if self._greeting is not None:
             self._greeting.again.set()
@@ -166,7 +168,7 @@ class Link:
         if isinstance(frame, frames.HelloReply):
             self._hello_reply(frame)
         elif isinstance(frame, frames.Log) or frame.sequence == 0:
-            show(self.name, frame)
+            self._log.show(frame)
         else:
             self._window.answer(frame)
 

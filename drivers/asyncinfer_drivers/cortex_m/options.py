@@ -46,7 +46,7 @@ class CortexM4Options(SerialOptions, BoardOptions):
     #: a serial port or pty (``/dev/ttyACM0``, ``COM3``), ``tcp://host:port``, or a function that
     #: connects (``asyncinfer_drivers.cortex_m.transport.Connect``). On Windows, or as
     #: ``serialx:///dev/ttyACM0``, a serial port is opened by ``serialx``, else by
-    #: ``pyserial-asyncio``, for this process alone
+    #: ``pyserial``, for this process alone
     port: str | Connect = field(kw_only=False)
     #: the name of the model that is expected there. Of one called ``digits-4f059727f331`` the part
     #: before the last dash will do

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from asyncinfer.driver import THIS_HOST
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._shared.sharing import host_at
+from asyncinfer_drivers.cortex_m.held import hang_up, hold, let_go
 from asyncinfer_drivers.cortex_m.transport import (
     ByteTransport,
     Connect,
@@ -86,9 +87,32 @@ def _tcp(name: str, url: str) -> Connect:
     async def connect(receiver: Receiver) -> ByteTransport:
         loop = asyncio.get_running_loop()
         try:
-            _, stream = await loop.create_connection(lambda: Stream(receiver), host, number)
+            _, stream = await loop.create_connection(lambda: _TcpPort(receiver), host, number)
         except OSError as error:
             raise DeviceLost(name, f"cannot connect to {url}: {error}") from error
-        return stream.transport
+        return stream
 
     return connect
+
+
+class _TcpPort(Stream):
+    """A TCP connection that ends when it is closed, though a forked process has it too."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        super().connection_made(transport)
+        self._fd: int = transport.get_extra_info("socket").fileno()
+        self.write = self.transport.write
+        hold(self._fd)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio, before it closes the socket."""
+        let_go(self._fd)
+        self._fd = -1
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Drop what is unsent and close."""
+        if self._fd >= 0:
+            hang_up(self._fd)
+        self.transport.abort()

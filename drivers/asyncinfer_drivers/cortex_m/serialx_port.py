@@ -1,4 +1,4 @@
-"""A serial port or pty by serialx, for where pyserial-asyncio does not serve: Windows.
+"""A serial port or pty by serialx, for where there are no file descriptors: Windows.
 
 serialx opens and closes the port in threads of the event loop's default executor.
 """
@@ -13,6 +13,7 @@ from contextlib import suppress
 import serialx
 
 from asyncinfer.errors import DeviceLost
+from asyncinfer_drivers.cortex_m.held import hold, let_go, unlock
 from asyncinfer_drivers.cortex_m.transport import (
     ByteTransport,
     Receiver,
@@ -55,6 +56,9 @@ class _Transport:
 
     def __init__(self, opened: serialx.BaseSerialTransport) -> None:
         self._opened = opened
+        self._fd = _descriptor(opened)
+        if self._fd is not None:
+            hold(self._fd)
 
     def write(self, data: bytes) -> None:
         """Send; dropped when the port is gone."""
@@ -68,5 +72,13 @@ class _Transport:
             return
         with suppress(Exception):  # it is gone, and closing by itself
             port = self._opened.serial
+            if self._fd is not None:
+                let_go(self._fd)
+                unlock(self._fd)
             self._opened.abort()
             port.reset_write_buffer()  # it is closed in a later step, so still ours here
+
+
+def _descriptor(opened: serialx.BaseSerialTransport) -> int | None:
+    """Its file descriptor; Windows has none."""
+    return int(opened.serial.fileno()) if os.name == "posix" else None

@@ -355,6 +355,26 @@ def test_an_error_that_answers_nothing_is_logged(virtual, peer, driver, caplog):
     assert [record.getMessage() for record in caplog.records] == ["cortex_m4: 99 (3): too hot"]
 
 
+def test_a_board_that_repeats_itself_does_not_flood_the_log(virtual, peer, driver, caplog):
+    async def use(driver):
+        for _ in range(1000):
+            peer.send(frames.Error(0, 99, 3, "too hot"))
+        for n in range(1000):
+            peer.log(LogLevel.WARNING, f"{n} degrees")
+        await asyncio.sleep(100)
+        peer.log(LogLevel.WARNING, "cool")
+        peer.log(LogLevel.WARNING, "cool")
+        await asyncio.sleep(100)
+        peer.log(LogLevel.WARNING, "cool")
+        await driver.probe()
+
+    virtual(opened(driver(peer), use))
+    said = [record.getMessage().removeprefix("cortex_m4: ") for record in caplog.records]
+    assert said[:4] == ["99 (3): too hot"] + [f"99 (3): too hot ({10**n} times)" for n in (1, 2, 3)]
+    assert said[4:20] == [f"{n} degrees" for n in range(16)]
+    assert said[20:] == ["984 more messages were left out", "cool", "cool"]
+
+
 async def test_the_steps_run_in_a_thread_and_fail_alone(peer, driver, answer, fast):
     threads = set()
 
