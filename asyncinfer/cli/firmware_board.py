@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -103,7 +104,7 @@ def flash(
     """Write a firmware to a real board, with the tool that is installed."""
     if not board.startswith("stm32f4"):
         raise ConfigError(f"no way known to flash a {board}; its vendor's tool takes the .elf")
-    command = _command(firmware, tool or _found(required=not dry_run))
+    command = _command(firmware, tool or _found(required=not dry_run), board)
     note(shlex.join(command))
     if dry_run:
         return
@@ -122,7 +123,7 @@ def _found(required: bool) -> str:
     return found or next(iter(TOOLS))
 
 
-def _command(firmware: Path, tool: str) -> list[str]:
+def _command(firmware: Path, tool: str, board: str) -> list[str]:
     """The command line; the file beside ``firmware`` if the tool takes the other kind."""
     if tool not in TOOLS:
         raise ConfigError(f"unknown tool {tool!r}; known: {', '.join(TOOLS)}")
@@ -130,4 +131,18 @@ def _command(firmware: Path, tool: str) -> list[str]:
     file = firmware.with_suffix(suffix)
     if not file.is_file():
         raise ConfigError(f"no such firmware: {file} ({tool} takes a {suffix})")
-    return [tool, *(argument.format(file=file) for argument in arguments)]
+    with needed_for("flashing"):
+        from asyncinfer_drivers.cortex_m.image import check_image
+    check_image(file, board)
+    name = file.as_posix()
+    name = _tcl(name) if tool == "openocd" else name if not name.startswith("-") else f"./{name}"
+    return [tool, *(argument.replace("{file}", name) for argument in arguments)]
+
+
+def _tcl(name: str) -> str:
+    """A file's name between openocd's quotes; openocd then puts it between braces."""
+    if any(character in name for character in "{}\n"):
+        raise ConfigError(
+            f"openocd takes no braces in a file's name: copy {name} elsewhere, or --tool st-flash"
+        )
+    return re.sub(r'([\\"$\[\]])', r"\\\1", name)

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from asyncinfer.errors import ConfigError, DeviceLost
+from asyncinfer_drivers._shared.checking import check
+from asyncinfer_drivers.cortex_m.image import check_image
 from asyncinfer_drivers.cortex_m.program import Program
 from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
 
@@ -71,6 +73,8 @@ class EmulatedCortexM4:
             raise ConfigError(f"no emulator for board {board!r}; known: {', '.join(BOARDS)}")
         if icount is not None and not _ICOUNT.fullmatch(str(icount)):
             raise ConfigError(f"icount {icount!r}: write a number, or QEMU's shift=N,align=on")
+        line = {"baudrate": baudrate, "faults": faults}
+        check(EmulatedCortexM4.__init__, line, f"emulated {board}")
         self.elf, self.board, self.icount = Path(elf), board, icount
         self.baudrate, self.faults = baudrate, faults
         #: the line in between, while the board runs and if there is one
@@ -107,6 +111,7 @@ class EmulatedCortexM4:
             raise ConfigError(missing)
         if not self.elf.is_file():
             raise ConfigError(f"no such firmware: {self.elf}")
+        check_image(self.elf, self.board)
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(
                 prefix="asyncinfer-", ignore_cleanup_errors=True
@@ -185,7 +190,7 @@ class EmulatedCortexM4:
             listener.bind(str(self._path("line")))
             listener.listen(1)
             listener.setblocking(False)
-            process = self._run(f"unix:{self._path('line')}")
+            process = self._run(f"unix:{_option(self._path('line'))}")
             board = await self._accept(listener, process)
         self._path("line").unlink()
         self.proxy = SerialProxy(
@@ -197,7 +202,7 @@ class EmulatedCortexM4:
         self._path("monitor").unlink(missing_ok=True)
         arguments = [_QEMU, "-M", BOARDS[self.board], "-nodefaults", "-display", "none"]
         arguments += ["-kernel", str(self.elf), "-serial", serial]
-        arguments += ["-monitor", f"unix:{self._path('monitor')},server=on,wait=off"]
+        arguments += ["-monitor", f"unix:{_option(self._path('monitor'))},server=on,wait=off"]
         if self.icount is not None:
             shift = f"shift={self.icount}" if isinstance(self.icount, int) else self.icount
             arguments += ["-icount", shift]
@@ -253,3 +258,8 @@ class EmulatedCortexM4:
                 "only a line with a baud rate or faults can be cut: pass faults=Faults()"
             )
         return self.proxy
+
+
+def _option(path: Path) -> str:
+    """A path among QEMU's options, which a comma separates."""
+    return str(path).replace(",", ",,")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, TypeAlias, cast
+
+from asyncinfer_drivers._shared.checking import check
 
 __all__ = (
     "BITS_PER_BYTE",
@@ -39,6 +41,10 @@ class SerialOptions:
     dtr: bool = True
     #: the same for RTS
     rts: bool = True
+
+    def __post_init__(self) -> None:
+        given = {option.name: getattr(self, option.name) for option in fields(SerialOptions)}
+        check(SerialOptions, given, "serial port")
 
 
 class Receiver(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from asyncinfer_drivers.cortex_m.builder.samples import (
     load_module,
     load_samples,
     model_name,
+    plain_name,
 )
 from asyncinfer_drivers.cortex_m.builder.sources import digest
 from asyncinfer_drivers.cortex_m.log import logger
@@ -116,7 +116,7 @@ def _version(package: str) -> str:
 def _folder(name: str, board: Board, parts: Sequence[str]) -> Path:
     """Where a firmware made of all these ``parts`` lies in the cache."""
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return cache_folder() / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{board.name}-{key}"
+    return cache_folder() / f"{plain_name(name)}-{board.name}-{key}"
 
 
 def _check(made: Firmware, name: str, min_snr: float | None) -> None:
@@ -213,7 +213,7 @@ class _Job:
         generated, elf = folder / "generated", folder / "firmware.elf"
         sizes = compiled.arena_bytes, compiled.constant_bytes
         layout = plan_layout(self.board, *sizes, compiled.input.size, compiled.output.size)
-        model_id = f"{self.name}-{compiled.digest[:12]}"
+        model_id = f"{plain_name(self.name)}-{compiled.digest[:12]}"
         write_configuration(generated, self.board.name, model_id, compiled, layout)
         self.tell(f"compiling the firmware for {self.board.name}")
         link_firmware(self.board, generated, compiled, elf, self.defines)

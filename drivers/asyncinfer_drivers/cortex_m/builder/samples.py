@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ("Samples", "load_module", "load_samples", "model_name")
+__all__ = ("Samples", "load_module", "load_samples", "model_name", "plain_name")
+
+#: characters of a model's name that a board says
+_LONGEST_NAME = 64
+#: suffixes of files that hold a model
+_MODEL_FILES = (".pt2", ".pt", ".pth", ".ts", ".onnx", ".tflite", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ def model_name(model: Any) -> str:
     return str(getattr(model, "name", type(model).__name__))
 
 
+def plain_name(name: str) -> str:
+    """``name`` as a board and a file can have it: without slashes, spaces and the like."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:_LONGEST_NAME] or "model"
+
+
 def load_module(model: Any) -> nn.Module:
     """The module that ``model`` names or is, in evaluation mode on the CPU."""
     import torch
@@ -61,6 +72,8 @@ def load_module(model: Any) -> nn.Module:
 
     if isinstance(model, str | Path) and str(model).endswith((".pt", ".pth", ".ts")):
         raise ConfigError(f"{model}: TorchScript cannot be built for a board; export it as .pt2")
+    if isinstance(model, str | Path) and str(model).endswith((".onnx", ".tflite")):
+        raise ConfigError(f"{model}: boards are built from PyTorch; export the module as .pt2")
     module = load(model, torch.device("cpu")).module
     for part in module.modules():
         part.training = False  # a .pt2 file's module has no eval()
@@ -69,6 +82,8 @@ def load_module(model: Any) -> nn.Module:
 
 def load_samples(calibration: Any) -> Samples:
     """From an array, a ``.npy`` file, or the name of a built-in model with inputs of its own."""
+    if isinstance(calibration, str | Path) and (text := _no_inputs(str(calibration))):
+        raise ConfigError(f"calibration takes a .npy file of inputs [n, ...], {text}")
     if isinstance(calibration, str) and not calibration.endswith(".npy"):
         samples = _of_model(load_model(calibration))
     elif isinstance(calibration, str | Path):
@@ -82,7 +97,24 @@ def load_samples(calibration: Any) -> Samples:
         )
     if not np.isfinite(samples.inputs).all():
         raise ConfigError("the calibration inputs hold values that are not finite")
+    if not samples.inputs.any():
+        raise ConfigError(
+            "the calibration inputs are all zero: give inputs as the model will see, which tell "
+            "how large its numbers become"
+        )
     return samples
+
+
+def _no_inputs(name: str) -> str:
+    """Why a file of this name holds no calibration inputs; empty if it may be a model's name."""
+    suffix = Path(name).suffix.lower()
+    if suffix == ".npz":
+        return f"and {name} is an archive: save one of its arrays, np.save('inputs.npy', array)"
+    if suffix in _MODEL_FILES:
+        return f"and {name} is a model: give --calibration (calibration=) inputs for it"
+    if suffix != ".npy" and (":" in name or Path(name).is_file()):
+        return f"or a built-in model's name, not {name!r}"
+    return ""
 
 
 def _of_model(model: Any) -> Samples:
