@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from asyncinfer.driver import ServiceTime
@@ -18,12 +19,17 @@ from asyncinfer_drivers.cortex_m.constants import PROTOCOL_VERSION, ErrorCode
 from asyncinfer_drivers.cortex_m.link import Link, LinkStats
 from asyncinfer_drivers.cortex_m.options import CortexM4Options as CortexM4Options
 from asyncinfer_drivers.cortex_m.ports import connector, is_serial, shared_by
+from asyncinfer_drivers.cortex_m.quality import LineQuality
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.steps import Steps
-from asyncinfer_drivers.cortex_m.timing import Timing
+from asyncinfer_drivers.cortex_m.timing import Estimator, Timing
 from asyncinfer_drivers.cortex_m.transport import BITS_PER_BYTE
+from asyncinfer_drivers.cortex_m.window import Learned, TooLong
 
 __all__ = ("CortexM4Driver", "CortexM4Options", "DriverStats")
+
+#: seconds of a call beside which what the first one takes longer does not matter
+_SLOW = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ class CortexM4Driver(SharingDriver):
 
     Its arguments are the fields of ``CortexM4Options``, which says what each means.
 
-    The model is in the board's firmware; ``open`` raises ``ConfigError`` if it is not what
-    ``model``, ``input_shape`` and ``output_shape`` say.
+    The model is in the board's firmware; the first ``open`` raises ``ConfigError`` if it is not
+    what ``model``, ``input_shape`` and ``output_shape`` say. A board that comes back with another
+    program than it had then is refused with ``ProtocolError``, unless ``any_program`` is given.
 
     An input, or what ``preprocess`` makes of it, is an array, tensor or nested list of real
     numbers, in the shape that PyTorch's module takes, without the batch dimension. They are
@@ -78,12 +85,19 @@ class CortexM4Driver(SharingDriver):
             "output_shape": None if options.output_shape is None else tuple(options.output_shape),
         }
         self._steps = Steps(options)
+        self._any_program = options.any_program
         self._timing = options.timing or Timing()
+        #: what the board runs: nothing else is taken for it
+        self._program: BoardSpec | None = None
+        self._learned = self._nothing()
         self._link: Link | None = None
         self._opening = asyncio.Lock()
         self._wanted = False
         self._compute_seconds = 0.0
         self._samples = 0
+
+    def _nothing(self) -> Learned:
+        return Learned(Estimator(self._timing), LineQuality())
 
     @classmethod
     def leads(
@@ -107,8 +121,9 @@ class CortexM4Driver(SharingDriver):
     async def open(self) -> None:
         """Open the port, say HELLO until the board answers, check what it is.
 
-        Raises ``ConfigError`` if it is not what is expected, ``DeviceLost`` if the port cannot be
-        opened, ``DeviceTimeout`` if nobody answers within ``timing.open``.
+        Raises ``ConfigError`` if it is not what is expected, or ``ProtocolError`` if it was that
+        before, ``DeviceLost`` if the port cannot be opened, ``DeviceTimeout`` if nobody answers
+        within ``timing.open``.
         """
         self._wanted = True
         self._steps.start()
@@ -144,12 +159,16 @@ class CortexM4Driver(SharingDriver):
             await self._link.close()
         if not self._wanted:
             raise DeviceLost(self.name, "not open")
-        link = Link(self.name, self._connect, self._timing, byte_seconds=self._byte_seconds)
+        link = Link(
+            self.name,
+            self._connect,
+            self._timing,
+            byte_seconds=self._byte_seconds,
+            learned=self._learned,
+        )
         self._link = link
         try:
-            board = await link.open()
-            self._check(board)
-            self._steps.fit(board)
+            self._take(await link.open())
         except BaseException:
             await link.close()
             raise
@@ -157,6 +176,23 @@ class CortexM4Driver(SharingDriver):
             await link.close()
             raise DeviceLost(self.name, "closed while it was opening")
         return link
+
+    def _take(self, board: BoardSpec) -> None:
+        """Work with this board from now on, if it is what it was before."""
+        known = self._program
+        if known is not None and not self._any_program and not board.same_program(known):
+            text = f"came back with {_told(board)}, but had {_told(known)} at first"
+            raise ProtocolError(self.name, f"{text}: any_program=True would take it")
+        try:
+            self._check(board)
+        except ConfigError as error:
+            if known is None:
+                raise
+            text = str(error).removeprefix(f"{self.name}: ")
+            raise ProtocolError(self.name, f"came back, but {text}") from error
+        if known is None or not board.same_program(known):
+            self._program, self._learned = board, self._nothing()
+            self._steps.fit(board)
 
     def _check(self, board: BoardSpec) -> None:
         """Raise ``ConfigError`` unless the board runs what is expected."""
@@ -185,18 +221,24 @@ class CortexM4Driver(SharingDriver):
     async def infer(self, batch: Sequence[Any]) -> list[Any]:
         """Run the tasks; an output, or the error that is that task's, for each."""
         link = await self._connected()
+        program = self._program
         samples, tensors = await self._steps.before(batch)
         outputs: list[Any] = list(samples)
         good = [index for index, sample in enumerate(samples) if isinstance(sample, bytes)]
         answers = await self._run(link, [samples[index] for index in good])
         for index, answer in zip(good, answers, strict=True):
             outputs[index] = answer
-        return await self._steps.after(outputs, good, tensors)
+        results = await self._steps.after(outputs, good, tensors)
+        if self._program is not program:
+            raise DeviceLost(self.name, "got another program while it was computing")
+        return results
 
     async def _run(self, link: Link, samples: Sequence[bytes], most: int = 0) -> list[Any]:
         """The bytes of each sample's output, or an error in its place."""
-        size = most or (link.board.samples_per_frame if link.board else 1)
-        parts = [samples[at : at + size] for at in range(0, len(samples), size)]
+        size = most or link.samples_per_frame
+        first = size if link.measured else 1  # its answer tells how long to wait for the others
+        starts = [0, *range(first, len(samples), size)] if samples else []
+        parts = [samples[at:end] for at, end in pairwise([*starts, len(samples)])]
         futures = list[asyncio.Future[Any]]()
         try:
             for part in parts:
@@ -211,6 +253,8 @@ class CortexM4Driver(SharingDriver):
         return outputs
 
     async def _outputs(self, link: Link, part: Sequence[bytes], answer: Any) -> list[Any]:
+        if isinstance(answer, TooLong):
+            return await self._run(link, part)
         if isinstance(answer, frames.Result):
             board = link.board
             self._samples += answer.count
@@ -225,10 +269,14 @@ class CortexM4Driver(SharingDriver):
     # ---- its health
 
     async def calibrate(self) -> ServiceTime | None:
-        """Time calls with zeros: one that is not counted, one sample, and a whole frame."""
+        """Time calls with zeros: one that is not counted, one sample, and a whole frame.
+
+        Of a slow board the first call counts.
+        """
         link = await self._connected()
-        await self._time(link, 1)
         one = await self._time(link, 1)
+        if one < _SLOW:
+            one = await self._time(link, 1)
         fitting = link.board.samples_per_frame if link.board else 1
         size = min(self.max_batch, fitting, int(BUDGET / max(one, 1e-6)))
         if size < 2:
@@ -267,6 +315,10 @@ class CortexM4Driver(SharingDriver):
         if isinstance(reply, frames.Error):
             raise ProtocolError(self.name, f"refused a request: {reply}")
         return reply
+
+
+def _told(board: BoardSpec) -> str:
+    return f"model {board.model!r} in firmware {board.firmware!r} on {board.board!r}"
 
 
 def _infer(sequence: int, *, count: int, data: bytes) -> frames.Infer:

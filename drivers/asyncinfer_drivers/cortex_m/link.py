@@ -10,11 +10,12 @@ from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolEr
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.codec import CodecError, Decoder
 from asyncinfer_drivers.cortex_m.constants import OVERHEAD_BYTES, RESULT_HEADER_BYTES
+from asyncinfer_drivers.cortex_m.greeting import Greeting
 from asyncinfer_drivers.cortex_m.log import BoardLog
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.timing import Timing
 from asyncinfer_drivers.cortex_m.transport import ByteTransport, Connect
-from asyncinfer_drivers.cortex_m.window import LinkStats, Make, Window
+from asyncinfer_drivers.cortex_m.window import Learned, LinkStats, Make, Window
 
 __all__ = ("Link", "LinkStats")
 
@@ -26,16 +27,23 @@ class Link:
     """One connection to one board; opened once, and of no use after it failed or was closed.
 
     Requests wait for the board's credit in the order in which they were started. Each is sent
-    again when its answer does not come in time, or when the answer to a later one comes first. A
-    board takes requests in order, so that one is lost. After a boot everything unanswered is sent
-    again. The future of a request gives the answering frame (an ``Error`` too, unless it is BUSY),
-    or a ``DeviceError``; cancel it to give the request up.
+    again when the answer to a later one comes first, or to a HELLO that is said when no answer
+    comes in time. A board takes requests in order, so that one is lost. After a boot everything
+    unanswered is sent again. The future of a request gives the answering frame (an ``Error`` too,
+    unless it is BUSY), ``TooLong``, or a ``DeviceError``; cancel it to give the request up.
 
     :param byte_seconds: seconds one byte takes on the line, 0 where that does not matter.
+    :param learned: what an earlier link to the same board has learned.
     """
 
     def __init__(
-        self, name: str, connect: Connect, timing: Timing, *, byte_seconds: float = 0.0
+        self,
+        name: str,
+        connect: Connect,
+        timing: Timing,
+        *,
+        byte_seconds: float = 0.0,
+        learned: Learned | None = None,
     ) -> None:
         self.name = name
         self._connect = connect
@@ -43,11 +51,12 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._log = BoardLog(name, self._loop.time)
-        self._window = Window(name, timing, byte_seconds, self._write, self._silent)
+        self._byte_seconds = byte_seconds
+        self._window = Window(name, timing, byte_seconds, self._write, self._silent, learned)
         self._transport: ByteTransport | None = None
         self._lost = asyncio.Event()
         self._error: DeviceError | None = None
-        self._greeting: _Greeting | None = None
+        self._greeting: Greeting | None = None
 
     @property
     def board(self) -> BoardSpec | None:
@@ -58,6 +67,16 @@ class Link:
     def stats(self) -> LinkStats:
         """What was counted since the link was made."""
         return self._window.stats
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples that a request should have: as many as the board takes, fewer on a bad line."""
+        return self._window.samples_per_frame
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is known how long the board takes."""
+        return self._window.measured
 
     # ---- opening and closing
 
@@ -74,6 +93,8 @@ class Link:
                 board = self._window.board = await self._greet()
         except TimeoutError as error:
             text = f"no answer to HELLO within {self._timing.open:g} s"
+            if self._greeting is not None:
+                text += f": {self._greeting.diagnosis()}"
             raise DeviceTimeout(self.name, text) from error
         except OSError as error:
             raise DeviceLost(self.name, f"cannot connect: {error}") from error
@@ -86,21 +107,16 @@ class Link:
         return board
 
     async def _greet(self) -> BoardSpec:
-        greeting = self._greeting = _Greeting(
-            self._window.next_sequence(), self._loop.create_future()
-        )
-        hello = frames.encode(frames.Hello(greeting.sequence))
-        try:
-            while not greeting.reply.done():
-                if self._error is not None:
-                    raise self._copy(self._error)
-                greeting.again.clear()
-                self._write(hello)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(greeting.again.wait(), self._timing.hello)
-            return greeting.reply.result()
-        finally:
-            self._greeting = None
+        greeting = self._greeting = Greeting(self._window.next_sequence(), self._byte_seconds)
+        while not greeting.reply.done():
+            if self._error is not None:
+                raise self._copy(self._error)
+            greeting.again.clear()
+            self._write(greeting.wire)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(greeting.again.wait(), self._timing.hello)
+        self._greeting = None
+        return greeting.reply.result()
 
     async def close(self) -> None:
         """Fail what is unanswered and free the port. Idempotent."""
@@ -152,6 +168,8 @@ class Link:
 
     def data_received(self, data: bytes) -> None:
         """Called by the transport: some bytes."""
+        if self._greeting is not None:
+            self._greeting.hear(data)
         for body in self._decoder.feed(data):
             if self._error is not None:
                 return
@@ -178,11 +196,14 @@ class Link:
             if frame.sequence == greeting.sequence and not greeting.reply.done():
                 greeting.reply.set_result(frame.board)
             greeting.again.set()  # the board has booted: say HELLO again at once
-        elif frame.sequence == 0 and self.board is not None:
-            if frame.board.boot_counter != self.board.boot_counter:
-                self._booted(self.board, frame)
-        else:
+            return
+        asked = self._window.asked(frame.sequence)
+        if self.board is None or not (asked or frame.sequence == 0):
             self.stats.late += 1
+        elif not frame.board.same_boot(self.board):
+            self._booted(self.board, frame)
+        elif asked:
+            self._window.told(frame.sequence)
 
     def _booted(self, before: BoardSpec, frame: frames.HelloReply) -> None:
         self.stats.boots += 1
@@ -190,13 +211,3 @@ class Link:
             self._window.booted(frame)
         else:
             self.fail(ProtocolError(self.name, "runs another program since its reset"))
-
-
-class _Greeting:
-    """The HELLO that is being repeated."""
-
-    def __init__(self, sequence: int, reply: asyncio.Future[BoardSpec]) -> None:
-        self.sequence = sequence
-        self.reply = reply
-        #: set when ``reply`` has come, or when HELLO should be said again
-        self.again = asyncio.Event()

@@ -55,5 +55,7 @@ class CortexM4Options(SerialOptions, BoardOptions):
     input_shape: Sequence[int] | None = None
     #: the same for outputs
     output_shape: Sequence[int] | None = None
+    #: whether a board may come back with another program than it had when it was first opened
+    any_program: bool = False
     #: the times of the link, in seconds; by default ``Timing()``
     timing: Timing | None = None

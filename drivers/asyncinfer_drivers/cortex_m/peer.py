@@ -57,7 +57,8 @@ class FirmwarePeer:
     def __post_init__(self) -> None:
         self.stats = frames.DeviceStats(boots=self.spec.boot_counter)
         self._decoder = Decoder(self.spec.receive_buffer)
-        self._queue: deque[frames.Infer] = deque()
+        #: requests in the order they came; the first one is an INFER that is being computed
+        self._queue: deque[frames.Frame] = deque()
         self._line: ByteTransport | None = None
         self._end: MemoryTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -154,6 +155,14 @@ class FirmwarePeer:
             self._request(frame)
 
     def _request(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Infer):
+            self._infer(frame)
+        elif self._queue:
+            self._queue.append(frame)
+        else:
+            self._answer(frame)
+
+    def _answer(self, frame: frames.Frame) -> None:
         sequence = frame.sequence
         match frame:
             case frames.Hello():
@@ -166,8 +175,6 @@ class FirmwarePeer:
                 self.reset()
             case frames.Reset():
                 self.send(frames.Error(sequence, ErrorCode.BAD_MAGIC))
-            case frames.Infer():
-                self._infer(frame)
             case _:
                 self.send(frames.Error(sequence, ErrorCode.BAD_TYPE))
 
@@ -179,7 +186,7 @@ class FirmwarePeer:
             code, detail = ErrorCode.TOO_MANY, self.spec.max_samples
         elif len(frame.data) != size:
             code, detail = ErrorCode.BAD_LENGTH, size + 4
-        elif len(self._queue) >= self.spec.frames_in_flight:
+        elif self._infers() >= self.spec.frames_in_flight:
             code, detail = ErrorCode.BUSY, 0
         else:
             self._queue.append(frame)
@@ -188,16 +195,27 @@ class FirmwarePeer:
             return
         self.send(frames.Error(frame.sequence, code, detail))
 
-    def _begin(self) -> None:
-        seconds = self.frame_seconds + self._queue[0].count * self.sample_seconds
-        if seconds:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._finish)
-        else:
-            self._finish()
+    def _infers(self) -> int:
+        return sum(isinstance(frame, frames.Infer) for frame in self._queue)
 
-    def _finish(self) -> None:
+    def _begin(self) -> None:
+        frame = self._queue[0]
+        if not isinstance(frame, frames.Infer):
+            self._queue.popleft()
+            self._answer(frame)
+            if self._queue:
+                self._begin()
+            return
+        seconds = self.frame_seconds + frame.count * self.sample_seconds
+        if seconds:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(seconds, self._finish, frame)
+        else:
+            self._finish(frame)
+
+    def _finish(self, frame: frames.Infer) -> None:
         self._timer = None
-        frame = self._queue.popleft()
+        self._queue.popleft()
         size = self.spec.inputs[0].size
         samples = [frame.data[at * size : (at + 1) * size] for at in range(frame.count)]
         seconds = self.frame_seconds + frame.count * self.sample_seconds

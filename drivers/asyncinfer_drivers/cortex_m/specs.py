@@ -149,6 +149,10 @@ class BoardSpec:
         mine = (self.board, self.firmware, self.model, self.inputs, self.outputs)
         return mine == (other.board, other.firmware, other.model, other.inputs, other.outputs)
 
+    def same_boot(self, other: BoardSpec) -> bool:
+        """Whether both were said since one boot, as far as can be told."""
+        return self.boot_counter == other.boot_counter and self.same_program(other)
+
     def to_bytes(self) -> bytes:
         """The payload of HELLO_REPLY."""
         numbers = (self.max_samples, self.boot_counter, self.receive_buffer, self.tick_hz)

@@ -19,9 +19,9 @@ class Timing:
     open: float = 10.0
     #: added to what an answer is expected to take; covers a busy host
     slack: float = 0.05
-    #: expected for one sample before anything was measured
+    #: expected for a request before anything was measured
     first: float = 3.0
-    #: longest wait that doubling leads to
+    #: longest wait that doubling leads to, once something was measured
     longest: float = 5.0
     #: before a request that found the device BUSY is sent again; doubled each time
     busy: float = 0.005
@@ -55,8 +55,25 @@ class Estimator:
             self._deviation += (abs(self._mean - each) - self._deviation) / 4
             self._mean += (each - self._mean) / 8
 
-    def answered(self) -> None:
-        """A request that was sent once is answered: no more doubling."""
+    def at_least(self, seconds: float, samples: int) -> None:
+        """Learn from an answer of which only the least it took is known."""
+        each = seconds / max(1, samples)
+        if self._mean is None:
+            self.add(seconds, samples)
+        else:
+            self._mean = max(self._mean, each)
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known."""
+        return self._mean is not None
+
+    def forget(self) -> None:
+        """What was learned seems wrong."""
+        self._mean = None
+
+    def heard(self) -> None:
+        """The board is there: no more doubling."""
         self._backoff = 1
 
     def timed_out(self) -> None:
@@ -65,8 +82,8 @@ class Estimator:
 
     def wait(self, samples: int) -> float:
         """Seconds to wait for an answer while ``samples`` are being worked on."""
-        each = self._timing.first
-        if self._mean is not None:
-            each = self._mean + 4 * self._deviation
+        if self._mean is None:  # however slow it is: an answer can be waited for, and then is known
+            return (self._timing.first + self._timing.slack) * self._backoff
+        each = self._mean + 4 * self._deviation
         once = each * max(1, samples) + self._timing.slack
         return min(once * self._backoff, max(once, self._timing.longest))

@@ -12,16 +12,31 @@ from typing import Any, TypeAlias
 from asyncinfer.errors import DeviceError, DeviceTimeout, ProtocolError
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.constants import LAST_SEQUENCE, ErrorCode
+from asyncinfer_drivers.cortex_m.quality import LineQuality
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 from asyncinfer_drivers.cortex_m.timing import Estimator, Timing
 
-__all__ = ("LinkStats", "Make", "Window")
+__all__ = ("Learned", "LinkStats", "Make", "TooLong", "Window")
 
 #: makes a frame with the sequence number it is given
 Make: TypeAlias = Callable[[int], frames.Frame]
 
 #: longest pause after BUSY, in seconds
 _LONGEST_BUSY = 0.5
+#: HELLOs sent to find out what is lost, of which an answer is still recognised
+_MOST_ASKED = 8
+
+
+class TooLong:
+    """What a request gives in place of a frame: it was lost, and should be sent in parts."""
+
+
+@dataclass(eq=False)
+class Learned:
+    """What is known of a board and its line; it may be handed to the next link to the same."""
+
+    estimator: Estimator
+    quality: LineQuality
 
 
 @dataclass
@@ -69,7 +84,11 @@ class _Request:
 
 
 class Window:
-    """Sends requests as the board's credit allows, and again when they seem lost.
+    """Sends requests as the board's credit allows, and again when they are lost.
+
+    When an answer is overdue, the board is asked by HELLO, which costs little. It takes frames in
+    order: if the answer to that comes first, all requests before it are lost; if none comes, it may
+    be computing. Who answers is known before anything is sent again.
 
     ``write`` sends bytes; ``silent`` is called with the number of timeouts in a row.
     """
@@ -81,6 +100,7 @@ class Window:
         byte_seconds: float,
         write: Callable[[bytes], None],
         silent: Callable[[int], None],
+        learned: Learned | None = None,
     ) -> None:
         self.stats = LinkStats()
         self.board: BoardSpec | None = None
@@ -90,10 +110,14 @@ class Window:
         self._write = write
         self._silent = silent
         self._loop = asyncio.get_running_loop()
-        self._estimator = Estimator(timing)
+        learned = learned or Learned(Estimator(timing), LineQuality())
+        self._estimator, self._quality = learned.estimator, learned.quality
+        self._estimator.heard()
         self._sequence = random.randrange(1, LAST_SEQUENCE)
         self._queue: deque[_Request] = deque()
         self._pending: dict[int, _Request] = {}
+        #: by sequence, the number that a HELLO sent to find out what is lost has among sendings
+        self._asked: dict[int, int] = {}
         self._sendings = 0
         self._timeouts = 0
         self._progress_at = 0.0
@@ -129,7 +153,7 @@ class Window:
         """A number that no pending request has."""
         while True:
             self._sequence = self._sequence % LAST_SEQUENCE + 1
-            if self._sequence not in self._pending:
+            if self._sequence not in self._pending and self._sequence not in self._asked:
                 return self._sequence
 
     def end(self, error: DeviceError) -> None:
@@ -182,19 +206,66 @@ class Window:
             if request.waiting:
                 self._repeat(sequence, request)
         if overdue:
-            self._timed_out(*min(overdue, key=lambda item: item[1].latest))
+            self._timed_out()
             for _, request in overdue:
-                request.deadline = max(request.deadline, self._deadline())
+                request.deadline = self._deadline()
         self._pump()
 
-    def _timed_out(self, sequence: int, request: _Request) -> None:
+    def _timed_out(self) -> None:
         self._timeouts += 1
         self.stats.timeouts += 1
         self._estimator.timed_out()
         if self._timeouts >= self._timing.timeouts:
+            self._estimator.forget()
             self._silent(self._timeouts)
         else:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Find out whether what is overdue is lost or still to be computed."""
+        sequence = self.next_sequence()
+        self._sendings += 1
+        self._asked[sequence] = self._sendings
+        if len(self._asked) > _MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._write(frames.encode(frames.Hello(sequence)))
+
+    def asked(self, sequence: int) -> bool:
+        """Whether a HELLO of this sequence was sent to find out what is lost."""
+        return sequence in self._asked
+
+    def told(self, sequence: int) -> None:
+        """Such a HELLO was answered, by the same board: what was sent before it is lost."""
+        number = self._asked[sequence]
+        self._asked = {key: at for key, at in self._asked.items() if at > number}
+        for key, request in sorted(self._pending.items(), key=lambda item: item[1].latest):
+            if request.latest < number and not request.waiting:
+                self._lost(key, request)
+        self._pump()
+
+    def _lost(self, sequence: int, request: _Request) -> None:
+        self._quality.add(len(request.wire) + self._answer_bytes(request), lost=True)
+        if request.samples > self.samples_per_frame and not request.future.cancelled():
+            del self._pending[sequence]
+            _settle(request.future, TooLong())
+        else:
             self._repeat(sequence, request)
+
+    def _answer_bytes(self, request: _Request) -> int:
+        return request.samples * self.board.outputs[0].size if self.board else 0
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is known how long the board takes."""
+        return self._estimator.measured
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples that a request should have on this line."""
+        if self.board is None:
+            return 1
+        size = self.board.inputs[0].size + self.board.outputs[0].size
+        return self._quality.samples(self.board.samples_per_frame, size)
 
     def _repeat(self, sequence: int, request: _Request) -> None:
         """Send it again, unless nobody wants it any more or it was sent too often."""
@@ -212,6 +283,7 @@ class Window:
     def heard(self) -> None:
         """A whole frame came: the board is there."""
         self._timeouts = 0
+        self._estimator.heard()
 
     def answer(self, frame: frames.Frame) -> None:
         """Take a frame that should answer a request."""
@@ -226,7 +298,7 @@ class Window:
     def booted(self, frame: frames.HelloReply) -> None:
         """Everything the board was told is gone: tell it again."""
         self.board = frame.board
-        self._estimator.answered()
+        self._asked.clear()
         for sequence, request in sorted(self._pending.items(), key=lambda item: item[1].latest):
             if request.kind is frames.Reset:
                 del self._pending[sequence]
@@ -247,18 +319,25 @@ class Window:
         wrong = self._wrong(request, frame)
         if wrong:
             _settle(request.future, ProtocolError(self._name, wrong))
-        elif request.tries == 1:  # sent more than once, nobody knows which sending this answers
-            self._estimator.answered()
-            if request.kind is frames.Infer:
-                started = max(request.sent_at, self._progress_at)
-                self._estimator.add(now - started, request.samples)
+        elif isinstance(frame, frames.Result):
+            self._learn(request, frame, now)
         self._progress_at = now
         for sequence, other in list(self._pending.items()):
             if not other.waiting:
                 other.deadline = self._deadline()
                 if request.kind is other.kind and other.latest < request.first:
-                    self._repeat(sequence, other)  # lost: one sent after it was answered before
+                    self._lost(sequence, other)  # one sent after it was answered before
         _settle(request.future, frame)
+
+    def _learn(self, request: _Request, frame: frames.Result, now: float) -> None:
+        self._quality.add(len(request.wire) + len(frame.data), lost=False)
+        seconds = now - max(request.sent_at, self._progress_at)
+        if request.tries == 1:
+            self._estimator.add(seconds, request.samples)
+        else:  # nobody knows which sending this answers
+            hz = self.board.tick_hz if self.board else 0
+            computed = frame.ticks / hz if hz else 0.0
+            self._estimator.at_least(max(seconds, computed), request.samples)
 
     def _wrong(self, request: _Request, frame: frames.Frame) -> str:
         """Why this frame is no answer to the request; empty if it is one."""
@@ -281,7 +360,7 @@ _ANSWERS: dict[type[frames.Frame], type[frames.Frame]] = {
 }
 
 
-def _settle(future: asyncio.Future[Any], outcome: frames.Frame | DeviceError) -> None:
+def _settle(future: asyncio.Future[Any], outcome: frames.Frame | DeviceError | TooLong) -> None:
     """Give a future its outcome, unless it has one or was cancelled."""
     if future.done():
         return

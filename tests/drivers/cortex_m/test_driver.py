@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from asyncinfer import Dispatcher
 from asyncinfer.errors import (
     AsyncInferError,
     ConfigError,
@@ -20,6 +21,7 @@ from asyncinfer.errors import (
 from asyncinfer_drivers.cortex_m import CortexM4Driver, frames
 from asyncinfer_drivers.cortex_m.constants import LogLevel
 
+OUTPUT = TensorSpec("scores", Datatype.INT8, (3,), 0.25, 10)
 QUALITIES = ["perfect", "bytewise", "lossy", "damaging", "delayed", "doubling"]
 
 
@@ -61,7 +63,8 @@ def test_every_output_is_right_and_in_its_place(virtual, board, driver, answer, 
     assert stats.device.inferences >= 400
     assert (stats.link.timeouts > 0) == (quality in ("lossy", "damaging"))
     if quality == "perfect":
-        assert stats.compute_seconds == pytest.approx(100 * 0.001 + 400 * 0.0005)
+        # the first requests are of one sample: how long they take tells how long to wait for more
+        assert stats.compute_seconds == pytest.approx(102 * 0.001 + 400 * 0.0005)
         assert stats.link.busy == stats.link.late == stats.link.bad_frames == 0
 
 
@@ -208,8 +211,77 @@ def test_another_program_after_a_reset_is_found_out(virtual, peer, driver):
         await asyncio.sleep(0.1)
         await driver.infer([picture(0)])
 
-    with pytest.raises(ConfigError, match="other"):
+    with pytest.raises(ProtocolError, match="other"):
         virtual(opened(driver(peer, model="tiny"), use))
+
+
+#: changes that leave shapes and datatypes as they are
+OTHERS = {
+    "model": {"model": "other"},
+    "firmware": {"firmware": "asyncinfer 2"},
+    "board": {"board": "mps2_an386"},
+    "scale": {"outputs": (replace(OUTPUT, scale=0.5),)},
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("option", [{}, {"model": "tiny"}, {"model": "tiny", "any_program": True}])
+@pytest.mark.parametrize("close", [False, True])
+def test_a_board_that_comes_back_with_another_program(
+    virtual, peer, driver, answer, change, option, close
+):
+    before = peer.spec
+    refused = not option.get("any_program") or "model" in change
+
+    async def use(driver):
+        await driver.infer([picture(0)])
+        peer.spec = replace(peer.spec, **change)
+        if close:
+            await driver.close()
+        else:
+            peer.unplug()
+            await asyncio.sleep(0.1)
+        for _ in range(2 if refused else 0):
+            with pytest.raises(ProtocolError, match="came back"):
+                await (driver.open() if close else driver.infer([picture(1)]))
+        if refused:
+            peer.spec = before  # somebody plugs in the right one
+        if close:
+            await driver.open()
+        return (await driver.infer([picture(1)]))[0].tolist()
+
+    found = virtual(opened(driver(peer, **option), use))
+    doubled = not refused and "outputs" in change
+    assert found == [number * (1 + doubled) for number in answer(picture(1))]
+
+
+def test_tasks_move_from_a_board_with_another_program(virtual, board, driver, answer):
+    """It is the device's fault, and costs no task its attempts."""
+    peer, other = board(frame_seconds=0.01), board(frame_seconds=0.01)
+
+    async def go():
+        drivers = [
+            driver(one, name=name, model="tiny", max_batch=1)
+            for one, name in ((peer, "one"), (other, "two"))
+        ]
+        found = []
+        async with Dispatcher(drivers, retries=0, wait_for="all") as dispatcher:
+            async for result in dispatcher.results([picture(n) for n in range(100)]):
+                if result.index == 20:
+                    peer.spec = replace(peer.spec, model="other")
+                    peer.unplug()
+                found.append(result)
+            await asyncio.sleep(5)
+            return found, dispatcher.stats().devices[0]
+
+    found, device = virtual(go())
+    failed = [result for result in found if result.error is not None]
+    assert all("connection lost" in str(result.error) for result in failed)
+    assert len(failed) <= 3  # those that it had when it was unplugged
+    assert [r.value.tolist() for r in found if not r.error] == [
+        answer(picture(r.index)) for r in found if not r.error
+    ]
+    assert device.state in ("lost", "backing_off", "opening")
 
 
 def test_a_silent_board_is_lost_and_comes_back(virtual, peer, driver, answer):
