@@ -56,6 +56,9 @@ async def test_the_second_board(samples, answers, firmware):
     from asyncinfer_drivers.cortex_m.build import build_firmware
 
     other = build_firmware("digits", "digits", board="mps2_an386")
+    for file in (other.elf, other.bin):
+        with pytest.raises(ConfigError, match="built for board 'mps2_an386'"):
+            await EmulatedCortexM4(file).start()
     async with (
         EmulatedCortexM4(other.elf, board="mps2_an386") as board,
         Dispatcher([driver_of(board)]) as dispatcher,
