@@ -191,7 +191,9 @@ class CortexM4Driver(SharingDriver):
             text = str(error).removeprefix(f"{self.name}: ")
             raise ProtocolError(self.name, f"came back, but {text}") from error
         if known is None or not board.same_program(known):
-            self._program, self._learned = board, self._nothing()
+            if known is not None:
+                self._learned = self._nothing()
+            self._program = board
             self._steps.fit(board)
 
     def _check(self, board: BoardSpec) -> None:

@@ -111,6 +111,24 @@ def test_a_good_line_keeps_long_frames(virtual, driver):
     assert virtual(go()) == 4
 
 
+def test_what_was_learned_outlives_a_lost_connection(virtual, driver):
+    """The first request of a new link needs no trial."""
+    peer = keyword_board(0, sample_seconds=0.01)
+
+    async def go():
+        device = driver(peer, raw=True)
+        await device.open()
+        await device.infer(windows(16))
+        peer.unplug()
+        await asyncio.sleep(0.1)
+        before = peer.stats.frames_received
+        await device.infer(windows(16))
+        await device.close()
+        return peer.stats.frames_received - before
+
+    assert virtual(go()) == 1 + 4  # HELLO
+
+
 @pytest.mark.parametrize("seconds", [7.5, 25.0, 50.0])
 def test_a_slow_model_is_waited_for(virtual, driver, seconds):
     """By a dispatcher, in the time that the board needs and two calls to measure it."""
