@@ -25,7 +25,7 @@ PYTEST     = .venv/bin/pytest -q -n $(PROCESSES) --maxprocesses 4 --dist loadfil
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed nets zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -111,6 +111,9 @@ aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's proces
 
 mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
 	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)
+
+nets:  ## build some sixty nets and run them on the emulated board: make nets NETS="unet tcn"
+	PYTHONPATH=.:drivers .venv/bin/python -W ignore tests/nets/run.py $(NETS)
 
 zoo: $(ZOO)/.stamp  ## run models of others beside their plain calls (7 GB to install): make zoo MODELS="gpt2 yolo"
 	PYTHONPATH=.:drivers $(ZOO)/bin/python -W ignore tests/zoo/page.py

@@ -12,6 +12,7 @@ from asyncinfer.errors import ConfigError
 bakenn = pytest.importorskip("bakenn")
 torch = pytest.importorskip("torch")
 
+from bakenn.frontends.torch_export import capture_torch_export  # noqa: E402
 from bakenn.quantization import ptq_graph  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -120,7 +121,7 @@ NETS = {
 def exported(name, count=2):
     make, shape = NETS[name]
     inputs = 3 * numbers(count, *shape)
-    return capture(make().eval(), inputs[:1], name), inputs
+    return capture_torch_export(make().eval(), torch.from_numpy(inputs[:1])), inputs
 
 
 # ---- the adaptation of the compiler
@@ -129,7 +130,7 @@ def exported(name, count=2):
 def test_the_compiler_still_needs_its_ranges_set_right():
     # when this fails, ``adapted._visible_consumers`` can go
     inputs = 4 * numbers(16, 1)
-    graph = capture(sigmoid().eval(), inputs[:1], "sigmoid")
+    graph = capture(sigmoid().eval(), inputs[:1], "sigmoid").graph
     wrong = bakenn.quantize_float_graph_with_report(graph, inputs).report
     right = adapted.quantize_graph(graph, inputs, bakenn.PTQOptions(), "sigmoid").report
     lowest = [

@@ -73,9 +73,10 @@ async def _hello(driver: Driver[Any, Any]) -> dict[str, Any]:
         await driver.open()
         board: Any = driver.board  # type: ignore[attr-defined]  # CortexM4Driver's
         keys = ("board", "firmware", "model")
+        shapes = [list(output.torch_shape) for output in board.outputs]
         return {key: getattr(board, key) for key in keys} | {
             "input_shape": list(board.inputs[0].torch_shape),
-            "output_shape": list(board.outputs[0].torch_shape),
+            "output_shape": shapes if len(shapes) > 1 else shapes[0],
         }
     finally:
         await driver.close()

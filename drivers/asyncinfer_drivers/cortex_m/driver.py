@@ -201,9 +201,9 @@ class CortexM4Driver(SharingDriver):
         if board.protocol > PROTOCOL_VERSION:
             text = f"the board speaks protocol {board.protocol}, this up to {PROTOCOL_VERSION}"
             raise ConfigError(f"{self.name}: {text}: install a newer asyncinfer")
-        if len(board.inputs) != 1 or len(board.outputs) != 1:
+        if len(board.inputs) != 1 or not board.outputs:
             counts = f"{len(board.inputs)} inputs and {len(board.outputs)} outputs"
-            raise ConfigError(f"{self.name}: the board's model has {counts}, not one each")
+            raise ConfigError(f"{self.name}: the board's model has {counts}, not one and some")
         if not board.samples_per_frame:
             room = f"receive buffer of {board.receive_buffer} bytes"
             raise ConfigError(f"{self.name}: not one input fits the board's {room}")

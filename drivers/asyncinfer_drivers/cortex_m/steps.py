@@ -9,8 +9,9 @@ from typing import Any
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m.options import BoardOptions
+from asyncinfer_drivers.cortex_m.results import ResultCodec, mapped
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
-from asyncinfer_drivers.cortex_m.tensors import InputCodec, OutputCodec, is_torch
+from asyncinfer_drivers.cortex_m.tensors import InputCodec, is_torch
 
 __all__ = ("Steps",)
 
@@ -29,7 +30,7 @@ class Steps:
         self._raw = options.raw
         self._channels_first = options.channels_first
         self._worker: Worker | None = None
-        self._codecs: tuple[InputCodec, OutputCodec] | None = None
+        self._codecs: tuple[InputCodec, ResultCodec] | None = None
 
     def start(self) -> None:
         """Start the thread, if there is anything for it to do."""
@@ -47,11 +48,11 @@ class Steps:
         """Convert for this board's tensors from now on."""
         self._codecs = self.codecs(board)
 
-    def codecs(self, board: BoardSpec) -> tuple[InputCodec, OutputCodec]:
+    def codecs(self, board: BoardSpec) -> tuple[InputCodec, ResultCodec]:
         """What converts for this board's tensors; ``ConfigError`` if an option is missing."""
         said: dict[str, Any] = {"raw": self._raw, "channels_first": self._channels_first}
         try:
-            return InputCodec(board.inputs[0], **said), OutputCodec(board.outputs[0], **said)
+            return InputCodec(board.inputs[0], **said), ResultCodec(board.outputs, **said)
         except ConfigError as error:
             raise ConfigError(f"{self._name}: {error}") from None
 
@@ -94,7 +95,7 @@ class Steps:
         return outputs
 
     def _result(self, array: Any, tensor: bool) -> Any:
-        row = sys.modules["torch"].from_numpy(array) if tensor else array
+        row = mapped(array, sys.modules["torch"].from_numpy) if tensor else array
         if self._postprocess is None:
             return row
         try:
@@ -102,7 +103,7 @@ class Steps:
         except Exception as error:
             return error
 
-    def _codec(self) -> tuple[InputCodec, OutputCodec]:
+    def _codec(self) -> tuple[InputCodec, ResultCodec]:
         if self._codecs is None:
             raise DeviceLost(self._name, "not open")
         return self._codecs

@@ -346,7 +346,7 @@ class Window:
         if not isinstance(frame, _ANSWERS[request.kind]):
             return f"answered {request.kind.__name__} with {type(frame).__name__}"
         if isinstance(frame, frames.Result) and self.board is not None:
-            size = request.samples * self.board.outputs[0].size
+            size = request.samples * sum(output.size for output in self.board.outputs)
             if frame.count != request.samples or len(frame.data) != size:
                 return f"answered {request.samples} samples with {frame.count}, wrong in length"
         return ""

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
+from itertools import takewhile
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import ConfigError
 from asyncinfer.registry import optional
 from asyncinfer_drivers.cortex_m.builder import float_kernels
+from asyncinfer_drivers.cortex_m.builder.rewriting import custom
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,15 +62,33 @@ def quantize_graph(
 
     ptq = import_module(_PTQ)
     quantize = _copy(
-        ptq._quantize_float_graph_impl, _evaluate=evaluate_one, _consumers=_visible_consumers
+        ptq._quantize_float_graph_impl,
+        _evaluate=evaluate_one,
+        _consumers=_visible_consumers,
+        **custom.factories(graph),
     )
     return quantize(graph, samples, name=name, options=options)
 
 
 def evaluate(graph: Any, sample: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
     """All values of a ``FloatGraph`` for one sample, the same bits as bakenn's own evaluation."""
-    values: Mapping[str, NDArray[np.float32]] = _fast_evaluate()(graph, sample)
+    start, left = graph.inputs[0], list(graph.ops)
+    values = _evaluate_plain(graph, graph.constants, [], sample)
+    while left:
+        plain = list(takewhile(lambda op: not custom.is_custom(op), left))
+        values = _evaluate_plain(graph, values, plain, values[start])
+        left = left[len(plain) :]
+        if left:
+            op = left.pop(0)
+            values[op.output] = custom.evaluate_custom(op, values, graph.values[op.output].shape)
     return values
+
+
+def _evaluate_plain(
+    graph: Any, known: Mapping[str, Any], ops: list[Any], sample: NDArray[np.float32]
+) -> dict[str, Any]:
+    part = SimpleNamespace(values=graph.values, inputs=graph.inputs, constants=known, ops=ops)
+    return dict(_fast_evaluate()(part, sample))
 
 
 def evaluate_from(
@@ -82,7 +102,7 @@ def evaluate_from(
             touched.add(op.output)
     known = {other: value for other, value in values.items() if other not in touched}
     part = SimpleNamespace(values=graph.values, inputs=(name,), constants=known, ops=later)
-    output: NDArray[np.float32] = _fast_evaluate()(part, changed)[graph.outputs[0]]
+    output: NDArray[np.float32] = evaluate(part, changed)[graph.outputs[0]]
     return output
 
 

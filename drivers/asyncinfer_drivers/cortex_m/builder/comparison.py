@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asyncinfer_drivers.cortex_m.axes import Order
 from asyncinfer_drivers.cortex_m.builder import adapted, integer_kernels
 from asyncinfer_drivers.cortex_m.builder.judge import encode
 from asyncinfer_drivers.cortex_m.builder.precision import BEST_SNR, LayerPrecision, Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
 
+    from asyncinfer_drivers.cortex_m.builder.compile import Captured
     from asyncinfer_drivers.cortex_m.builder.reference import IntegerReference
     from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
 __all__ = ("compare", "compare_layers")
 
 #: operations that only look at the same numbers in another shape
-_VIEWS = ("Flatten", "Reshape")
+_VIEWS = ("Flatten", "Reshape", "View", "Join")
 
 
 class _Difference:
@@ -69,58 +68,81 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def compare(
-    module: nn.Module,
+    captured: Captured,
     inputs: NDArray[np.float32],
     reference: IntegerReference,
     source: TensorSpec,
-    target: TensorSpec,
+    targets: Sequence[TensorSpec],
     counted: Callable[[int], None] = lambda done: None,
 ) -> Precision:
-    """Run ``module`` and its integers on ``inputs``; ``counted`` hears of each."""
-    total, same, places = _Difference(), 0, 0
-    channels = target.shape[-1] if target.shape else 1
-    order = Order.torch(target)
+    """Run a module and its integers on ``inputs``; ``counted`` hears of each.
+
+    Of several outputs the worst one counts.
+    """
+    totals = [_Difference() for _ in targets]
+    ends = np.cumsum([target.size for target in targets])
+    same = places = 0
     for at, sample in enumerate(inputs, 1):
-        right = order.to_board(_output(module, sample[None])[0])[None]
-        numbers = reference(encode(source, sample[None])).astype(np.float64)
-        found = (numbers - target.zero_point) * target.scale
-        total.add(right, found)
-        same += int((right.argmax(-1) == found.argmax(-1)).sum())
-        places += right.size // channels
+        parts = np.split(reference(encode(source, sample[None])).ravel(), ends[:-1])
+        rights = captured.right(sample[None])
+        for total, target, right, part in zip(totals, targets, rights, parts, strict=True):
+            numbers = part.reshape(right.shape).astype(np.float64)
+            found = (numbers - target.zero_point) * target.scale
+            total.add(right, found)
+            if right.shape[-1] > 1:
+                same += int((right.argmax(-1) == found.argmax(-1)).sum())
+                places += right.size // right.shape[-1]
         counted(at)
-    agreement = same / places if channels > 1 else None
-    return Precision(len(inputs), total.snr_db, total.worst, agreement, total.variation_db)
+    known = [total.variation_db for total in totals if total.variation_db is not None]
+    return Precision(
+        len(inputs),
+        min(total.snr_db for total in totals),
+        max(total.worst for total in totals),
+        same / places if places else None,
+        min(known, default=None),
+    )
 
 
 def compare_layers(
-    graph: Any,
+    captured: Captured,
     plan: Any,
     inputs: NDArray[np.float32],
     source: TensorSpec,
     counted: Callable[[int], None] = lambda done: None,
 ) -> tuple[LayerPrecision, ...]:
-    """The layers of ``plan`` beside those of the float ``graph``, on ``inputs``.
+    """The layers of ``plan`` beside those of the float graph, on ``inputs``.
 
     For each layer: how good the output is if all up to it is in integers and the rest in float.
     Its own numbers would not tell: one large channel hides that the others are lost. What the
     compiler fused is compared where its numbers are there again.
     """
+    graph, balance = captured.graph, _balance(captured.graph, plan)
     views = {op.output for op in graph.ops if _kind(op) in _VIEWS}
     found: dict[str, _Difference] = {}
     for at, sample in enumerate(inputs, 1):
-        floats = adapted.evaluate(graph, sample[None])
+        floats = adapted.evaluate(graph, captured.samples(sample[None]))
         integers = integer_kernels.trace(plan, encode(source, sample[None]))
         for name in floats:
             if name in integers and name not in graph.constants and name not in views:
-                kind = plan.tensors[name].tensor_type.qparams
-                real = (integers[name].astype(np.float64) - kind.zero_point) * kind.scale
+                kind = plan.tensors[name].tensor_type
+                codes = integers[name].reshape(kind.shape).astype(np.float64)
+                real = (codes - kind.qparams.zero_point) * kind.qparams.scale
                 changed = np.moveaxis(real, -1, 1) if real.ndim > 2 else real
                 output = adapted.evaluate_from(graph, floats, name, changed)
                 difference = found.setdefault(name, _Difference())
-                difference.add(floats[graph.outputs[0]], output)
+                difference.add(floats[graph.outputs[0]] * balance, output * balance)
                 difference.own = max(difference.own, float(np.abs(floats[name] - changed).max()))
         counted(at)
     return tuple(_layers(graph, found))
+
+
+def _balance(graph: Any, plan: Any) -> NDArray[np.float64]:
+    """Factors that make several outputs of equal weight."""
+    last = graph.ops[-1]
+    if _kind(last) != "Join":
+        return np.ones(1)
+    kinds = [plan.tensors[name].tensor_type for name in last.inputs]
+    return np.concatenate([np.full(kind.numel, 1 / kind.qparams.scale) for kind in kinds])
 
 
 def _layers(graph: Any, found: Mapping[str, _Difference]) -> Sequence[LayerPrecision]:
@@ -157,15 +179,3 @@ def _name(graph: Any, ops: Sequence[Any]) -> str:
 
 def _kind(op: object) -> str:
     return type(op).__name__.removeprefix("Float").removesuffix("Op")
-
-
-def _output(module: nn.Module, sample: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The one tensor that ``module`` returns for one sample."""
-    import torch
-
-    with torch.inference_mode():
-        output = module(torch.from_numpy(np.ascontiguousarray(sample)))
-    while not isinstance(output, torch.Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    array: NDArray[np.float32] = output.float().numpy()
-    return array

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,9 @@ import numpy as np
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.cortex_m.builder import adapted
-from asyncinfer_drivers.cortex_m.builder.views import check_views
+from asyncinfer_drivers.cortex_m.builder.rewriting.convert import Converted, Port, convert
+from asyncinfer_drivers.cortex_m.builder.rewriting.program import Program, export
+from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ("CompiledModel", "capture", "compile_model", "graph_digest")
+__all__ = ("Captured", "CompiledModel", "capture", "compile_model", "graph_digest")
 
-#: ``TensorSpec.axes`` of the compiler's layouts, which it makes of ``NCHW``, ``NCL`` and ``NC``
-_AXES = {"NHWC": (1, 2, 0), "NLC": (1, 0), "NC": ()}
 #: prefix of everything the compiler generates: bknn_model_infer and so on
 _NAME = "model"
+#: how far the float graph may be from the module, beside the largest output
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class CompiledModel:
     #: the same arithmetic in portable C
     portable: Path
     input: TensorSpec
-    output: TensorSpec
+    #: in the order in which they follow one another in an answer
+    outputs: tuple[TensorSpec, ...]
     arena_bytes: int
     constant_bytes: int
     #: a hash of the code and the constants
@@ -48,19 +50,89 @@ class CompiledModel:
     plan: Any
 
 
-def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Any:
-    """The compiler's float graph of ``module``, for an input ``[1, ...]``.
+@dataclass(frozen=True)
+class Captured:
+    """A module in the compiler's operators."""
 
-    Raises ``ConfigError`` with the operator's name if the compiler does not take the module.
+    #: the exported module
+    program: Program
+    #: the compiler's float graph, and how its input and outputs lie
+    converted: Converted
+
+    @property
+    def graph(self) -> Any:
+        """The float graph."""
+        return self.converted.graph
+
+    @property
+    def on_host(self) -> tuple[str, ...]:
+        """What is left to the host, of each output that has something left."""
+        return tuple(
+            f"output{result.path}: {', '.join(result.host)}"
+            for result in self.program.results
+            if result.host
+        )
+
+    def digest(self) -> str:
+        """A hash of all that the board computes, and of what goes in and out."""
+        ports = self.converted.input, self.converted.outputs, self.on_host
+        paths = [result.path for result in self.program.results]
+        found = hashlib.sha256(f"{graph_digest(self.graph)} {ports!r} {paths!r}".encode())
+        return found.hexdigest()
+
+    def samples(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Inputs ``[n, ...]`` of the module as those of the float graph."""
+        port = self.converted.input
+        shape = self.graph.values[port.name].shape
+        board = port.to_board(inputs)
+        if len(shape) == 2:
+            return np.ascontiguousarray(board.reshape(-1, shape[1]))
+        last = board.reshape(-1, *shape[2:], shape[1])
+        return np.ascontiguousarray(np.moveaxis(last, -1, 1))
+
+    def right(self, sample: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """What the module has for each output, for ``[1, ...]``, in the board's order of axes."""
+        import torch
+
+        tensors = self.program.board_part(torch.from_numpy(np.ascontiguousarray(sample)))
+        return [
+            port.to_board(tensor.float().numpy().reshape(1, *port.shape))
+            for port, tensor in zip(self.converted.outputs, tensors, strict=True)
+        ]
+
+
+def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Captured:
+    """``module`` in the compiler's operators, for an input ``[1, ...]``.
+
+    Raises ``ConfigError`` with the operator, its layer and a remedy if there is no way.
     """
     bakenn = adapted.load_bakenn()
     _try(module, sample, name)
     import torch
 
-    frontend = import_module("bakenn.frontends.torch_export")
-    with _refused(bakenn, name):
-        example = torch.from_numpy(np.ascontiguousarray(sample))
-        return frontend.capture_torch_export(module, example, name=_NAME)
+    example = torch.from_numpy(np.ascontiguousarray(sample))
+    try:
+        with _refused(bakenn, name):
+            program = export(module, example)
+            captured = Captured(program, convert(program, _NAME))
+    except Refusal as refusal:
+        raise ConfigError(f"model {name!r} cannot be built for a board: {refusal}") from refusal
+    _check_conversion(captured, sample, name)
+    return captured
+
+
+def _check_conversion(captured: Captured, sample: NDArray[np.float32], name: str) -> None:
+    """Compare the float graph with the module: a rule that is wrong must not build anything."""
+    values = adapted.evaluate(captured.graph, captured.samples(sample))
+    found = values[captured.graph.outputs[0]]
+    board = np.moveaxis(found, 1, -1) if found.ndim > 2 else found
+    right = np.concatenate([part.ravel() for part in captured.right(sample)])
+    error = float(np.abs(board.ravel() - right).max())
+    if not error <= _TOLERANCE * max(1e-6, float(np.abs(right).max())):
+        raise ConfigError(
+            f"model {name!r} cannot be built for a board: in its operators an output is off by "
+            f"{error:.3g}; please report this model"
+        )
 
 
 def graph_digest(graph: Any) -> str:
@@ -74,33 +146,38 @@ def graph_digest(graph: Any) -> str:
 
 
 def compile_model(
-    graph: Any,
+    captured: Captured,
     calibration: NDArray[np.float32],
     name: str,
     folder: Path,
     counted: Callable[[int], None] = lambda done: None,
 ) -> CompiledModel:
-    """Quantize ``graph`` on ``calibration`` ``[n, ...]`` and generate its C below ``folder``.
+    """Quantize a module on ``calibration`` ``[n, ...]`` and generate its C below ``folder``.
 
     ``counted`` hears how many of the inputs are done. ``ConfigError`` if the compiler refuses it.
     """
-    check_views(graph, name)
     bakenn = adapted.load_bakenn()
     # per channel, linear layers would fall back to the compiler's own kernel
     granularity = bakenn.LinearWeightGranularity.PER_TENSOR
     options = bakenn.PTQOptions(linear_weight_granularity=granularity)
     target, portable = folder / "model", folder / "portable"
     with _refused(bakenn, name):
-        samples = (calibration[at : at + 1] for at in range(len(calibration)))
-        quantized = adapted.quantize_graph(graph, samples, options, _NAME, counted).graph
+        given = captured.samples(calibration)
+        samples = (given[at : at + 1] for at in range(len(given)))
+        quantized = adapted.quantize_graph(captured.graph, samples, options, _NAME, counted).graph
         compiled = _generate(bakenn, quantized, target, "cortex-m4", enable_cmsis_nn=True)
         _generate(bakenn, quantized, portable, None)
     plan, memory = compiled.plan, compiled.memory_report
     return CompiledModel(
         target=target,
         portable=portable,
-        input=_tensor("input", plan.tensors[plan.inputs[0]].tensor_type),
-        output=_tensor("output", plan.tensors[plan.outputs[0]].tensor_type),
+        input=_tensor("input", plan, captured.converted.input),
+        outputs=tuple(
+            _tensor(f"output{result.path}", plan, port)
+            for result, port in zip(
+                captured.program.results, captured.converted.outputs, strict=True
+            )
+        ),
         arena_bytes=memory.arena_bytes,
         constant_bytes=memory.emitted_constant_payload_bytes,
         digest=_digest(portable),
@@ -116,6 +193,8 @@ def _refused(bakenn: Any, name: str) -> Iterator[None]:
     except bakenn.BakeNNError as error:
         first = str(error).partition("\n")[0].partition(";")[0]
         raise ConfigError(f"model {name!r} cannot be built for a board: {first}") from error
+    except (ConfigError, Refusal):
+        raise
     except Exception as error:  # torch.export has errors of many kinds
         first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ConfigError(f"model {name!r} cannot be exported: {first}") from error
@@ -141,10 +220,11 @@ def _generate(bakenn: Any, quantized: Any, folder: Path, target: str | None, **o
     )
 
 
-def _tensor(name: str, kind: Any) -> TensorSpec:
-    scale, zero_point = float(np.float32(kind.qparams.scale)), int(kind.qparams.zero_point)
-    axes = _AXES[kind.layout.value]
-    return TensorSpec(name, Datatype.INT8, tuple(kind.shape[1:]), scale, zero_point, axes)
+def _tensor(name: str, plan: Any, port: Port) -> TensorSpec:
+    scale = plan.tensors[port.name].tensor_type.qparams
+    numbers = float(np.float32(scale.scale)), int(scale.zero_point)
+    axes = () if port.axes == tuple(range(len(port.axes))) else port.axes
+    return TensorSpec(name, Datatype.INT8, port.board_shape, *numbers, axes)
 
 
 def _digest(folder: Path) -> str:

@@ -38,8 +38,8 @@ class Firmware:
     kernels: tuple[str, ...]
     #: what it takes for each sample, in its own order of axes: channels last
     input: TensorSpec
-    #: what comes back, in the same way
-    output: TensorSpec
+    #: what comes back, one tensor behind another, in the same way
+    outputs: tuple[TensorSpec, ...]
     #: requests that may be unanswered at once
     frames_in_flight: int
     #: most samples in one request
@@ -50,6 +50,15 @@ class Firmware:
     int8_accuracy: float | None = None
     #: the quantised model beside the float module, on the calibration inputs
     precision: Precision | None = None
+    #: operators at the model's end that the board leaves to the host, by output
+    on_host: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> TensorSpec:
+        """What comes back in one: the numbers of all outputs if there are several."""
+        if len(self.outputs) == 1:
+            return self.outputs[0]
+        return TensorSpec("outputs", Datatype.INT8, (sum(one.size for one in self.outputs),))
 
     @property
     def elf(self) -> Path:
@@ -78,7 +87,7 @@ class Firmware:
 
     def facts(self) -> dict[str, Any]:
         """The figures, for a report."""
-        left_out = ("directory", "input", "output")
+        left_out = ("directory", "input", "outputs")
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def save(self) -> None:
@@ -95,8 +104,10 @@ class Firmware:
         except (OSError, ValueError):
             return None
         record["kernels"] = tuple(record["kernels"])
-        for name in ("input", "output"):
-            record[name] = _tensor(record[name])
+        record["on_host"] = tuple(record.get("on_host", ()))
+        record["input"] = _tensor(record["input"])
+        outputs = [record.pop("output")] if "output" in record else record["outputs"]
+        record["outputs"] = tuple(map(_tensor, outputs))
         if record.get("precision"):
             record["precision"] = Precision.of(record["precision"])
         return cls(directory=directory, **record)

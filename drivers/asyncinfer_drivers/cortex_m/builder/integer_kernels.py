@@ -23,7 +23,8 @@ Values = dict[str, NDArray[Any]]
 def trace(plan: Any, numbers: NDArray[np.int8]) -> Mapping[str, NDArray[Any]]:
     """All values of ``plan`` for one sample ``[1, ...]``, channels last."""
     reference = import_module("bakenn.reference")
-    values: Values = {**plan.constants, plan.inputs[0]: numbers}
+    shape = plan.tensors[plan.inputs[0]].tensor_type.shape
+    values: Values = {**plan.constants, plan.inputs[0]: numbers.reshape(shape)}
     for step in plan.steps:
         kernel = _KERNELS.get(type(step).__name__)
         if kernel is None:

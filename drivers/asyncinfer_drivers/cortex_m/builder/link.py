@@ -27,7 +27,7 @@ def write_configuration(
     folder: Path, board: str, model_id: str, model: CompiledModel, layout: Layout
 ) -> None:
     """Write what the C program includes: its limits, and who it is, as HELLO_REPLY has it."""
-    spec = BoardSpec(board, f"asyncinfer {_version()}", model_id, (model.input,), (model.output,))
+    spec = BoardSpec(board, f"asyncinfer {_version()}", model_id, (model.input,), model.outputs)
     identity = spec.to_bytes()[_FIXED_HELLO:]
     macros = {
         "AI_FRAMES_IN_FLIGHT": f"{layout.frames_in_flight}u",

@@ -18,10 +18,10 @@ from asyncinfer_drivers.cortex_m.builder import toolchain
 from asyncinfer_drivers.cortex_m.builder.boards import Board, find_board
 from asyncinfer_drivers.cortex_m.builder.comparison import compare, compare_layers
 from asyncinfer_drivers.cortex_m.builder.compile import (
+    Captured,
     CompiledModel,
     capture,
     compile_model,
-    graph_digest,
 )
 from asyncinfer_drivers.cortex_m.builder.firmware import Firmware
 from asyncinfer_drivers.cortex_m.builder.judge import float_accuracy, int8_accuracy
@@ -91,6 +91,8 @@ def build_firmware(
         made = Firmware.load(folder) or job.build_once(folder)
         made = job.judged(made)
     _check(made, model_name(model), min_snr)
+    for text in made.on_host:
+        logger.warning("model %r: the board leaves to the host %s", model_name(model), text)
     return made if output is None else _copy(made, Path(output))
 
 
@@ -151,8 +153,8 @@ class _Job:
     name: str
     module: Any
     samples: Samples
-    #: the compiler's float graph of the module
-    graph: Any
+    #: it in the compiler's operators
+    captured: Captured
     defines: Sequence[str]
     tell: Callable[[str], None]
 
@@ -168,13 +170,13 @@ class _Job:
         """Load and export ``model``."""
         tell("exporting the model")
         name, module, samples = model_name(model), load_module(model), load_samples(calibration)
-        graph = capture(module, samples.inputs[:1], name)
-        return cls(board, name, module, samples, graph, defines, tell)
+        captured = capture(module, samples.inputs[:1], name)
+        return cls(board, name, module, samples, captured, defines, tell)
 
     def content(self) -> str:
         """A hash of what is computed, and of all inputs."""
         inputs = self.samples.inputs
-        found = hashlib.sha256(f"{graph_digest(self.graph)} {inputs.shape}".encode())
+        found = hashlib.sha256(f"{self.captured.digest()} {inputs.shape}".encode())
         found.update(inputs.tobytes())
         return found.hexdigest()
 
@@ -200,7 +202,7 @@ class _Job:
         generated.mkdir(parents=True)
         inputs = self.samples.some(_CALIBRATION)
         counted = self._counter("calibrating", len(inputs))
-        compiled = compile_model(self.graph, inputs, self.name, generated, counted)
+        compiled = compile_model(self.captured, inputs, self.name, generated, counted)
         made = self._link(folder, compiled)
         self.tell("compiling the integer reference")
         if not made.library.exists():
@@ -212,7 +214,8 @@ class _Job:
     def _link(self, folder: Path, compiled: CompiledModel) -> Firmware:
         generated, elf = folder / "generated", folder / "firmware.elf"
         sizes = compiled.arena_bytes, compiled.constant_bytes
-        layout = plan_layout(self.board, *sizes, compiled.input.size, compiled.output.size)
+        answer = sum(output.size for output in compiled.outputs)
+        layout = plan_layout(self.board, *sizes, compiled.input.size, answer)
         model_id = f"{plain_name(self.name)}-{compiled.digest[:12]}"
         write_configuration(generated, self.board.name, model_id, compiled, layout)
         self.tell(f"compiling the firmware for {self.board.name}")
@@ -228,19 +231,20 @@ class _Job:
             arena_bytes=compiled.arena_bytes,
             kernels=toolchain.kernels(elf),
             input=compiled.input,
-            output=compiled.output,
+            outputs=compiled.outputs,
             frames_in_flight=layout.frames_in_flight,
             max_samples=layout.max_samples,
+            on_host=self.captured.on_host,
         )
 
     def _compare(self, made: Firmware, compiled: CompiledModel) -> Precision:
         inputs = self.samples.some(_CALIBRATION)
         counted = self._counter("comparing with float", len(inputs))
-        tensors = made.input, made.output
-        whole = compare(self.module, inputs, made.reference, *tensors, counted)
+        tensors = made.input, made.outputs
+        whole = compare(self.captured, inputs, made.reference, *tensors, counted)
         some = self.samples.some(_TRACED)
         counted = self._counter("comparing layer by layer", len(some))
-        layers = compare_layers(self.graph, compiled.plan, some, compiled.input, counted)
+        layers = compare_layers(self.captured, compiled.plan, some, compiled.input, counted)
         return replace(whole, layers=layers)
 
     def _counter(self, doing: str, count: int) -> Callable[[int], None]:

@@ -1,0 +1,220 @@
+"""What ``torch.export`` says of a module: its operators, its layers' names, its results.
+
+An operator at the end that the board cannot do, as argmax, is left to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from asyncinfer_drivers.cortex_m.builder.rewriting.names import VIEWS, operator_name
+from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import refuse
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+__all__ = ("Program", "Result", "export")
+
+_NO_PLACE = "write it without the underscore, as a new tensor"
+
+#: operators that may be left to the host if only the result depends on them
+_ON_HOST = frozenset(
+    {
+        "aten.log_softmax.int",
+        "aten.softmax.int",
+        "aten.argmax.default",
+        "aten.argmin.default",
+        "aten.max.dim",
+        "aten.min.dim",
+        "aten.topk.default",
+        "aten.sort.default",
+        "aten.gt.Scalar",
+        "aten.ge.Scalar",
+        "aten.lt.Scalar",
+        "aten.le.Scalar",
+        "aten.linalg_vector_norm.default",
+        "aten.norm.ScalarOpt_dim",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One tensor of what the module returns."""
+
+    #: where it is in that: ``""``, ``"[0]"``, ``"['boxes']"``
+    path: str
+    #: what the board computes for it
+    node: fx.Node
+    #: what the host has to do with that, the first thing first
+    host: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """An exported module."""
+
+    exported: torch.export.ExportedProgram
+    nodes: Sequence[fx.Node]
+    #: parameters, buffers and constants by the names of their nodes
+    constants: Mapping[str, torch.Tensor]
+    #: the one input
+    input: fx.Node
+    results: tuple[Result, ...]
+
+    def board_part(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """In float, what the board should compute: a result each, as torch lays it out."""
+        import torch
+        from torch import fx
+
+        interpreter = fx.Interpreter(self.exported.graph_module)
+        interpreter.garbage_collect_values = False
+        given = [self.constants.get(n.name, sample) for n in self.nodes if n.op == "placeholder"]
+        with torch.inference_mode():
+            interpreter.run(*given)
+        return tuple(interpreter.env[result.node].detach() for result in self.results)
+
+
+def export(module: nn.Module, example: torch.Tensor) -> Program:
+    """Export ``module``; raises what ``torch.export`` raises."""
+    import torch
+
+    with torch.no_grad():
+        # without running bytecode, which takes seconds and refuses more
+        exported = torch.export.export(module, (example,), strict=False)
+    for node in list(exported.graph.nodes):
+        if _in_place(node):
+            _make_functional(node)
+    nodes = tuple(exported.graph.nodes)
+    constants = _constants(exported)
+    given = [n for n in nodes if n.op == "placeholder" and n.name not in constants]
+    return Program(exported, nodes, constants, given[0], _results(exported))
+
+
+def _in_place(node: fx.Node) -> bool:
+    _, _, name = str(node.target).rpartition("aten.")
+    changes = name.partition(".")[0].endswith("_")
+    return node.op == "call_function" and changes and f"aten.{name}" not in VIEWS
+
+
+def _make_functional(node: fx.Node) -> None:
+    """Have what comes after it read its result instead of the tensor that it changes."""
+    import torch
+
+    changed: Any = node.args[0]
+    places = {other: at for at, other in enumerate(node.graph.nodes)}
+    later = [user for user in changed.users if places[user] > places[node]]
+    for alias in _aliases(changed) - {changed}:
+        if any(places[user] > places[node] for user in alias.users):
+            raise refuse(node, "changes a tensor that is read in another form too", _NO_PLACE)
+    for user in later:
+        user.replace_input_with(changed, node)
+    packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
+    made = getattr(torch.ops.aten, packet.removesuffix("_"), None)
+    if made is None or overload not in made.overloads():
+        raise refuse(node, remedy=_NO_PLACE)
+    node.target = getattr(made, overload)
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """``node`` and what may be the same memory."""
+    found, todo = set[Any](), [node]
+    while todo:
+        one = todo.pop()
+        if one not in found:
+            found.add(one)
+            todo += [user for user in one.users if _may_alias(user)]
+            todo += one.all_input_nodes[:1] if _may_alias(one) else []
+    return found
+
+
+def _may_alias(node: fx.Node) -> bool:
+    name = operator_name(node)
+    return node.op == "call_function" and (name == "getitem" or name in VIEWS)
+
+
+def _constants(exported: torch.export.ExportedProgram) -> Mapping[str, torch.Tensor]:
+    found = dict[str, Any]()
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind.name in ("PARAMETER", "BUFFER"):
+            target = str(spec.target)
+            stored = exported.state_dict.get(target, exported.constants.get(target))
+            found[spec.arg.name] = stored
+        elif spec.kind.name == "CONSTANT_TENSOR":
+            found[spec.arg.name] = exported.constants[str(spec.target)]
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _results(exported: torch.export.ExportedProgram) -> tuple[Result, ...]:
+    from torch.utils import _pytree as pytree
+
+    specs = exported.graph_signature.output_specs
+    returned: Any = exported.graph.output_node().args[0]
+    tree: Any = exported.call_spec.out_spec
+    user = [node for node, spec in zip(returned, specs, strict=True) if _is_user(spec)]
+    structure: Any = pytree.tree_unflatten(list(range(len(user))), tree)
+    paths = {at: pytree.keystr(path) for path, at in pytree.tree_flatten_with_path(structure)[0]}
+    return tuple(_result(paths[at], node) for at, node in enumerate(user) if node is not None)
+
+
+def _is_user(spec: Any) -> bool:
+    return bool(spec.kind.name == "USER_OUTPUT")
+
+
+def _result(path: str, node: fx.Node) -> Result:
+    """Take off the end of the chain to ``node`` what is left to the host."""
+    chain = [node]
+    while _fits_host(chain[-1]) and (before := _before(chain[-1])) is not None:
+        chain.append(before)
+    places = [at for at, link in enumerate(chain[:-1]) if _left_to_host(link)]
+    if not places:
+        return Result(path, node, ())
+    start = chain[places[-1] + 1]
+    steps = tuple(_text(link) for link in reversed(chain[: places[-1] + 1]))
+    return Result(path, start, tuple(step for step in steps if step))
+
+
+def _before(node: fx.Node) -> fx.Node | None:
+    from torch import fx
+
+    first = node.args[0] if node.op == "call_function" and node.args else None
+    return first if isinstance(first, fx.Node) and first.op == "call_function" else None
+
+
+def _fits_host(node: fx.Node) -> bool:
+    return _left_to_host(node) or operator_name(node) in {"getitem", *VIEWS}
+
+
+def _left_to_host(node: fx.Node) -> bool:
+    name = operator_name(node)
+    if name in ("aten.max.dim", "aten.min.dim"):  # the largest itself the board can tell
+        return any(operator_name(user) == "getitem" and user.args[1] for user in node.users)
+    if name == "aten.div.Tensor":  # normalized to length 1
+        return _is_norm(node.args[1])
+    if name == "aten.softmax.int":
+        tensor = node.meta["val"]
+        return bool(tensor.shape[node.args[1]] != tensor.numel())
+    return name in _ON_HOST
+
+
+def _is_norm(node: Any) -> bool:
+    """Whether ``node`` is a norm, held off zero and expanded."""
+    names = ("aten.expand.default", "aten.expand_as.default", "aten.clamp_min.default")
+    while getattr(node, "op", "") == "call_function" and operator_name(node) in names:
+        node = node.args[0]
+    norms = ("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
+    return getattr(node, "op", "") == "call_function" and operator_name(node) in norms
+
+
+def _text(node: fx.Node) -> str:
+    """For the report: ``log_softmax(1)``."""
+    name = operator_name(node)
+    if name == "getitem":
+        return {0: "values", 1: "indices"}.get(int(str(node.args[1])), str(node))
+    if name == "aten.div.Tensor":
+        return "normalize"
+    args = ", ".join(str(arg) for arg in node.args[1:] if arg is not None)
+    return f"{name.split('.')[1]}({args})"

@@ -1,0 +1,249 @@
+"""Operators that the INT8 compiler lacks, by those that it has: in float they are the same."""
+
+import numpy as np
+import pytest
+
+from asyncinfer.errors import ConfigError
+
+pytest.importorskip("bakenn")
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from asyncinfer_drivers.cortex_m.builder import adapted  # noqa: E402
+from asyncinfer_drivers.cortex_m.builder.compile import capture  # noqa: E402
+from asyncinfer_drivers.cortex_m.builder.rewriting.call import RULES  # noqa: E402
+from asyncinfer_drivers.cortex_m.constants import Datatype  # noqa: E402
+from asyncinfer_drivers.cortex_m.results import ResultCodec  # noqa: E402
+from asyncinfer_drivers.cortex_m.specs import TensorSpec  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+PICTURE, SEQUENCE, VECTOR = (4, 6, 8), (4, 12), (12,)
+
+
+class Does(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function, shape, last=True):
+        super().__init__()
+        kind = {1: nn.Linear, 2: nn.Conv1d, 3: nn.Conv2d}[len(shape)]
+        self.first = kind(shape[0], shape[0], *([1] if len(shape) > 1 else []))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.first(x))
+
+
+def after(layer, shape):
+    return Does(layer, shape)
+
+
+#: what is done after a layer, and the shape that it is done to
+CASES = {
+    "same": (nn.Conv2d(4, 4, (3, 4), padding="same", dilation=(2, 1)), PICTURE),
+    "same in time": (nn.Conv1d(4, 6, 4, padding="same"), SEQUENCE),
+    "causal": (
+        lambda x: functional.conv1d(functional.pad(x, (4, 0)), torch.ones(2, 4, 3), dilation=2),
+        SEQUENCE,
+    ),
+    "asymmetric": (nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(4, 3, 3, 2, 1)), PICTURE),
+    "constant pad": (nn.ConstantPad2d((1, 0, 2, 1), 0.5), PICTURE),
+    "cropped": (nn.ZeroPad2d((-1, -2, 1, 0)), PICTURE),
+    "reflected": (nn.ReflectionPad1d(3), SEQUENCE),
+    "circular": (nn.CircularPad2d(1), PICTURE),
+    "zero channels": (lambda x: functional.pad(x, (0, 0, 0, 0, 1, 2)), PICTURE),
+    "pooled to sizes": (nn.AdaptiveAvgPool2d((3, 2)), PICTURE),
+    "pooled in time": (nn.AdaptiveAvgPool1d(1), SEQUENCE),
+    "largest": (nn.AdaptiveMaxPool2d(1), PICTURE),
+    "largest of axes": (lambda x: x.amax((2, 3)), PICTURE),
+    "ceil": (nn.MaxPool2d(3, 2, 1, ceil_mode=True), PICTURE),
+    "average with zeros": (nn.AvgPool2d(3, 2, 1), PICTURE),
+    "mean of channels": (lambda x: x.mean(1, keepdim=True), PICTURE),
+    "mean of rows": (lambda x: x.mean(2), PICTURE),
+    "sum": (lambda x: x.sum(-1), SEQUENCE),
+    "slopes": (nn.PReLU(4, 0.3), PICTURE),
+    "tanh": (torch.tanh, VECTOR),
+    "gelu": (nn.GELU("tanh"), SEQUENCE),
+    "hardtanh": (nn.Hardtanh(-0.5, 0.25), PICTURE),
+    "one limit": (lambda x: x.clamp(max=0.2) * 2, VECTOR),
+    "log of a sigmoid": (nn.LogSigmoid(), VECTOR),
+    "random slopes": (nn.RReLU(), VECTOR),
+    "repeated": (lambda x: x.repeat(1, 2, 1, 1), PICTURE),
+    "chained": (lambda x: torch.exp(-(x**2)) * 3 + 1, VECTOR),
+    "glu": (nn.GLU(1), PICTURE),
+    "normalised": (
+        lambda x: (
+            (x - torch.arange(4.0).view(4, 1, 1)) / torch.tensor([1.0, 2, 4, 8]).view(4, 1, 1)
+        ),
+        PICTURE,
+    ),
+    "positions": (lambda x: x + torch.arange(12.0) / 12, SEQUENCE),
+    "scale of a transposed convolution": (
+        nn.Sequential(nn.ConvTranspose2d(4, 3, 3, 2, 1, 1), nn.BatchNorm2d(3)),
+        PICTURE,
+    ),
+    "pre-activation": (
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1)),
+        PICTURE,
+    ),
+    "batch norm, valid convolution": (
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)),
+        PICTURE,
+    ),
+    "batch norm, linear": (
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(192, 3)),
+        PICTURE,
+    ),
+    "groups": (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU()), PICTURE),
+    "groups in time": (nn.Conv1d(4, 8, 3, groups=4), SEQUENCE),
+    "shuffled, depthwise": (
+        nn.Sequential(nn.ChannelShuffle(2), nn.Conv2d(4, 8, 3, groups=4)),
+        PICTURE,
+    ),
+    "shuffled, added": (lambda x: x + functional.channel_shuffle(x, 2), PICTURE),
+    "shuffled, halved": (lambda x: functional.channel_shuffle(x, 2).chunk(2, 1)[1], PICTURE),
+    "pixel shuffle": (nn.PixelShuffle(2), PICTURE),
+    "pixel unshuffle": (nn.PixelUnshuffle(2), PICTURE),
+    "space to depth": (lambda x: torch.cat([x[..., ::2, ::2], x[..., 1::2, 1::2]], 1), PICTURE),
+    "stacked": (lambda x: torch.stack([x[:, 0], x[:, 2]], 1), PICTURE),
+    "flipped": (lambda x: x.flip(1), PICTURE),
+    "last step": (lambda x: x[:, :, -1], SEQUENCE),
+    "linear on channels": (
+        lambda x: functional.linear(x.transpose(1, 2), torch.ones(3, 4).cumsum(1)),
+        SEQUENCE,
+    ),
+    "linear on time": (nn.Linear(12, 5), SEQUENCE),
+    "product with known numbers": (lambda x: x @ torch.arange(24.0).view(12, 2), VECTOR),
+    "gate": (lambda x: x * torch.sigmoid(x.mean((2, 3))).view(1, 4, 1, 1), PICTURE),
+    "gate, expanded": (lambda x: x * x.mean((2, 3))[..., None, None].expand_as(x), PICTURE),
+    "difference": (lambda x: x - torch.relu(x), PICTURE),
+    "difference with alpha": (
+        lambda x: torch.sub(torch.sigmoid(x), torch.relu(x), alpha=2),
+        VECTOR,
+    ),
+    "reversed difference": (lambda x: 1 - x, SEQUENCE),
+    "squared": (lambda x: x * x, VECTOR),
+    "in place": (lambda x: torch.relu_(x).add_(1) * x, VECTOR),
+    "flattened result": (nn.Flatten(), PICTURE),
+    "reshaped to a map": (
+        nn.Sequential(
+            nn.Linear(12, 24), nn.ReLU(), nn.Unflatten(1, (6, 2, 2)), nn.ConvTranspose2d(6, 2, 2, 2)
+        ),
+        VECTOR,
+    ),
+    "nearest in time": (nn.Upsample(scale_factor=2), SEQUENCE),
+    "linear in time": (nn.Upsample(scale_factor=2, mode="linear"), SEQUENCE),
+    "softmax": (nn.Softmax(-1), VECTOR),
+    "weights made of others": (nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), SEQUENCE),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_float_graph_is_the_module(name):
+    torch.manual_seed(42)
+    function, shape = CASES[name]
+    module = Does(function, shape).eval()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.uniform_(part.bias, -1, 1)
+            part.running_mean.uniform_(-1, 1)
+    sample = np.random.default_rng(42).normal(size=(1, *shape)).astype(np.float32)
+    captured = capture(module, sample, name)  # refuses what is off itself
+    values = adapted.evaluate(captured.graph, captured.samples(sample))
+    (port,), found = captured.converted.outputs, values[captured.graph.outputs[0]]
+    board = np.moveaxis(found, 1, -1) if found.ndim > 2 else found
+    with torch.inference_mode():
+        right = module(torch.from_numpy(sample)).numpy()
+    lies = port.from_board(board.reshape(1, *port.board_shape))
+    assert lies.shape == right.shape
+    np.testing.assert_allclose(lies, right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
+
+
+def kinds(module, *shape):
+    sample = np.ones((1, *shape), np.float32)
+    return [type(op).__name__ for op in capture(module.eval(), sample, "net").graph.ops]
+
+
+def test_what_can_be_in_weights_costs_nothing():
+    norm = nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.weight)
+    assert kinds(nn.Sequential(norm, nn.Conv2d(4, 4, 3)), *PICTURE) == ["FloatConv2DOp"]
+    assert kinds(nn.Sequential(nn.Conv2d(4, 4, 3), norm), *PICTURE) == ["FloatConv2DOp"]
+    shuffled = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ChannelShuffle(2), nn.Conv2d(4, 4, 1))
+    assert kinds(shuffled, *PICTURE) == ["FloatConv2DOp", "FloatConv2DOp"]
+    padded = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3))
+    assert kinds(padded, *PICTURE) == ["FloatConv2DOp"]
+    assert kinds(nn.Sequential(nn.Linear(12, 3), nn.Tanh(), nn.Softplus()), *VECTOR) == [
+        "FloatLinearOp",
+        "Table",
+    ]
+
+
+def test_a_shift_before_padding_stays():
+    norm = nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.weight)
+    padded = nn.Sequential(norm, nn.Conv2d(4, 4, 3, padding=1))
+    assert kinds(padded, *PICTURE) == ["FloatConv2DOp"]  # it shifts by nothing
+    nn.init.ones_(norm.bias)
+    assert kinds(padded, *PICTURE) == ["FloatDepthwiseConv2DOp", "FloatConv2DOp"]
+
+
+class Changes(nn.Module):
+    def forward(self, x):
+        part = x.relu().clone()
+        part[:, :2].add_(1)
+        return part
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (nn.Sequential(nn.Linear(12, 12), nn.LayerNorm(12)), VECTOR, "layer_norm.*'1'.*BatchNorm"),
+        (nn.AdaptiveAvgPool2d((4, 4)), PICTURE, "adaptive_avg_pool2d.* divide 6 x 8"),
+        (Changes(), VECTOR, r"add_\.Tensor changes a tensor .*: write it without the underscore"),
+    ],
+)
+def test_refusals_name_operator_and_remedy(module, shape, message):
+    with pytest.raises(ConfigError, match=message):
+        capture(module.eval(), np.ones((1, *shape), np.float32), "net")
+
+
+def test_a_rule_that_is_wrong_builds_nothing(monkeypatch):
+    def wrong(net, call):
+        return call["self"]
+
+    monkeypatch.setitem(RULES, "aten.relu.default", wrong)
+    with pytest.raises(ConfigError, match=r"off by .* report this model"):
+        capture(nn.ReLU(), -np.ones((1, 4), np.float32), "net")
+
+
+def test_the_end_of_a_model_is_left_to_the_host_by_name():
+    module = Does(lambda x: {"best": x.argmax(1), "all": torch.log_softmax(x, 1)}, VECTOR)
+    captured = capture(module.eval(), np.ones((1, 12), np.float32), "net")
+    assert captured.on_host == ("output['best']: argmax(1)", "output['all']: log_softmax(1)")
+
+
+@pytest.mark.parametrize(
+    ("names", "result"),
+    [
+        (["output"], [1, 2]),
+        (["output['a']"], {"a": [1, 2]}),
+        (["output[0]", "output[1]"], ([1, 2], [3])),
+        (["output['a']", "output['b'][0]"], {"a": [1, 2], "b": ([3],)}),
+        (["output.logits", "output.state"], {"logits": [1, 2], "state": [3]}),
+        (["left", "right"], ([1, 2], [3])),
+    ],
+)
+def test_results_have_the_modules_structure(names, result):
+    specs = [TensorSpec(name, Datatype.INT8, (2 - at,)) for at, name in enumerate(names)]
+    (found,) = ResultCodec(specs).decode(bytes([1, 2, 3][: sum(spec.size for spec in specs)]), 1)
+    assert _lists(found) == result
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {key: _lists(part) for key, part in value.items()}
+    return tuple(map(_lists, value)) if isinstance(value, tuple) else value.tolist()
