@@ -1,9 +1,12 @@
-"""bakenn 1.0.0 with two of its functions replaced, in copies: the package itself stays as it is.
+"""bakenn 1.0.0 with some of its functions replaced, in copies: the package itself stays as it is.
 
 - **Ranges.** Its quantiser gives what precedes a ReLU the ReLU's range, which loses nothing, and
   takes Sigmoid, SiLU, HardSwish and HardSigmoid for ReLUs, as their classes derive from it. Then
   most of what they should see is cut off.
 - **Speed.** It calibrates with loops of Python, many seconds for each input.
+- **Padding.** It sends no convolution to CMSIS-NN that is padded by one more at its end than at its
+  beginning, as TensorFlow's "same" does, though CMSIS-NN computes these.
+- **Memory.** It leaves gaps in the arena.
 """
 
 from __future__ import annotations
@@ -12,19 +15,29 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import takewhile
+from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer.errors import ConfigError
 from asyncinfer.registry import optional
 from asyncinfer_drivers.cortex_m.builder import float_kernels
+from asyncinfer_drivers.cortex_m.builder.arena import packed
+from asyncinfer_drivers.cortex_m.builder.pads import centred
 from asyncinfer_drivers.cortex_m.builder.rewriting import custom
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ("BAKENN_VERSION", "evaluate", "evaluate_from", "load_bakenn", "quantize_graph")
+__all__ = (
+    "BAKENN_VERSION",
+    "evaluate",
+    "evaluate_from",
+    "generate",
+    "load_bakenn",
+    "quantize_graph",
+)
 
 #: the only version that these adaptations were made for
 BAKENN_VERSION = "1.0.0"
@@ -104,6 +117,35 @@ def evaluate_from(
     part = SimpleNamespace(values=graph.values, inputs=(name,), constants=known, ops=later)
     output: NDArray[np.float32] = evaluate(part, changed)[graph.outputs[0]]
     return output
+
+
+def generate(graph: Any, folder: Path, name: str, target: str | None, options: Any) -> Any:
+    """As ``bakenn.compile``, with CMSIS-NN for padding that is ``centred``, in less memory."""
+    selection = import_module("bakenn.backend.portable_c.selection")
+    generator = import_module("bakenn.backend.portable_c.generator")
+    select = _copy(selection.select_backend_plan, kernel_capabilities=_capabilities)
+    inner = _copy(generator._generate_portable_c_into, select_backend_plan=select)
+    emit = _copy(generator.generate_portable_c, _generate_portable_c_into=inner)
+    lower = _copy(import_module("bakenn.plan.lower").lower_to_plan, plan_memory=_plan_memory)
+    compiler = import_module("bakenn.compiler")
+    compile_graph = _copy(compiler.compile, lower_to_plan=lower, generate_portable_c=emit)
+    return compile_graph(graph, folder, model_name=name, backend_options=options, target=target)
+
+
+def _plan_memory(**given: Any) -> Any:
+    return packed(import_module("bakenn.plan.memory").plan_memory(**given))
+
+
+def _capabilities(step: Any, plan: Any, options: Any) -> Any:
+    """Which kernels can do a step; of a convolution, what its padding really needs."""
+    offered = import_module("bakenn.backend.portable_c.selection").kernel_capabilities
+    if type(step).__name__ not in ("Conv2DStep", "DepthwiseConv2DStep"):
+        return offered(step, plan, options)
+    shape = plan.constants[step.weight].shape
+    kernel = shape[1:3] if len(shape) == 4 else shape[:2]  # OHWI, or HWO if depthwise
+    fits = centred(step.padding, kernel)
+    judge = _copy(offered.dispatch(type(step)), _symmetric_padding=lambda padding: fits)
+    return judge(step, plan, options)
 
 
 @cache

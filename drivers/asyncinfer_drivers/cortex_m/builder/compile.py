@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.cortex_m.builder import adapted
+from asyncinfer_drivers.cortex_m.builder.pads import fold_pads
 from asyncinfer_drivers.cortex_m.builder.rewriting.convert import Converted, Port, convert
 from asyncinfer_drivers.cortex_m.builder.rewriting.program import Program, export
 from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal
@@ -114,7 +115,9 @@ def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Captur
     try:
         with _refused(bakenn, name):
             program = export(module, example)
-            captured = Captured(program, convert(program, _NAME))
+            converted = convert(program, _NAME)
+            graph = fold_pads(converted.graph)
+            captured = Captured(program, replace(converted, graph=graph))
     except Refusal as refusal:
         raise ConfigError(f"model {name!r} cannot be built for a board: {refusal}") from refusal
     _check_conversion(captured, sample, name)
@@ -215,9 +218,7 @@ def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
 
 def _generate(bakenn: Any, quantized: Any, folder: Path, target: str | None, **options: Any) -> Any:
     backend = bakenn.CBackendOptions(kernel_policy=bakenn.KernelPolicy.STATIC_PRIORITY, **options)
-    return bakenn.compile(
-        quantized, folder, model_name=_NAME, backend_options=backend, target=target
-    )
+    return adapted.generate(quantized, folder, _NAME, target, backend)
 
 
 def _tensor(name: str, plan: Any, port: Port) -> TensorSpec:
