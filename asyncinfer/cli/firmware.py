@@ -40,13 +40,18 @@ def build(
             show_default=False,
         ),
     ] = None,
-    board: Annotated[str, typer.Option("--board", help="stm32f405 or mps2_an386.")] = "stm32f405",
+    board: Annotated[
+        str, typer.Option("--board", help="stm32f405, mps2_an386 or nucleo_l4r5zi.")
+    ] = "stm32f405",
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", help="A folder for the files. Default: the cache.", show_default=False
         ),
     ] = None,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="For QEMU: without the board's second memory.")
+    ] = False,
     define: Annotated[
         list[str] | None,
         typer.Option("--define", help="A macro, AI_BAUD=115200u.", show_default=False),
@@ -77,6 +82,7 @@ def build(
             calibration or model,
             board=board,
             output=output,
+            emulated=emulated,
             defines=define or (),
             min_snr=min_snr,
             progress=steps,
@@ -112,6 +118,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         if name == "kernels":
             text = ", ".join(value) or "none"
+        elif name == "in_ccm":
+            text = ", ".join(value) or "nothing"
         elif name.endswith("_accuracy"):
             text = _share(value)
         else:

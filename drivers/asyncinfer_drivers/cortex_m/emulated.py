@@ -23,6 +23,7 @@ from typing import Self
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._shared.checking import check
 from asyncinfer_drivers.cortex_m.image import check_image
+from asyncinfer_drivers.cortex_m.emulated_memory import lacking_memory
 from asyncinfer_drivers.cortex_m.program import Program
 from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
 
@@ -112,6 +113,9 @@ class EmulatedCortexM4:
         if not self.elf.is_file():
             raise ConfigError(f"no such firmware: {self.elf}")
         check_image(self.elf, self.board)
+        lacking = await asyncio.to_thread(lacking_memory, self.elf, _QEMU, BOARDS[self.board])
+        if lacking is not None:
+            raise ConfigError(lacking)
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(
                 prefix="asyncinfer-", ignore_cleanup_errors=True

@@ -147,7 +147,7 @@ class EmulatedCortexM4Driver(CortexM4Driver):
     def _build(self) -> Any:
         if text := missing():
             raise ConfigError(f"{self.name}: {text}")
-        from asyncinfer_drivers.cortex_m.build import build_firmware
+        from asyncinfer_drivers.cortex_m.builder.emulated import build_emulated as build_firmware
 
         model, calibration, board = self._source
         if isinstance(model, str) and model in model_names():

@@ -5,12 +5,13 @@
 #include "board.h"
 #include "frame.h"
 #include "model.h"
+#include "placed.h"
 #include "ring.h"
 
 enum { TRANSMIT_BYTES = 2048 };
 
 /* Every request that may be in flight fits, so that they arrive while the model computes. */
-static uint8_t received[AI_FRAMES_IN_FLIGHT * FRAME_LINE_BYTES(AI_REQUEST_BYTES) + 1u];
+PLACED(".queue") static uint8_t received[AI_FRAMES_IN_FLIGHT * FRAME_LINE_BYTES(AI_REQUEST_BYTES) + 1u];
 static uint8_t outgoing[TRANSMIT_BYTES];
 static ring receive_ring = {.data = received, .size = sizeof received};
 static ring transmit_ring = {.data = outgoing, .size = sizeof outgoing};

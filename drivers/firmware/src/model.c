@@ -2,14 +2,10 @@
 
 #include <stddef.h>
 
-#ifdef __arm__ /* the linker script says which memory it is in */
-#define ARENA_SECTION __attribute__((section(".arena")))
-#else
-#define ARENA_SECTION
-#endif
+#include "placed.h"
 
 #if BKNN_MODEL_ARENA_SIZE > 0
-static _Alignas(16) ARENA_SECTION uint8_t arena[BKNN_MODEL_ARENA_SIZE];
+PLACED(".arena") static _Alignas(16) uint8_t arena[BKNN_MODEL_ARENA_SIZE];
 #else
 #define arena NULL
 #endif

@@ -6,6 +6,7 @@
 #include "frame.h"
 #include "link.h"
 #include "model.h"
+#include "placed.h"
 
 enum { TEXT_LIMIT = 120 };
 
@@ -15,8 +16,8 @@ enum { TEXT_LIMIT = 120 };
 #define ANSWER_BYTES                                                                             \
     MAX(MAX(RESULT_BYTES, HELLO_FIXED_BYTES + AI_IDENTITY_BYTES), 6u + TEXT_LIMIT)
 
-static uint8_t request_body[AI_REQUEST_BYTES];
-static uint8_t answer_body[AI_HEADER_BYTES + ANSWER_BYTES + AI_CRC_BYTES];
+PLACED(".request") static uint8_t request_body[AI_REQUEST_BYTES];
+PLACED(".request") static uint8_t answer_body[AI_HEADER_BYTES + ANSWER_BYTES + AI_CRC_BYTES];
 static uint8_t *const answer = answer_body + AI_HEADER_BYTES;
 static frame_reader reader;
 

@@ -21,7 +21,7 @@ class Board:
     flash: int
     #: for all that changes while it runs
     ram: int
-    #: a second memory, which can hold the model's arena; 0 if there is none
+    #: a second memory, which can hold large buffers; 0 if there is none
     ccm: int = 0
 
 
@@ -32,6 +32,7 @@ BOARDS: Mapping[str, Board] = MappingProxyType(
         for board in (
             Board("stm32f405", flash=1024 * 1024, ram=128 * 1024, ccm=64 * 1024),
             Board("mps2_an386", flash=4096 * 1024, ram=4096 * 1024),
+            Board("nucleo_l4r5zi", flash=2048 * 1024, ram=640 * 1024),
         )
     }
 )

@@ -44,6 +44,8 @@ class Firmware:
     frames_in_flight: int
     #: most samples in one request
     max_samples: int
+    #: the buffers that lie in the board's second memory: ``arena``, ``queue``, ``request``
+    in_ccm: tuple[str, ...] = ()
     #: share of right results on the calibration set's inputs, where their targets are known
     float_accuracy: float | None = None
     #: the same of the quantised model, as the board computes it
@@ -104,7 +106,8 @@ class Firmware:
         except (OSError, ValueError):
             return None
         record["kernels"] = tuple(record["kernels"])
-        record["on_host"] = tuple(record.get("on_host", ()))
+        for name in ("on_host", "in_ccm"):
+            record[name] = tuple(record.get(name, ()))
         record["input"] = _tensor(record["input"])
         outputs = [record.pop("output")] if "output" in record else record["outputs"]
         record["outputs"] = tuple(map(_tensor, outputs))

@@ -9,7 +9,7 @@ from pathlib import Path
 from asyncinfer_drivers.cortex_m.builder import toolchain
 from asyncinfer_drivers.cortex_m.builder.boards import Board
 from asyncinfer_drivers.cortex_m.builder.compile import CompiledModel
-from asyncinfer_drivers.cortex_m.builder.layout import Layout
+from asyncinfer_drivers.cortex_m.builder.layout import BUFFERS, Layout
 from asyncinfer_drivers.cortex_m.builder.sources import firmware_sources
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
 
@@ -40,7 +40,9 @@ def write_configuration(
     (folder / "model_identity.c").write_text(
         f'#include "model.h"\n\nconst uint8_t model_identity[AI_IDENTITY_BYTES] = {{{numbers}}};\n'
     )
-    (folder / "arena.ld").write_text(f'REGION_ALIAS("ARENA", {layout.arena})\n')
+    places = {name.upper(): layout.memory(name) for name in BUFFERS}
+    aliases = (f'REGION_ALIAS("{name}", {memory})\n' for name, memory in places.items())
+    (folder / "arena.ld").write_text("".join(aliases))
 
 
 def link_firmware(

@@ -53,6 +53,7 @@ def build_firmware(
     *,
     board: str = "stm32f405",
     output: str | os.PathLike[str] | None = None,
+    emulated: bool = False,
     defines: Sequence[str] = (),
     min_snr: float | None = None,
     progress: Callable[[str], None] | None = None,
@@ -69,15 +70,17 @@ def build_firmware(
         the name of a built-in model, whose own inputs then also tell the accuracy.
     :param board: one of ``BOARDS``.
     :param output: a folder for the files; by default they stay in the cache.
+    :param emulated: whether it is for QEMU, whose boards may lack the second memory: it is not
+        used then, at the cost of requests in flight.
     :param defines: macros of the board's file: ``AI_BAUD=115200u``.
     :param min_snr: decibels; a build with less is refused with ``PrecisionError``.
     :param progress: called with what is being done, and how much of it is done.
     :raises ConfigError: before anything is compiled if an operator is not supported, the model
         does not fit the board, or a tool is missing.
     """
-    target = find_board(board)
+    target = replace(find_board(board), ccm=0) if emulated else find_board(board)
     versions = [digest(), _version("bakenn"), _version("torch"), toolchain.version()]
-    key = [*versions, target.name, *defines]
+    key = [*versions, target.name, *defines, *(["emulated"] if emulated else [])]
     tell = progress or (lambda text: None)
     if _is_builtin(model) and _is_builtin(calibration):
         folder = _folder(model, target, [*key, model, calibration])
@@ -218,7 +221,7 @@ class _Job:
         layout = plan_layout(self.board, *sizes, compiled.input.size, answer)
         model_id = f"{plain_name(self.name)}-{compiled.digest[:12]}"
         write_configuration(generated, self.board.name, model_id, compiled, layout)
-        self.tell(f"compiling the firmware for {self.board.name}")
+        self.tell(f"compiling the firmware for {self.board.name}: {layout}")
         link_firmware(self.board, generated, compiled, elf, self.defines)
         shutil.rmtree(generated / "objects")
         memory = toolchain.measure(elf)
@@ -235,6 +238,7 @@ class _Job:
             frames_in_flight=layout.frames_in_flight,
             max_samples=layout.max_samples,
             on_host=self.captured.on_host,
+            in_ccm=layout.in_ccm,
         )
 
     def _compare(self, made: Firmware, compiled: CompiledModel) -> Precision:

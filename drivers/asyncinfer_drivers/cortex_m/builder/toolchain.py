@@ -77,7 +77,7 @@ def measure(elf: Path) -> Memory:
 
     return Memory(
         flash=total((".text", ".ARM.exidx", ".data")),
-        ram=total((".data", ".bss", ".noinit", ".arena", ".stack")),
+        ram=total((".data", ".bss", ".noinit", ".queue", ".request", ".arena", ".stack")),
     )
 
 
