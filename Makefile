@@ -26,6 +26,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed nets zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop tiny mixed zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -108,6 +109,10 @@ interop: setup  ## install MLServer in an environment of its own, and run the cl
 
 aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's processor, emulated; not in CI
 	tests/hardware/aarch64.sh build/aarch64 tests/core
+
+tiny: setup  ## build and emulate MLPerf Tiny's four nets, and time a calibration: a few minutes
+	.venv/bin/python -W ignore tests/hardware/tiny.py
+	.venv/bin/python -W ignore tests/hardware/tiny.py --calibration
 
 mixed: setup  ## a stream over five unlike devices, three of which are struck down: make mixed TASKS=10000
 	.venv/bin/python tests/hardware/mixed.py --tasks $(or $(TASKS),10000)

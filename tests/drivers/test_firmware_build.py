@@ -129,7 +129,7 @@ def test_which_buffer_does_not_fit():
 def test_layout_gives_up_samples_then_requests_and_uses_the_second_memory():
     assert (plan_layout(BOARD, 2000, 0, 64, 10).max_samples) == 32
     assert plan_layout(BOARD, 60_000, 0, 3072, 10).frames_in_flight == 4
-    assert plan_layout(BOARD, 60_000, 0, 30_000, 10).arena == "CCM"
+    assert plan_layout(BOARD, 60_000, 0, 30_000, 10).in_ccm == ("arena",)
     assert plan_layout(BOARD, 1000, 0, 30_000, 10).frames_in_flight == 2
 
 

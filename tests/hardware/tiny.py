@@ -1,6 +1,7 @@
 """MLPerf Tiny's four nets on the emulated boards: sizes, instructions, and whether bit-exact.
 
     python tests/hardware/tiny.py --boards stm32f405 mps2_an386 --samples 256
+    python tests/hardware/tiny.py --calibration  # beside the INT8 compiler's own, in seconds of CPU
 
 Prints a table in Markdown, beside what others have published; the exit status is 0 if every output
 was the integer reference's. Instructions are QEMU's count, of 2^0 ns each: they are no cycles.
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from tiny_nets import NETS, Net
 
 from asyncinfer_drivers.cortex_m import frames
 from asyncinfer_drivers.cortex_m.build import BOARDS, Firmware, build_firmware
+from asyncinfer_drivers.cortex_m.builder.adapted import load_bakenn, quantize_graph
+from asyncinfer_drivers.cortex_m.builder.compile import capture
 from asyncinfer_drivers.cortex_m.emulated import BOARDS as EMULATED
 from asyncinfer_drivers.cortex_m.emulated import EmulatedCortexM4
 from asyncinfer_drivers.cortex_m.link import Link
@@ -135,6 +140,28 @@ def measure(net: Net, board: str, samples: int, count: int) -> tuple[list[list[s
     return [*rows, row(net, board, made, outcome)], outcome.bit_exact
 
 
+def calibrate(net: Net, samples: int, few: int) -> bool:
+    """Print how long calibration takes beside the compiler's own, and a whole build."""
+    inputs, module = net.inputs(samples), net.module()
+    graph = capture(module, inputs[:1], net.name)
+    spent = []
+    reports = []
+    for quantize in (load_bakenn().quantize_float_graph_with_report, quantize_graph):
+        began = time.process_time()
+        single = (sample[None] for sample in inputs[:few])
+        reports.append(quantize(graph, single, options=None, name="net").report)
+        spent.append(time.process_time() - began)
+    ranges = [[(e.name, e.minimum, e.maximum) for e in report.edges] for report in reports]
+    print(f"{net.name}, {few} inputs: {spent[0]:.1f} s by the compiler, {spent[1]:.3f} s here")
+    print(f"{spent[0] / spent[1]:.0f} times less, ranges equal: {ranges[0] == ranges[1]}")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        build(net, "stm32f405", samples)
+    print(f"whole build with {samples} inputs: {time.perf_counter() - began:.1f} s")
+    return ranges[0] == ranges[1]
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -142,7 +169,10 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--samples", type=int, default=256, help="to calibrate with")
     parser.add_argument("--inferences", type=int, default=8)
+    parser.add_argument("--calibration", action="store_true", help="measure ResNet-8's instead")
     options = parser.parse_args()
+    if options.calibration:
+        return not calibrate(NETS["ic"], options.samples, 2)
     rows, right = list[list[str]](), True
     for net in map(NETS.__getitem__, options.nets):
         for board in options.boards:

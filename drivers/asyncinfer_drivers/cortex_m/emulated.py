@@ -22,8 +22,8 @@ from typing import Self
 
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._shared.checking import check
-from asyncinfer_drivers.cortex_m.image import check_image
 from asyncinfer_drivers.cortex_m.emulated_memory import lacking_memory
+from asyncinfer_drivers.cortex_m.image import check_image
 from asyncinfer_drivers.cortex_m.program import Program
 from asyncinfer_drivers.cortex_m.proxy import Faults, SerialProxy
 
