@@ -19,6 +19,7 @@ from torch import nn  # noqa: E402
 from asyncinfer_drivers.cortex_m.build import BOARDS, build_firmware  # noqa: E402
 from asyncinfer_drivers.cortex_m.builder import adapted, pads, toolchain  # noqa: E402
 from asyncinfer_drivers.cortex_m.builder.compile import capture  # noqa: E402
+from asyncinfer_drivers.cortex_m.builder.emulated import build_emulated  # noqa: E402
 from asyncinfer_drivers.cortex_m.builder.layout import BUFFERS, Layout, plan_layout  # noqa: E402
 
 needs_gcc = pytest.mark.skipif(
@@ -217,7 +218,7 @@ def test_a_firmware_in_both_memories(tmp_path):
     for name in (".queue", ".request"):
         start, size = places[name]
         assert 0x20000000 <= start < start + size <= 0x20020000
-    emulated = build_firmware(wide(), numbers(4, 1, 256, 128), emulated=True)
+    emulated = build_emulated(wide(), numbers(4, 1, 256, 128))
     assert (emulated.in_ccm, emulated.frames_in_flight) == ((), 1)
     assert memory_map(emulated.elf)[".arena"][0] > 0x20000000
 
