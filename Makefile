@@ -25,8 +25,7 @@ PYTEST     = .venv/bin/pytest -q -n $(PROCESSES) --maxprocesses 4 --dist loadfil
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop mixed nets zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
-.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop tiny mixed zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
+.PHONY: help aarch64 setup demo test coverage test-fast test-core dst hygiene soak-m4 measure-m4 bench bench-short bench-peers interop tiny mixed nets zoo chaos kill9 fuzz fuzz-serve overload lint audit format docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
