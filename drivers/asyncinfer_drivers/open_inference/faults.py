@@ -28,6 +28,8 @@ class Kind(Enum):
     BUSY = "is overloaded"
     #: it is not there, or no longer
     LOST = "cannot be reached"
+    #: it says itself that it cannot answer now: what for, tells whether it is ready
+    UNAVAILABLE = "is unavailable"
     #: it did not answer in time
     TIMEOUT = "did not answer in time"
     #: it does not know who asks
@@ -43,10 +45,12 @@ class Kind(Enum):
 class Failure(Exception):
     """A request that was not answered, and why."""
 
-    def __init__(self, kind: Kind, text: str) -> None:
+    def __init__(self, kind: Kind, text: str, wait: float = 0.0) -> None:
         super().__init__(kind, text)
         self.kind = kind
         self.text = one_line(text)
+        #: seconds for which it asks to be left alone
+        self.wait = wait
 
     def __str__(self) -> str:
         return f"the server {self.kind.value}" + (f": {self.text}" if self.text else "")
@@ -85,5 +89,9 @@ def while_running(name: str, failure: Failure) -> AsyncInferError:
 
 def while_probing(name: str, failure: Failure) -> DeviceError:
     """The error to raise where only the device can be to blame."""
-    kinds = {Kind.LOST: DeviceLost, Kind.TIMEOUT: DeviceTimeout}
+    kinds = {
+        Kind.LOST: DeviceLost,
+        Kind.UNAVAILABLE: DeviceLost,
+        Kind.TIMEOUT: DeviceTimeout,
+    }
     return kinds.get(failure.kind, DeviceError)(name, str(failure))

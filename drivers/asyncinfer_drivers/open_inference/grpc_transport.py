@@ -33,7 +33,7 @@ _KINDS = {
     grpc.StatusCode.INVALID_ARGUMENT: Kind.INPUT,
     grpc.StatusCode.OUT_OF_RANGE: Kind.INPUT,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Kind.BUSY,
-    grpc.StatusCode.UNAVAILABLE: Kind.LOST,
+    grpc.StatusCode.UNAVAILABLE: Kind.UNAVAILABLE,
     grpc.StatusCode.CANCELLED: Kind.LOST,
     grpc.StatusCode.ABORTED: Kind.LOST,
     grpc.StatusCode.DEADLINE_EXCEEDED: Kind.TIMEOUT,
@@ -42,6 +42,15 @@ _KINDS = {
     grpc.StatusCode.NOT_FOUND: Kind.UNKNOWN,
     grpc.StatusCode.UNIMPLEMENTED: Kind.UNKNOWN,
 }
+
+#: how gRPC itself says that a connection was lost, or could not be made
+_LOST_TEXTS = (
+    "Socket closed",
+    "Stream removed",
+    "onnect to all addresses",
+    "GOAWAY",
+    "onnection re",
+)
 
 #: requests may have any size; the channel shares no connection with others, since their pauses
 #: before they connect again would be its own too; no proxy is asked: devices are in this network
@@ -223,7 +232,26 @@ class GrpcTransport:
             if self._too_large not in text:
                 return Failure(Kind.INPUT, text)
             return Failure(Kind.TOO_LARGE, f"{text}; max_reply_bytes is the most that it may")
-        return Failure(kind, text)
+        if kind is Kind.UNAVAILABLE and not self._came(text):
+            kind = Kind.LOST
+        return Failure(kind, text, _wait(error.trailing_metadata()))
+
+    def _came(self, text: str) -> bool:
+        """Whether the server itself said that it is unavailable; gRPC says so of lost lines too."""
+        channel = self._channel
+        if channel is None or any(part in text for part in _LOST_TEXTS):
+            return False
+        return channel.get_state() is grpc.ChannelConnectivity.READY
+
+
+def _wait(metadata: Any) -> float:
+    """Seconds for which the server asks to be left alone."""
+    told = dict(metadata or ())
+    for key, unit in (("retry-after", 1.0), ("grpc-retry-pushback-ms", 1e-3)):
+        text = str(told.get(key, ""))
+        if text.isdigit():
+            return int(text) * unit
+    return 0.0
 
 
 def _varint(number: int) -> bytes:

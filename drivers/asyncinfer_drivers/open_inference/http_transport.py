@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -35,7 +37,8 @@ _KINDS = {
     **dict.fromkeys((404, 405, 501), Kind.UNKNOWN),
     **dict.fromkeys((408, 504), Kind.TIMEOUT),
     429: Kind.BUSY,
-    **dict.fromkeys((502, 503), Kind.LOST),
+    502: Kind.LOST,
+    503: Kind.UNAVAILABLE,
 }
 
 
@@ -68,21 +71,34 @@ class HttpTransport:
         #: cached: most requests begin like an earlier one
         self._head = lru_cache(maxsize=64)(self._made_head)
         self._session: aiohttp.ClientSession | None = None
+        #: makes a new connection for each request
+        self._fresh: aiohttp.ClientSession | None = None
 
     def connect(self) -> None:
         """Make the pool; it connects with the first request."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0),
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
+        self._session = self._made(tracing)
+        self._fresh = self._made(force_close=True)
+
+    def _made(
+        self, *traces: aiohttp.TraceConfig, force_close: bool = False
+    ) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0, force_close=force_close),
             headers=self._headers,
             read_bufsize=_BUFFER,
             auto_decompress=False,
+            trace_configs=list(traces),
         )
 
     async def close(self) -> None:
         """Close all connections; requests under way end."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        sessions = self._session, self._fresh
+        self._session = self._fresh = None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
     async def metadata(self, timeout: float | None) -> Mapping[str, Any]:
         """What the server says about the model."""
@@ -106,9 +122,9 @@ class HttpTransport:
             models = _loaded((await self._ask("POST", index, timeout, b"{}", _AS_JSON)).body)
         return {
             "ready": response.status == 200,
-            "name": server.get("name", ""),
-            "version": server.get("version", ""),
-            "models": {one["name"]: one.get("state", "READY") for one in models},
+            "name": server.get("name") or "",
+            "version": server.get("version") or "",
+            "models": {one["name"]: one.get("state") or "READY" for one in models or ()},
         }
 
     def encode(self, tensors: Sequence[Given], outputs: Sequence[str]) -> Message:
@@ -155,9 +171,9 @@ class HttpTransport:
             raise ValueError(f"{len(head)} bytes of JSON, more than {_JSON_BYTES}")
         tensors, at = list[Received](), 0
         try:
-            for one in _parsed(head)["outputs"]:
+            for one in _parsed(head).get("outputs") or ():
                 name, datatype, shape = one["name"], one["datatype"], tuple(one["shape"])
-                size = one.get("parameters", {}).get("binary_data_size")
+                size = (one.get("parameters") or {}).get("binary_data_size")
                 if size is None:
                     tensors.append(Received(name, datatype, shape, None, _flat(one["data"])))
                     continue
@@ -195,24 +211,65 @@ class HttpTransport:
         session = self._session
         if session is None:
             raise Failure(Kind.LOST, "not open")
-        data = io.BytesIO(body) if body and len(body) > _PIECE else body
+        reused = _Reused()
         try:
-            async with session.request(
-                method,
-                url,
-                data=data,
-                headers=headers,
-                allow_redirects=False,
-                timeout=_limit(timeout),
-            ) as response:
-                allowed = most if response.status == 200 else ABOUT_BYTES
-                return response, await _read(response, allowed)
+            try:
+                return await _requested(session, method, url, timeout, body, headers, most, reused)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not reused or self._fresh is None:
+                    raise
+                # the server closed it just when this was sent, as after an exception in its model
+                return await _requested(self._fresh, method, url, timeout, body, headers, most)
         except TimeoutError as error:
             raise Failure(Kind.TIMEOUT, f"nothing within {timeout:g} s") from error
         except aiohttp.ClientPayloadError as error:
             raise Failure(Kind.LOST, f"its answer is not complete: {error}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Failure(Kind.LOST, str(error) or type(error).__name__) from error
+
+
+class _Reused:
+    """Whether a request was made over a connection that was there before."""
+
+    def __init__(self) -> None:
+        self._noted = False
+
+    def note(self) -> None:
+        """It was."""
+        self._noted = True
+
+    def __bool__(self) -> bool:
+        return self._noted
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
+    context.trace_request_ctx.note()
+
+
+async def _requested(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    timeout: float | None,
+    body: bytes | None,
+    headers: Mapping[str, str] | None,
+    most: int,
+    reused: _Reused | None = None,
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """A response of whatever status, and its body."""
+    async with session.request(
+        method,
+        url,
+        data=io.BytesIO(body) if body and len(body) > _PIECE else body,
+        headers=headers,
+        allow_redirects=False,
+        timeout=_limit(timeout),
+        trace_request_ctx=reused,
+    ) as response:
+        answer = await _read(response, most if response.status == 200 else ABOUT_BYTES)
+        if response.status == 500:  # uvicorn closes it now, and does not say so
+            response.close()
+        return response, answer
 
 
 @lru_cache(maxsize=16)
@@ -238,7 +295,21 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 def _failure(response: aiohttp.ClientResponse, answer: bytes) -> Failure:
     kind = _KINDS.get(response.status, Kind.FAILED)
-    return Failure(kind, _said(answer) or f"status {response.status} {response.reason}")
+    text = _said(answer) or f"status {response.status} {response.reason}"
+    return Failure(kind, text, _seconds(response.headers.get("Retry-After", "")))
+
+
+def _seconds(told: str) -> float:
+    """What ``Retry-After`` says: seconds, or a date; 0 for what is neither."""
+    try:
+        seconds = float(told) if told.strip().isdigit() else _until(told)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return max(0.0, seconds)
+
+
+def _until(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp() - time.time()
 
 
 def _parsed(body: bytes) -> Mapping[str, Any]:

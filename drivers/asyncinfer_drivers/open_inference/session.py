@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -12,6 +14,7 @@ from asyncinfer.errors import AsyncInferError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
+from asyncinfer_drivers.open_inference.flow import Flow
 from asyncinfer_drivers.open_inference.tensors import Message
 from asyncinfer_drivers.open_inference.transport import Transport
 
@@ -25,6 +28,10 @@ P = ParamSpec("P")
 _FIRST_PAUSE = 0.005
 #: what that doubling leads to at most, in seconds
 _LONGEST_PAUSE = 0.25
+#: most seconds that a server may ask to be left alone; then it counts as failed
+_LONGEST_WAIT = 60.0
+#: seconds for which an answer of a server that it is ready, or is not, is believed
+_READY_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,8 @@ class Limits:
 
     #: for every answer that ``open`` and ``probe`` wait for
     connect_timeout: float = 5.0
-    #: for a server that says it is overloaded, which is asked again and again; then ``DeviceError``
+    #: for a server that says it is overloaded, which is asked again and again, until it answers
+    #: any request; then ``DeviceError``. At least twice as long as it asks for (``Retry-After``)
     queue_timeout: float = 2.0
     #: for one request
     run_timeout: float | None = 60.0
@@ -49,6 +57,11 @@ class Session:
         self._worker.start()
         self._random = random.Random(42)
         self._closed = False
+        self._closing = asyncio.Event()
+        self._flow = Flow()
+        #: whether the server said that it is ready, and when it was asked
+        self._is_ready, self._ready_at = False, -math.inf
+        self._asking = asyncio.Lock()
         self._transport: Transport | None = None
         self._codec: Codec | None = None
 
@@ -87,6 +100,8 @@ class Session:
     async def close(self) -> None:
         """End the requests under way, the connections and the thread. Idempotent."""
         self._closed = True
+        self._closing.set()
+        self._flow.close()
         try:
             if self._transport is not None:
                 await self._transport.close()
@@ -113,20 +128,98 @@ class Session:
         return found
 
     async def reply(self, request: Message) -> Message:
-        """The server's answer. An overloaded server is asked again, with growing pauses."""
-        clock, pause, refused = asyncio.get_running_loop().time, _FIRST_PAUSE, None
+        """The server's answer.
+
+        An overloaded server is asked again, with growing pauses, and less at once. A request at
+        which the model failed while others were under way is made once more by itself: the server
+        may have put them into one batch, which failed as a whole.
+        """
+        patience, by_itself, again = _Patience(self._limits.queue_timeout), False, False
         while True:
             try:
-                return await self.transport.infer(request, self._limits.run_timeout)
+                await self._flow.enter(alone=by_itself, again=again)
+                try:
+                    answer = await self._asked(request, patience)
+                finally:
+                    self._flow.leave()
+                if isinstance(answer, Message):
+                    return answer
+                await self._pause(answer.wait)
             except (Failure, asyncio.CancelledError) as error:
-                if not isinstance(error, Failure) or error.kind is not Kind.BUSY:
-                    raise self.error(error, while_running)  # noqa: B904  # it has its cause
-                refused = clock() if refused is None else refused
-                if clock() + pause > refused + self._limits.queue_timeout:
-                    error.text += f" (for {self._limits.queue_timeout:g} s)"
-                    raise self.error(error, while_running)  # noqa: B904
-            await asyncio.sleep(pause * self._random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                raise self.error(error, while_running)  # noqa: B904  # it has its cause
+            by_itself, again = answer.kind is Kind.FAILED, True
+
+    async def _asked(self, request: Message, patience: _Patience) -> Message | Failure:
+        """The answer to a request that is under way, or why it is to be made again later.
+
+        It stays under way while the server is overloaded and nothing else is.
+        """
+        flow, clock, limit = self._flow, asyncio.get_running_loop().time, self._limits.run_timeout
+        alone, mark = flow.running == 1, flow.started
+        while True:
+            try:
+                answer = await self.transport.infer(request, limit)
+            except Failure as failure:
+                if not await self._is_busy(failure):
+                    flow.answered(clock())
+                    crowded = not alone or flow.started > mark
+                    if failure.kind is Kind.FAILED and crowded:
+                        return failure
+                    raise
+                pause = patience.next(failure, flow.answered_at, clock())
+                flow.refused(clock() + failure.wait)
+                if flow.running > 1:
+                    return failure
+                await self._pause(max(failure.wait, pause * self._random.uniform(0.5, 1.0)))
+            else:
+                flow.answered(clock())
+                return answer
+
+    async def _is_busy(self, failure: Failure) -> bool:
+        """Whether the server has too much to do: says so, or is unavailable but ready."""
+        if failure.kind is not Kind.UNAVAILABLE:
+            return failure.kind is Kind.BUSY
+        clock = asyncio.get_running_loop().time
+        async with self._asking:
+            if clock() > self._ready_at + _READY_SECONDS:
+                try:
+                    self._is_ready = await self.transport.ready(self._limits.connect_timeout)
+                except Failure:
+                    self._is_ready = False
+                self._ready_at = clock()
+            return self._is_ready
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long; ``DeviceLost`` if it is closed meanwhile."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._closing.wait()
+                raise DeviceLost(self._name, "closed while the server was overloaded")
+
+
+class _Patience:
+    """With one request that a server refuses: growing pauses, and an end."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._pause = _FIRST_PAUSE
+        self._refused_at: float | None = None
+
+    def next(self, failure: Failure, answered_at: float, now: float) -> float:
+        """Seconds to wait; raises ``failure`` if the server has answered nothing for too long."""
+        if self._refused_at is None:
+            self._refused_at = now
+        since = max(self._refused_at, answered_at)
+        self._seconds = max(self._seconds, 2 * failure.wait)
+        if failure.wait > _LONGEST_WAIT:
+            failure.text += f" (it asks for {failure.wait:g} s)"
+            raise failure
+        if now + max(self._pause, failure.wait) > since + self._seconds:
+            failure.text += f" (for {self._seconds:g} s)"
+            raise failure
+        pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        return pause
 
 
 def _light(error: E) -> E:

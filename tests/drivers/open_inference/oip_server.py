@@ -55,6 +55,8 @@ class Server:
         #: one is taken for each request, or all get the same
         self.faults = []
         self.always = None
+        #: more requests than that at once get the fault ``full``
+        self.most_at_once, self.full, self.refused = 1000, None, 0
         self.ready = True
         #: typed contents over gRPC, JSON over HTTP
         self.plain = False
@@ -84,6 +86,9 @@ class Server:
         self.headers.append(headers)
         if self.faults or self.always:
             raise Fault(*(self.faults.pop(0) if self.faults else self.always))
+        if self.running >= self.most_at_once:
+            self.refused += 1
+            raise Fault(*self.full)
         self.sizes.append(len(next(iter(sent.values()))))
         self.running += 1
         self.most = max(self.most, self.running)

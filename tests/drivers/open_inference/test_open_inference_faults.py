@@ -73,7 +73,6 @@ class Proxy:
     ("kind", "error"),
     [
         ("input", InputError),
-        ("lost", DeviceLost),
         ("timeout", DeviceTimeout),
         ("denied", DeviceError),
         ("unknown", DeviceError),
@@ -113,6 +112,27 @@ async def test_an_overloaded_server_is_asked_again_and_not_given_up(server, driv
         outputs = [output.tolist() async for output in dispatcher.stream([ROW] * 3)]
         assert dispatcher.stats().devices[0].errors == 0
     assert outputs == [[0, 2, 4, 6]] * 3
+
+
+async def test_a_server_that_is_unavailable_and_not_ready_is_lost(server, opened):
+    async with opened(server, name="pi") as driver:
+        server.always, server.ready = ("lost", "it goes down"), False
+        with pytest.raises(DeviceLost, match="the server is unavailable: it goes down"):
+            await driver.infer([ROW])
+
+
+@pytest.mark.parametrize("word", ["busy", "lost"])
+async def test_a_full_queue_loses_nothing(server, driver_for, word):
+    """Triton 2.51: 503 or UNAVAILABLE, "Exceeds maximum queue size", while it is ready."""
+    server.most_at_once, server.delay = 2, 0.005
+    server.full = (word, "[request id: <id_unknown>] Exceeds maximum queue size")
+    rows = [ROW + n for n in range(100)]
+    async with Dispatcher([driver_for(server, concurrency=8)], retries=0) as dispatcher:
+        outputs = [output async for output in dispatcher.stream(rows)]
+        stats = dispatcher.stats().devices[0]
+    assert np.array_equal(outputs, 2 * np.array(rows))
+    assert (stats.errors, server.most) == (0, 2)
+    assert server.refused < 100
 
 
 async def test_a_server_overloaded_for_too_long(server, opened):
@@ -274,7 +294,7 @@ async def test_a_line_that_is_slow_and_cut(server, driver_for):
                     line.cut()
             errors = dispatcher.stats().devices[0].errors
     assert outputs == [2 * n for n in range(200)]
-    assert errors >= 1
+    assert server.protocol == "http" or errors >= 1  # over HTTP it is sent again on a new line
 
 
 async def test_a_server_that_is_killed_and_comes_back(apart, driver_for):

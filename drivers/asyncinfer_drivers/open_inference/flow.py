@@ -1,0 +1,105 @@
+"""How many requests are under way at once: as many as the server takes without refusing any."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import NamedTuple
+
+__all__ = ("Flow",)
+
+#: what a refusal leaves of the most requests under way, at most
+_DECREASE = 0.9
+#: so many requests must be answered for each one that may be under way until there is one more
+_PATIENCE = 4.0
+
+
+class _Waiter(NamedTuple):
+    turn: asyncio.Future[None]
+    alone: bool
+
+
+class Flow:
+    """Lets requests go in the order in which they came, those first that were refused before.
+
+    It begins without a limit. A server that refuses a request as it has too much to do shows how
+    many it takes: those that are under way besides. That limit is raised slowly while it is what
+    holds requests back, and lowered with each refusal: additive increase, multiplicative decrease.
+
+    A request may also ask to be under way alone.
+    """
+
+    def __init__(self) -> None:
+        self.limit = math.inf
+        #: requests that are under way
+        self.running = 0
+        #: how many were let go so far
+        self.started = 0
+        #: when the server last answered one otherwise than by refusing it
+        self.answered_at = -math.inf
+        #: when the limit may be raised again
+        self._steady_until = -math.inf
+        #: whether the request that is under way is to be alone
+        self._alone = False
+        self._waiting: deque[_Waiter] = deque()
+
+    async def enter(self, *, alone: bool = False, again: bool = False) -> None:
+        """Wait until a request may go; ``again`` says that it was under way before."""
+        if not self._waiting and self._may_go(alone):
+            self._go(alone)
+            return
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), alone)
+        (self._waiting.appendleft if again else self._waiting.append)(waiter)
+        self._let_go()  # a request that was refused need not wait for those that wait to be alone
+        try:
+            await waiter.turn
+        except BaseException:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+                self._let_go()
+            elif not waiter.turn.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """A request is no longer under way."""
+        self.running -= 1
+        self._alone = False
+        if self._waiting:
+            self._let_go()
+
+    def answered(self, now: float) -> None:
+        """The server has answered a request that is still under way."""
+        self.answered_at = now
+        if self.running + 1 > self.limit and now >= self._steady_until:
+            self.limit += 1 / (_PATIENCE * self.limit)
+            self._let_go()
+
+    def refused(self, steady_until: float) -> None:
+        """The server has too much to do for a request that is still under way.
+
+        The limit is not raised before ``steady_until``.
+        """
+        self.limit = max(1.0, min(_DECREASE * self.limit, self.running - 1))
+        self._steady_until = max(self._steady_until, steady_until)
+
+    def close(self) -> None:
+        """Cancel those that wait."""
+        while self._waiting:
+            self._waiting.popleft().turn.cancel()
+
+    def _may_go(self, alone: bool) -> bool:
+        return not self._alone and self.running + 1 <= (1 if alone else self.limit)
+
+    def _go(self, alone: bool) -> None:
+        self.running += 1
+        self.started += 1
+        self._alone = alone
+
+    def _let_go(self) -> None:
+        while self._waiting and self._may_go(self._waiting[0].alone):
+            waiter = self._waiting.popleft()
+            if not waiter.turn.done():
+                self._go(waiter.alone)
+                waiter.turn.set_result(None)
