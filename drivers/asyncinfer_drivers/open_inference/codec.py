@@ -59,12 +59,20 @@ class Codec:
         self._transport = transport
         self._wanted = [one.name for one in spec.outputs]
         self._outputs = {one.name: one for one in spec.outputs}
-        self._shapes = [(one.row if spec.batched else one.shape) or () for one in spec.inputs]
+        self._inputs = {one.name: one for one in spec.inputs}
+        self._needed = frozenset(one.name for one in spec.needed)
+        self._shapes = {
+            one.name: (one.row if spec.batched else one.shape) or () for one in spec.inputs
+        }
+        always = spec.needed or spec.inputs
+        #: the input that a task is which is no mapping, if there is but one
+        self._only = always[0] if len(always) == 1 else None
         #: cached: most outputs have the shape of an earlier one
         self._check = lru_cache(maxsize=64)(self._checked)
-        self._stackable = spec.batched and len(spec.inputs) == 1
-        numbers = all(one.datatype != "BYTES" for one in spec.inputs)
-        self._plain = self._stackable and numbers and not (steps.preprocess or steps.collate)
+        self._stackable = self._only if spec.batched else None
+        plain = self._stackable is not None and self._stackable.datatype != "BYTES"
+        self._plain = plain and not (steps.preprocess or steps.collate)
+        self._told_of_null = False
         self._fallbacks = Fallbacks(name, logger)
 
     # ---- requests
@@ -75,7 +83,7 @@ class Codec:
         whole = self._as_they_are if self._plain else self._collated
         if batch and (job := whole(batch)) is not None:
             return [job], outputs
-        groups: dict[Any, list[tuple[int, list[Array]]]] = {}
+        groups: dict[Any, list[tuple[int, Mapping[str, Array]]]] = {}
         for index, item in enumerate(batch):
             try:
                 made = item if self._steps.preprocess is None else self._steps.preprocess(item)
@@ -83,27 +91,29 @@ class Codec:
             except BaseException as error:
                 outputs[index] = as_exception(error)
             else:
-                alike = torch, *[array.shape for array in arrays]
+                alike = torch, *[(name, array.shape) for name, array in arrays.items()]
                 groups.setdefault(alike, []).append((index, arrays))
         return [self._job(group, torch) for (torch, *_), group in groups.items()], outputs
 
     def zeros(self, count: int) -> Job | None:
         """A request for ``count`` tasks of zeros; ``None`` if there is no saying what those are."""
-        shapes = self._shapes
-        texts = any(one.datatype == "BYTES" for one in self._spec.inputs)
+        needed = self._spec.needed or self._spec.inputs
+        shapes = [self._shapes[one.name] for one in needed]
+        texts = any(one.datatype == "BYTES" for one in needed)
         if texts or any(-1 in shape for shape in shapes):
             return None
         if count * sum(map(math.prod, shapes)) > _MOST_ZEROS:
             return None
-        arrays = [
-            np.zeros(shape, DATATYPES[one.datatype])
-            for one, shape in zip(self._spec.inputs, shapes, strict=True)
-        ]
+        arrays = {
+            one.name: np.zeros(shape, DATATYPES[one.datatype])
+            for one, shape in zip(needed, shapes, strict=True)
+        }
         return self._job([(index, arrays) for index in range(count)], False)
 
     def _as_they_are(self, batch: Sequence[Any]) -> Job | None:
         """All inputs in one request, if they are such arrays as the model takes."""
-        one, shape = self._spec.inputs[0], getattr(batch[0], "shape", ())
+        one, shape = self._stackable, getattr(batch[0], "shape", ())
+        assert one is not None  # noqa: S101  # it is called for those only
         datatype = DATATYPES[one.datatype]
         for item in batch:
             if type(item) is not np.ndarray or item.dtype != datatype or item.shape != shape:
@@ -117,11 +127,11 @@ class Codec:
 
     def _collated(self, batch: Sequence[Any]) -> Job | None:
         """All inputs in one request, if ``collate`` can do that."""
-        if self._steps.collate is None or not self._stackable:
+        one = self._stackable
+        if self._steps.collate is None or one is None:
             return None
         try:
             made = self._steps.collate(batch)
-            (one,) = self._spec.inputs
             array = to_array(made, one.datatype, one.name)
             if array.shape[:1] != (len(batch),) or not fits(one.row, array.shape[1:]):
                 raise ValueError(f"made {list(array.shape)} of {len(batch)} inputs")
@@ -132,36 +142,52 @@ class Codec:
         request = self._transport.encode([tensor], self._wanted)
         return Job(range(len(batch)), request, is_torch(made))
 
-    def _arrays(self, made: Any) -> tuple[list[Array], bool]:
-        """One array for each input of the model; and whether they were torch tensors."""
-        inputs = self._spec.inputs
-        if isinstance(made, dict):
-            if set(made) != {one.name for one in inputs}:
-                names = ", ".join(one.name for one in inputs)
-                raise InputError(f"the model's inputs are {names}, not {', '.join(map(str, made))}")
-            items = [made[one.name] for one in inputs]
-        elif len(inputs) == 1:
-            items = [made]
-        elif isinstance(made, tuple | list) and len(made) == len(inputs):
-            items = list(made)
-        else:
-            raise InputError(f"the model has {len(inputs)} inputs: give a mapping by their names")
-        arrays = list[Array]()
-        for one, wanted, item in zip(inputs, self._shapes, items, strict=True):
-            array = to_array(item, one.datatype, one.name)
+    def _arrays(self, made: Any) -> tuple[dict[str, Array], bool]:
+        """The arrays by the names of the model's inputs; and whether they were torch tensors."""
+        items = self._named(made)
+        arrays = dict[str, Array]()
+        for one in self._spec.inputs:
+            if one.name not in items:
+                continue
+            array, wanted = (
+                to_array(items[one.name], one.datatype, one.name),
+                self._shapes[one.name],
+            )
             if not fits(wanted, array.shape):
                 text = f"input {one.name!r} has shape {list(array.shape)}"
                 raise InputError(f"{text}, the model takes {list(wanted)}")
-            arrays.append(array)
-        return arrays, any(map(is_torch, items))
+            arrays[one.name] = array
+        return arrays, any(map(is_torch, items.values()))
 
-    def _job(self, group: Sequence[tuple[int, Sequence[Array]]], torch: bool) -> Job:
-        """One request for tasks whose arrays have the same shapes."""
+    def _named(self, made: Any) -> Mapping[str, Any]:
+        """What was given, by the names of the model's inputs."""
+        if isinstance(made, Mapping):
+            if not (made and self._needed <= made.keys() <= self._inputs.keys()):
+                raise InputError(
+                    f"the model's inputs are {self._listed()}, not {', '.join(map(str, made))}"
+                )
+            return made
+        if self._only is not None:
+            return {self._only.name: made}
+        if isinstance(made, tuple | list):
+            for names in (list(self._inputs), [one.name for one in self._spec.needed]):
+                if len(made) == len(names):
+                    return dict(zip(names, made, strict=True))
+        count = len(self._inputs)
+        raise InputError(f"the model has {count} inputs: give a mapping by their names")
+
+    def _listed(self) -> str:
+        optional = [f"{one.name} (optional)" for one in self._spec.inputs if one.optional]
+        return ", ".join([one.name for one in self._spec.needed] + optional)
+
+    def _job(self, group: Sequence[tuple[int, Mapping[str, Array]]], torch: bool) -> Job:
+        """One request for tasks whose arrays have the same names and shapes."""
         first = (len(group),) if self._spec.batched else ()
         tensors = list[Given]()
-        for place, one in enumerate(self._spec.inputs):
-            column = [arrays[place] for _, arrays in group]
-            tensors.append(given(one.name, one.datatype, first + column[0].shape, column))
+        for name, array in group[0][1].items():
+            column = [arrays[name] for _, arrays in group]
+            datatype = self._inputs[name].datatype
+            tensors.append(given(name, datatype, first + array.shape, column))
         request = self._transport.encode(tensors, self._wanted)
         return Job([index for index, _ in group], request, torch)
 
@@ -182,6 +208,8 @@ class Codec:
         arrays = dict[str, Array]()
         for tensor in self._transport.decode(reply):
             self._check(tensor.name, tensor.datatype, tensor.shape, count)
+            if tensor.raw is None and None in tensor.values:
+                self._note_null(tensor.name)
             arrays[tensor.name] = from_received(tensor)
         if list(arrays) == self._wanted:
             return arrays
@@ -200,7 +228,17 @@ class Codec:
         if self._spec.batched and shape[:1] != (count,):
             raise ValueError(f"output {came} for {count} inputs")
         if not came.fits(said):
-            raise ValueError(f"output {came} came as {said} was expected")
+            text = "if that is right, give outputs= and overrule=True"
+            raise ValueError(f"output {came} came as {said} was expected ({text})")
+
+    def _note_null(self, name: str) -> None:
+        if not self._told_of_null:
+            self._told_of_null = True
+            logger.warning(
+                "%s: the server's JSON has null for numbers of output %r, given as NaN; but "
+                "KServe and MLServer write it for an infinity too: binary=True, or gRPC, tells "
+                "which", self._name, name,
+            )  # fmt: skip
 
     def _uncollated(self, arrays: Mapping[str, Array], count: int, torch: bool) -> list[Any] | None:
         if self._steps.uncollate is None or not self._spec.batched or len(arrays) != 1:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from asyncinfer.driver import ServiceTime
-from asyncinfer.errors import ConfigError, DeviceError, InputError, ProtocolError
+from asyncinfer.errors import (
+    AsyncInferError,
+    ConfigError,
+    DeviceError,
+    DeviceLost,
+    DeviceTimeout,
+    ProtocolError,
+)
 from asyncinfer_drivers._shared.options import takes
 from asyncinfer_drivers._shared.session import SessionDriver
 from asyncinfer_drivers._shared.sharing import host_at
@@ -19,10 +27,13 @@ from asyncinfer_drivers.open_inference.codec import Codec, Job
 from asyncinfer_drivers.open_inference.faults import Failure, while_opening, while_probing
 from asyncinfer_drivers.open_inference.options import OpenInferenceOptions as OpenInferenceOptions
 from asyncinfer_drivers.open_inference.session import Session
+from asyncinfer_drivers.open_inference.sizes import Sizes
 from asyncinfer_drivers.open_inference.specs import ModelSpec, model_spec, tensor_specs
 from asyncinfer_drivers.open_inference.transport import Transport
 
 __all__ = ("OpenInferenceDriver", "OpenInferenceOptions")
+
+logger = logging.getLogger("asyncinfer.open_inference")
 
 #: bytes that are converted on the event loop: copying that many takes less than a millisecond
 _LOOP_BYTES = 1 << 20
@@ -74,6 +85,8 @@ class OpenInferenceDriver(SessionDriver[Session]):
             tensor_specs(options.inputs, f"{self.name}: inputs"),
             tensor_specs(options.outputs, f"{self.name}: outputs"),
         )
+        #: the limit of the server that was told of
+        self._told_most: int | None = None
         self._steps = options.steps.imported()
         self._has_steps = any(self._steps)
 
@@ -106,10 +119,21 @@ class OpenInferenceDriver(SessionDriver[Session]):
             raise session.error(error, while_opening)  # noqa: B904  # it has its cause
         except ValueError as error:
             raise ProtocolError(self.name, f"no metadata of a model: {error}") from error
-        spec = model_spec(self.name, metadata, *self._expected, self._options.batched)
-        if spec.most is not None and self.max_batch > spec.most:
-            text = f"the model takes {spec.most} input a request, not max_batch={self.max_batch}"
+        options = self._options
+        config = await transport.config(options.connect_timeout)
+        spec = model_spec(
+            self.name,
+            metadata,
+            *self._expected,
+            options.batched,
+            optional=config.optional,
+            overrule=options.overrule,
+        )
+        if spec.most is not None and options.max_batch > spec.most:
+            text = f"the model takes {spec.most} input a request, not max_batch={options.max_batch}"
             raise ConfigError(f"{self.name}: {text}")
+        session.sizes = Sizes(self._bounded(config.most))
+        self.max_batch = session.sizes.most
         if not ready:
             raise DeviceError(self.name, f"model {self._model[0]!r} is not ready")
         self.spec = spec
@@ -117,6 +141,19 @@ class OpenInferenceDriver(SessionDriver[Session]):
         if self._options.warmup_input is not None:
             await self._warm_up(session, codec)
         session.ready(codec)
+
+    def _bounded(self, most: int | None) -> int:
+        """Tasks of one request at most, where the server says how many it takes."""
+        wanted = self._options.max_batch
+        if most is None or most >= wanted:
+            return wanted
+        if most != self._told_most:
+            self._told_most = most
+            logger.warning(
+                "%s: the server takes %d tasks in one request, so max_batch=%d is too large",
+                self.name, most, wanted,
+            )  # fmt: skip
+        return most
 
     def _transport(self) -> Transport:
         """In the thread: importing and reading certificates take time."""
@@ -134,13 +171,23 @@ class OpenInferenceDriver(SessionDriver[Session]):
         return HttpTransport(*given, binary=self._options.binary, most=most)
 
     async def _warm_up(self, session: Session, codec: Codec) -> None:
-        """Run the warm-up input; ``ConfigError`` if the server or a step does not take it."""
+        """Run the warm-up input.
+
+        Raises ``ConfigError`` if the server or a step does not take it, ``DeviceError`` if the
+        model or the device fails: that may pass.
+        """
+        said = "the warm-up input failed"
         try:
             (output,) = await self._run(session, codec, [self._options.warmup_input])
-        except (InputError, ProtocolError) as error:
+        except ProtocolError as error:
             output = error
+        except DeviceError as error:
+            error.message = f"{said}: {error.message}"
+            raise
+        if type(output) is AsyncInferError:
+            raise DeviceError(self.name, f"{said}: {output}") from output
         if isinstance(output, Exception):
-            raise ConfigError(f"{self.name}: the warm-up input failed: {output}") from output
+            raise ConfigError(f"{self.name}: {said}: {output}") from output
 
     # ---- its work
 
@@ -150,6 +197,17 @@ class OpenInferenceDriver(SessionDriver[Session]):
         return await self._run(session, session.codec, batch)
 
     async def _run(self, session: Session, codec: Codec, batch: Sequence[Any]) -> list[Any]:
+        """Run the tasks, in as many requests as the server needs."""
+        sizes, outputs = session.sizes, list[Any]()
+        while len(batch) > sizes.most:
+            part, batch = batch[: sizes.most], batch[sizes.most :]
+            outputs += await self._run_part(session, codec, part)
+        outputs += await self._run_part(session, codec, batch)
+        if self._session is session:
+            self.max_batch = sizes.most
+        return outputs
+
+    async def _run_part(self, session: Session, codec: Codec, batch: Sequence[Any]) -> list[Any]:
         slow = self._has_steps or _size(batch) > _LOOP_BYTES
         make = codec.requests
         jobs, outputs = await session.thread(make, batch) if slow else make(batch)
@@ -157,11 +215,36 @@ class OpenInferenceDriver(SessionDriver[Session]):
             try:
                 results = await self._results(session, codec, job, slow)
             except Exception as error:
-                if isinstance(error, DeviceError) or len(job.indexes) > 1:
+                tasks = len(job.indexes)
+                if isinstance(error, DeviceError) or 1 < tasks <= session.sizes.taken:
                     raise
                 results = [error]
+                if tasks > 1:  # so many were never taken: that may be why
+                    results = await self._run_halves(session, codec, batch, job, error)
+            else:
+                session.sizes.took(len(job.indexes))
             for index, result in zip(job.indexes, results, strict=True):
                 outputs[index] = result
+        return outputs
+
+    async def _run_halves(
+        self, session: Session, codec: Codec, batch: Sequence[Any], job: Job, error: Exception
+    ) -> list[Any]:
+        """Run the tasks of a job in two requests, which were refused in one with ``error``."""
+        tasks = [batch[index] for index in job.indexes]
+        half, sizes = len(tasks) // 2, session.sizes
+        outputs = await self._run_part(session, codec, tasks[:half])
+        outputs += await self._run_part(session, codec, tasks[half:])
+        if any(isinstance(output, BaseException) for output in outputs):
+            return outputs
+        if not await session.refuses(job.request):  # it was another fault, and has passed
+            sizes.took(len(tasks))
+        elif sizes.too_large(len(tasks)):
+            logger.warning(
+                "%s: the server refuses %d tasks in one request, and takes %d (%s), so "
+                "max_batch=%d is too large",
+                self.name, len(tasks), sizes.taken, error, self._options.max_batch,
+            )  # fmt: skip
         return outputs
 
     async def _results(self, session: Session, codec: Codec, job: Job, slow: bool) -> list[Any]:
@@ -173,11 +256,15 @@ class OpenInferenceDriver(SessionDriver[Session]):
     # ---- its health
 
     async def calibrate(self) -> ServiceTime | None:
-        """Time calls with ``warmup_input``, else with zeros; ``None`` without fixed shapes."""
+        """Time calls with ``warmup_input``, else with zeros.
+
+        ``None`` without fixed shapes, and for a model that does not take zeros.
+        """
         session = self._opened()
-        codec, warmup = session.codec, self._options.warmup_input
+        codec, warmup, most = session.codec, self._options.warmup_input, self.max_batch
         if warmup is not None:
-            return await measured(self.infer, warmup, self.max_batch)
+            line = await measured(self.infer, warmup, most)
+            return line if self.max_batch == most else await self.calibrate()
         if codec.zeros(1) is None:
             return None
 
@@ -185,7 +272,14 @@ class OpenInferenceDriver(SessionDriver[Session]):
             if (job := codec.zeros(len(batch))) is not None:
                 await self._results(session, codec, job, False)
 
-        return await measured(infer, None, self.max_batch)
+        for size in dict.fromkeys((most, 1)):
+            try:
+                return await measured(infer, None, size)
+            except (DeviceLost, DeviceTimeout):
+                raise
+            except AsyncInferError as error:
+                logger.info("%s: it does not take %d inputs of zeros: %s", self.name, size, error)
+        return None
 
     async def probe(self) -> None:
         """Return once the model is ready.

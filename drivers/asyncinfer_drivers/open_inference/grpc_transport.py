@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
 from asyncinfer_drivers.open_inference.tensors import Given, Head, Message, Received
-from asyncinfer_drivers.open_inference.transport import ABOUT_BYTES
+from asyncinfer_drivers.open_inference.transport import ABOUT_BYTES, ModelConfig
 
 __all__ = ("GrpcTransport",)
 
@@ -121,6 +121,16 @@ class GrpcTransport:
             ]
             for kind in ("inputs", "outputs")
         }
+
+    async def config(self, timeout: float | None) -> ModelConfig:
+        """What else the server tells of the model: an extension of Triton."""
+        request = pb.ModelConfigRequest(name=self._name, version=self._version)
+        try:
+            told = (await self._ask("ModelConfig", request, pb.ModelConfigResponse, timeout)).config
+        except Failure:
+            return ModelConfig()
+        optional = frozenset(one.name for one in told.input if one.optional)
+        return ModelConfig(told.max_batch_size if told.max_batch_size > 0 else None, optional)
 
     async def ready(self, timeout: float | None) -> bool:
         """Whether the model can be run now."""

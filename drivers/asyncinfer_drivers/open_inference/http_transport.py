@@ -13,12 +13,19 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-import numpy as np
 
+from asyncinfer.errors import InputError
 from asyncinfer_drivers.open_inference.access import Access, Address
 from asyncinfer_drivers.open_inference.faults import Failure, Kind
-from asyncinfer_drivers.open_inference.tensors import DATATYPES, Given, Head, Message, Received
-from asyncinfer_drivers.open_inference.transport import ABOUT_BYTES
+from asyncinfer_drivers.open_inference.tensors import (
+    DATATYPES,
+    Given,
+    Head,
+    Message,
+    Received,
+    from_received,
+)
+from asyncinfer_drivers.open_inference.transport import ABOUT_BYTES, ModelConfig
 
 __all__ = ("HttpTransport",)
 
@@ -104,6 +111,16 @@ class HttpTransport:
         """What the server says about the model."""
         body, _ = await self._ask("GET", self._url, timeout)
         return _parsed(body)
+
+    async def config(self, timeout: float | None) -> ModelConfig:
+        """What else the server tells of the model: an extension of Triton."""
+        try:
+            told = _parsed((await self._ask("GET", f"{self._url}/config", timeout)).body)
+            most, inputs = told.get("max_batch_size"), told.get("input") or ()
+            optional = frozenset(str(one["name"]) for one in inputs if one.get("optional"))
+        except (Failure, ValueError, KeyError, TypeError, AttributeError):
+            return ModelConfig()
+        return ModelConfig(most if isinstance(most, int) and most > 0 else None, optional)
 
     async def ready(self, timeout: float | None) -> bool:
         """Whether the model can be run now."""
@@ -340,8 +357,13 @@ def _numbers(tensor: Given) -> list[Any]:
     """The elements of a tensor, as JSON has them."""
     datatype = DATATYPES[tensor.head[1]]
     if datatype.kind == "O":
-        return [bytes(part[4:]).decode() for part in tensor.parts]
-    found: list[Any] = np.frombuffer(b"".join(tensor.parts), datatype).tolist()
+        try:
+            return [bytes(part[4:]).decode() for part in tensor.parts]
+        except UnicodeDecodeError as error:
+            text = f"input {tensor.head[0]!r}: bytes that are no UTF-8 cannot go as JSON"
+            raise InputError(f"{text}: use binary=True, or gRPC") from error
+    raw = b"".join(tensor.parts)
+    found: list[Any] = from_received(Received(*tensor.head[:2], (-1,), raw)).tolist()
     return found
 
 

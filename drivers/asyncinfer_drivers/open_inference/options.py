@@ -40,10 +40,13 @@ class OpenInferenceOptions(Access, Limits, StepOptions, SharingOptions):
     batched: bool | None = None
     #: the inputs that are expected, each ``{"name": ..., "datatype": ..., "shape": ...}`` (the last
     #: two may be missing, -1 is any size). A server that says otherwise is a ``ConfigError``; of
-    #: one that says nothing, they are believed
+    #: one that says nothing, they are believed. A task may leave out an input with
+    #: ``"optional": True``; Triton says itself which those are
     inputs: Sequence[Mapping[str, Any]] = ()
     #: the outputs that are expected, in the same way; only those named are asked for
     outputs: Sequence[Mapping[str, Any]] = ()
+    #: whether ``inputs`` and ``outputs`` hold where the server says otherwise
+    overrule: bool = False
     #: ``False`` sends and asks for JSON only, over HTTP
     binary: bool = True
     #: an answer of more bytes is a ``DeviceError``, and is not read to its end

@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from asyncinfer.errors import AsyncInferError, DeviceLost
+from asyncinfer.errors import AsyncInferError, DeviceError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
 from asyncinfer_drivers.open_inference.flow import Flow
+from asyncinfer_drivers.open_inference.sizes import Sizes
 from asyncinfer_drivers.open_inference.tensors import Message
 from asyncinfer_drivers.open_inference.transport import Transport
 
@@ -59,6 +60,8 @@ class Session:
         self._closed = False
         self._closing = asyncio.Event()
         self._flow = Flow()
+        #: what is known of how many tasks a request may have
+        self.sizes = Sizes(1)
         #: whether the server said that it is ready, and when it was asked
         self._is_ready, self._ready_at = False, -math.inf
         self._asking = asyncio.Lock()
@@ -148,6 +151,16 @@ class Session:
             except (Failure, asyncio.CancelledError) as error:
                 raise self.error(error, while_running)  # noqa: B904  # it has its cause
             by_itself, again = answer.kind is Kind.FAILED, True
+
+    async def refuses(self, request: Message) -> bool:
+        """Whether the server, or its model, does not take a request."""
+        try:
+            await self.reply(request)
+        except DeviceError:
+            raise
+        except AsyncInferError:
+            return True
+        return False
 
     async def _asked(self, request: Message, patience: _Patience) -> Message | Failure:
         """The answer to a request that is under way, or why it is to be made again later.

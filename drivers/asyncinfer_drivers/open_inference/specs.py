@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ class TensorSpec(NamedTuple):
     datatype: str = ""
     #: -1 is any size; ``None`` if unknown
     shape: tuple[int, ...] | None = None
+    #: of an input: whether a task may leave it out
+    optional: bool = False
 
     def __str__(self) -> str:
         shape = "any shape" if self.shape is None else str(list(self.shape))
@@ -38,7 +40,8 @@ class TensorSpec(NamedTuple):
     def over(self, other: TensorSpec) -> TensorSpec:
         """This one, and what it leaves open from ``other``."""
         shape = self.shape if self.shape is not None else other.shape
-        return TensorSpec(self.name, self.datatype or other.datatype, shape)
+        optional = self.optional or other.optional
+        return TensorSpec(self.name, self.datatype or other.datatype, shape, optional)
 
 
 class ModelSpec(NamedTuple):
@@ -51,6 +54,11 @@ class ModelSpec(NamedTuple):
     batched: bool
     #: the most tasks in one request; ``None``: no limit known
     most: int | None
+
+    @property
+    def needed(self) -> tuple[TensorSpec, ...]:
+        """The inputs that every task has."""
+        return tuple(one for one in self.inputs if not one.optional)
 
 
 @lru_cache(maxsize=256)
@@ -73,7 +81,7 @@ def tensor_specs(tables: Any, what: str) -> tuple[TensorSpec, ...]:
 
 
 def _spec(table: Mapping[str, Any]) -> TensorSpec:
-    if extra := set(table) - {"name", "datatype", "shape", "parameters", "tags"}:
+    if extra := set(table) - {"name", "datatype", "shape", "optional", "parameters", "tags"}:
         raise ValueError(f"unknown key {min(extra)!r}")
     name, datatype, shape = str(table["name"]), table.get("datatype") or "", table.get("shape")
     if datatype and datatype not in DATATYPES:
@@ -81,7 +89,7 @@ def _spec(table: Mapping[str, Any]) -> TensorSpec:
     sizes = None if shape is None else tuple(map(int, shape))
     if sizes and min(sizes) < -1:
         raise ValueError(f"shape {shape!r}: sizes are 0 or more, or -1 for any")
-    return TensorSpec(name, datatype, sizes)
+    return TensorSpec(name, datatype, sizes, bool(table.get("optional")))
 
 
 def model_spec(
@@ -90,17 +98,27 @@ def model_spec(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     batched: bool | None,
+    *,
+    optional: Collection[str] = (),
+    overrule: bool = False,
 ) -> ModelSpec:
     """The model that ``metadata`` describes, if it has the expected inputs and outputs.
 
     :param inputs: all inputs that are expected; none: whatever the server says.
     :param outputs: those that are wanted; none: all.
     :param batched: ``None``: if the first dimension of every input is of any size.
+    :param optional: names of inputs that may be left out.
+    :param overrule: whether what is expected holds where the server says otherwise.
     """
-    found = tensor_specs(metadata.get("inputs"), f"{name}: the server's inputs")
-    if inputs and found and {one.name for one in inputs} != {one.name for one in found}:
-        raise ConfigError(f"{name}: the model has inputs {_list(found)}, not {_list(inputs)}")
-    given = _merged(name, "input", inputs or found, found)
+    found = tuple(
+        one._replace(optional=one.optional or one.name in optional)
+        for one in tensor_specs(metadata.get("inputs"), f"{name}: the server's inputs")
+    )
+    if inputs and found and not overrule:
+        expected, there = {one.name for one in inputs}, {one.name for one in found}
+        if not there - {one.name for one in found if one.optional} <= expected <= there:
+            raise ConfigError(f"{name}: the model has inputs {_list(found)}, not {_list(inputs)}")
+    given = _merged(name, "input", inputs or found, found, overrule)
     if not given:
         raise ConfigError(
             f"{name}: the server does not say what inputs the model has: "
@@ -109,7 +127,7 @@ def model_spec(
     if vague := [one for one in given if not one.datatype or one.shape is None]:
         raise ConfigError(f"{name}: give datatype and shape of input {vague[0].name!r}")
     found = tensor_specs(metadata.get("outputs"), f"{name}: the server's outputs")
-    wanted = _merged(name, "output", outputs or found, found)
+    wanted = _merged(name, "output", outputs or found, found, overrule)
     shapes = [one.shape for one in given if one.shape is not None]
     if batched is None:
         batched = all(shape[:1] == (-1,) for shape in shapes)
@@ -122,13 +140,17 @@ def model_spec(
 
 
 def _merged(
-    name: str, kind: str, wanted: Iterable[TensorSpec], found: Sequence[TensorSpec]
+    name: str,
+    kind: str,
+    wanted: Iterable[TensorSpec],
+    found: Sequence[TensorSpec],
+    overrule: bool,
 ) -> tuple[TensorSpec, ...]:
     """Each one wanted, with what the server says of it; ``ConfigError`` if that differs."""
     merged = list[TensorSpec]()
     for one in wanted:
         said = next((other for other in found if other.name == one.name), None)
-        if found and (said is None or not one.fits(said)):
+        if found and not overrule and (said is None or not one.fits(said)):
             there = _list(found) if said is None else str(said)
             raise ConfigError(f"{name}: expected {kind} {one}, the model has {there}")
         merged.append(one if said is None else one.over(said))

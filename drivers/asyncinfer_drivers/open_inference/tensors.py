@@ -28,9 +28,10 @@ Array: TypeAlias = np.ndarray[Any, Any]
 #: name, datatype, shape and bytes of a tensor
 Head: TypeAlias = tuple[str, str, tuple[int, ...], int]
 
-#: the protocol's datatypes; all numbers are little-endian
+#: what holds the protocol's datatypes; all numbers are little-endian
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
+    "BF16": np.dtype("<f4"),  # here: numpy has no such type, and every such number is one of these
     **{f"UINT{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
     **{f"INT{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     "FP16": np.dtype("<f2"),
@@ -84,6 +85,8 @@ def to_array(item: Any, datatype: str, name: str) -> Array:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = type(item).__name__
         raise InputError(f"input {name!r}: no array can be made of this {kind}") from error
+    if array.dtype.name == "bfloat16":  # of ml_dtypes, as tritonclient returns them
+        array = array.astype(np.float32)
     if wanted.kind == "O":
         if all(isinstance(one, str | bytes) for one in array.flat):
             return array
@@ -106,7 +109,9 @@ def _plain(item: Any) -> Any:
 
 
 def given(name: str, datatype: str, shape: tuple[int, ...], arrays: Sequence[Array]) -> Given:
-    """The tensor made of contiguous ``arrays``; numbers are not copied."""
+    """The tensor made of contiguous ``arrays``; numbers are not copied, but for BF16."""
+    if datatype == "BF16":
+        arrays = [_as_bf16(array) for array in arrays]
     if arrays[0].dtype.kind != "O":
         size = arrays[0].nbytes * len(arrays)
         return Given((name, datatype, shape, size), [array.data for array in arrays])
@@ -125,12 +130,34 @@ def from_received(tensor: Received) -> Array:
     if wanted is None:
         raise ValueError(f"datatype {tensor.datatype!r} is unknown")
     if tensor.raw is None:
-        array = np.asarray(tensor.values, wanted)
+        array = _of_values(tensor.values, wanted)
     elif wanted.kind == "O":
         array = np.asarray(_texts(bytes(tensor.raw)), wanted)
+    elif tensor.datatype == "BF16":
+        array = (np.frombuffer(tensor.raw, "<u2").astype("<u4") << 16).view(wanted)
     else:
         array = np.frombuffer(tensor.raw, wanted)
     return array.reshape(tensor.shape)
+
+
+def _of_values(values: Sequence[Any], wanted: np.dtype[Any]) -> Array:
+    """Of numbers or texts one by one; null is no number, so only a float can be that."""
+    if wanted.kind == "O":
+        return np.asarray([one.encode() if isinstance(one, str) else one for one in values], wanted)
+    if wanted.kind != "f":
+        if None in values:
+            raise ValueError("null where numbers without NaN are expected")
+        array = np.asarray(values)
+        if array.dtype.kind == "f" and not np.array_equal(array, array.astype(wanted)):
+            raise ValueError(f"numbers that are no {wanted.name}")
+    return np.asarray(values, wanted)
+
+
+def _as_bf16(array: Array) -> Array:
+    """The upper halves of numbers of FP32, rounded to the nearest, of two to the even one."""
+    bits = np.ascontiguousarray(array, "<f4").view("<u4")
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    return np.where(np.isnan(array), bits | 0x400000, rounded).__rshift__(16).astype("<u2")
 
 
 def _texts(data: bytes) -> list[bytes]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asyncinfer_drivers.open_inference.tensors import Given, Message, Received
 
-__all__ = ("ABOUT_BYTES", "Transport")
+__all__ = ("ABOUT_BYTES", "ModelConfig", "Transport")
 
 #: most bytes of an answer that is no inference: what a server says of itself or a model, an error
 ABOUT_BYTES = 4 * 1024 * 1024
+
+
+class ModelConfig(NamedTuple):
+    """What Triton tells of a model besides its metadata."""
+
+    #: tasks in one request at most; ``None``: not known
+    most: int | None = None
+    #: names of the inputs that may be left out
+    optional: frozenset[str] = frozenset()
 
 
 class Transport(Protocol):
@@ -30,6 +39,10 @@ class Transport(Protocol):
 
     async def metadata(self, timeout: float | None) -> Mapping[str, Any]:
         """``inputs`` and ``outputs`` of the model; ``ValueError`` if the reply is none."""
+        ...
+
+    async def config(self, timeout: float | None) -> ModelConfig:
+        """What else the server tells of the model; most servers tell nothing."""
         ...
 
     async def ready(self, timeout: float | None) -> bool:

@@ -80,8 +80,9 @@ class Proxy:
     ],
 )
 async def test_a_refusal_carries_the_servers_text(server, opened, kind, error):
-    server.faults = [(kind, "because\n of that")]
     async with opened(server, name="pi", max_batch=2) as driver:
+        await driver.infer([ROW, ROW])
+        server.faults = [(kind, "because\n of that")]
         with pytest.raises(error, match=r"device 'pi': the server .*: because of that$") as caught:
             await driver.infer([ROW, ROW])
         assert type(caught.value) is error

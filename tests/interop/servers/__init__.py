@@ -52,7 +52,9 @@ def install(name: str, python: str) -> Path:
         pip = [home / "bin" / "python", "-m", "pip", "install", "-q"]
         subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
         if name == "triton":  # its backend looks beside itself; with numpy 2 its outputs are empty
-            subprocess.run([*pip, "--target", _triton(home) / "backends/python", "numpy<2"], check=True)
+            subprocess.run(
+                [*pip, "--target", _triton(home) / "backends/python", "numpy<2"], check=True
+            )
         done.touch()
     return home
 
@@ -97,7 +99,12 @@ class Running:
         with self.log.open("ab") as log:
             env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | self.environment()
             self.process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, env=env
+                self.command(),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.folder,
+                env=env,
             )
         deadline = time.monotonic() + 90
         while not all(map(self._ready, self.models)):
@@ -131,7 +138,19 @@ class Triton(Running):
     """Triton 2.51 with models of its Python backend."""
 
     name = "triton"
-    models = ("twice", "free", "whole", "picky", "together", "wants", "full", "two", "text", "half", "odd")
+    models = (
+        "twice",
+        "free",
+        "whole",
+        "picky",
+        "together",
+        "wants",
+        "full",
+        "two",
+        "text",
+        "half",
+        "odd",
+    )
 
     def prepare(self) -> None:
         plain = [("x", "FP32", 4, False)], [("y", "FP32", 4)]
@@ -143,7 +162,12 @@ class Triton(Running):
         self._model("odd", 8, *plain)
         self._model("together", 8, *plain, _QUEUE % (2000, 0))
         self._model("full", 1, *plain, _QUEUE % (0, 2))
-        self._model("two", 8, [("a", "FP32", 4, False), ("b", "FP32", 4, True)], [("sum", "FP32", 4), ("first", "FP32", 4)])
+        self._model(
+            "two",
+            8,
+            [("a", "FP32", 4, False), ("b", "FP32", 4, True)],
+            [("sum", "FP32", 4), ("first", "FP32", 4)],
+        )
         self._model("text", 8, [("x", "STRING", 1, False)], [("y", "STRING", 1)])
         self._model("half", 8, [("x", "BF16", 4, False)], [("y", "BF16", 4)])
 
