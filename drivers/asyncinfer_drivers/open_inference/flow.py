@@ -11,8 +11,15 @@ __all__ = ("Flow",)
 
 #: what a refusal leaves of the most requests under way, at most
 _DECREASE = 0.9
-#: so many requests must be answered for each one that may be under way until there is one more
-_PATIENCE = 4.0
+#: so many requests must be answered for each one that may be under way until there is one more;
+#: twice as many after each refusal, until one more is answered, up to the second figure
+_PATIENCE, _MOST_PATIENCE = 4.0, 256.0
+#: there is to be one more only while fewer than this wait at the server
+_QUEUED = 0.9
+#: by how much the shortest time of an answer grows with each answer, lest it be too short for ever
+_FORGETTING = 1.0005
+#: weight of one answer in their usual time
+_GAIN = 1 / 8
 
 
 class _Waiter(NamedTuple):
@@ -24,8 +31,9 @@ class Flow:
     """Lets requests go in the order in which they came, those first that were refused before.
 
     It begins without a limit. A server that refuses a request as it has too much to do shows how
-    many it takes: those that are under way besides. That limit is raised slowly while it is what
-    holds requests back, and lowered with each refusal: additive increase, multiplicative decrease.
+    many it takes: those that are under way besides. That limit is lowered with each refusal, and
+    raised slowly while it holds requests back and more under way would bring more: while answers
+    take about as long as the shortest, so that none waits at the server for others.
 
     A request may also ask to be under way alone.
     """
@@ -40,6 +48,10 @@ class Flow:
         self.answered_at = -math.inf
         #: when the limit may be raised again
         self._steady_until = -math.inf
+        #: what the last refusal left of the limit, and how slowly it is raised since
+        self._left, self._patience = math.inf, _PATIENCE
+        #: seconds of the shortest answer, and of a usual one
+        self._shortest, self._usual = math.inf, 0.0
         #: whether the request that is under way is to be alone
         self._alone = False
         self._waiting: deque[_Waiter] = deque()
@@ -69,11 +81,21 @@ class Flow:
         if self._waiting:
             self._let_go()
 
-    def answered(self, now: float) -> None:
-        """The server has answered a request that is still under way."""
+    def answered(self, now: float, seconds: float, beside: int) -> None:
+        """The server has answered a request that is still under way.
+
+        It took so many seconds, and began when ``beside`` were under way, itself included.
+        """
         self.answered_at = now
-        if self.running + 1 > self.limit and now >= self._steady_until:
-            self.limit += 1 / (_PATIENCE * self.limit)
+        self._shortest = min(seconds, _FORGETTING * self._shortest)
+        self._usual += (seconds - self._usual) * (_GAIN if self._usual else 1.0)
+        if self.limit == math.inf:
+            return
+        if beside > self._left:
+            self._patience = _PATIENCE
+        queued = self.limit * (1 - self._shortest / self._usual) if self._usual else 0.0
+        if self.running + 1 > self.limit and queued < _QUEUED and now >= self._steady_until:
+            self.limit += 1 / (self._patience * self.limit)
             self._let_go()
 
     def refused(self, steady_until: float) -> None:
@@ -81,7 +103,8 @@ class Flow:
 
         The limit is not raised before ``steady_until``.
         """
-        self.limit = max(1.0, min(_DECREASE * self.limit, self.running - 1))
+        self.limit = self._left = max(1.0, min(_DECREASE * self.limit, self.running - 1))
+        self._patience = min(2 * self._patience, _MOST_PATIENCE)
         self._steady_until = max(self._steady_until, steady_until)
 
     def close(self) -> None:

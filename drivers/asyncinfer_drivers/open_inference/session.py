@@ -168,14 +168,15 @@ class Session:
         It stays under way while the server is overloaded and nothing else is.
         """
         flow, clock, limit = self._flow, asyncio.get_running_loop().time, self._limits.run_timeout
-        alone, mark = flow.running == 1, flow.started
+        beside, mark = flow.running, flow.started
         while True:
+            began = clock()
             try:
                 answer = await self.transport.infer(request, limit)
             except Failure as failure:
                 if not await self._is_busy(failure):
-                    flow.answered(clock())
-                    crowded = not alone or flow.started > mark
+                    flow.answered_at = clock()
+                    crowded = beside > 1 or flow.started > mark
                     if failure.kind is Kind.FAILED and crowded:
                         return failure
                     raise
@@ -185,7 +186,7 @@ class Session:
                     return failure
                 await self._pause(max(failure.wait, pause * self._random.uniform(0.5, 1.0)))
             else:
-                flow.answered(clock())
+                flow.answered(clock(), clock() - began, beside)
                 return answer
 
     async def _is_busy(self, failure: Failure) -> bool:
