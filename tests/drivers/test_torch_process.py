@@ -320,6 +320,75 @@ def test_an_output_that_cannot_be_sent(module):
         assert "type function cannot leave its process" in str(output)
 
 
+#: what else can fail on the way: values, and errors of a step
+HOSTILE = """
+import pickle
+
+class Leaving:
+    def __reduce__(self):
+        raise KeyboardInterrupt("not so")
+
+class Arriving:
+    def __init__(self):
+        self.x = 1
+
+    def __setstate__(self, state):
+        raise SystemExit(0)
+
+class Apart:
+    def __reduce_ex__(self, protocol):
+        return bytes, (pickle.PickleBuffer(memoryview(b"abcdef")[::2]),)
+
+class Silent(Exception):
+    def __str__(self):
+        raise SystemExit("no text")
+
+def fail(row):
+    raise Silent
+
+def make(row):
+    kinds = {1: Leaving, 2: Arriving, 3: Apart, 4: lambda: [Leaving()], 5: lambda: fail(row)}
+    return kinds.get(int(row), lambda: float(row))()
+
+def number(item):
+    return item if isinstance(item, float) else 0.0
+"""
+
+
+def test_what_fails_on_the_way_fails_alone_and_the_process_lives(tmp_path, monkeypatch):
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    hostile = importlib.import_module("hostile")
+    steps = {"preprocess": "hostile:number", "postprocess": "hostile:make"}
+    child = driver(nn.Identity().eval(), max_batch=8, **steps)
+    given = [7.0, hostile.Leaving(), hostile.Arriving(), hostile.Apart(), 8.0]
+
+    async def run():
+        await child.open()
+        try:
+            began = child._session.pid
+            outputs = await child.infer(given)
+            for number in (1.0, 2.0, 3.0, 4.0, 5.0):
+                outputs += await child.infer([9.0, number])
+            assert child._session.pid == began
+            return outputs
+        finally:
+            await child.close()
+
+    outputs = asyncio.run(run())
+    good = [output for output in outputs if isinstance(output, float)]
+    told = [str(output) for output in outputs if not isinstance(output, float)]
+    assert good == [7.0, 8.0, *[9.0] * 5]
+    assert [isinstance(output, InputError) for output in outputs[:5]] == [False, *[True] * 3, False]
+    for text, named in zip(
+        told,
+        ("Leaving", "Arriving", "Apart", "Leaving", "Arriving", "Apart", "list", "Silent"),
+        strict=True,
+    ):
+        assert named in text
+    assert "KeyboardInterrupt was raised: not so" in told[6]
+
+
 # --- the wire -----------------------------------------------------------------------------------
 
 

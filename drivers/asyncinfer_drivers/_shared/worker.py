@@ -252,7 +252,7 @@ def as_exception(error: BaseException) -> Exception:
     """``error`` itself, or a ``RuntimeError`` for what would end the thread or the event loop."""
     if isinstance(error, Exception):
         return error
-    wrapped = RuntimeError(f"{type(error).__name__} was raised: {error}")
+    wrapped = RuntimeError(f"{type(error).__name__} was raised: {_said(error)}")
     wrapped.__cause__ = error
     return wrapped
 
@@ -263,12 +263,19 @@ def portable(error: Exception) -> Exception:
         copied = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
         if type(copied) is type(error) and str(copied) == str(error):
             return error
-    except Exception:
+    except BaseException:  # whatever its class does, it is no fault of this process
         copied = None
-    told = RuntimeError(f"{type(error).__name__}: {error}")
+    told = RuntimeError(f"{type(error).__name__}: {_said(error)}")
     for note in getattr(error, "__notes__", ()):
         told.add_note(note)
     return told
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as another:
+        return f"its text cannot be made ({type(another).__name__})"
 
 
 async def outlast(finished: asyncio.Future[Any]) -> None:

@@ -24,6 +24,14 @@ class Unloadable(Exception):
     """A message has come, and what is in it cannot be made here; says why."""
 
 
+def _told(error: Exception) -> str:
+    """What kept a value from being made, and of which type it most likely is."""
+    if isinstance(error, AsyncInferError):
+        return str(error)
+    of = "".join(f" of type {name}" for name in getattr(error, "__notes__", ())[-1:] if name)
+    return f"a value{of} cannot be made there: {type(error).__name__}: {error}"
+
+
 class Channel:
     """Sends and receives tuples; what is large in them goes through two areas of memory.
 
@@ -75,8 +83,7 @@ class Channel:
         try:
             values: tuple[Any, ...] = load(pickled, sizes, self._inbox, self.main)
         except Exception as error:
-            kind = "" if isinstance(error, AsyncInferError) else f"{type(error).__name__}: "
-            raise Unloadable(f"{kind}{error}") from error
+            raise Unloadable(_told(error)) from error
         return values
 
     def ready(self, seconds: float) -> bool:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
@@ -46,12 +47,16 @@ def main(line: int, lifeline: int, inbox: int, outbox: int, parent: int) -> NoRe
     """Serve the parent; the arguments are open files and the parent's process id."""
     _die_with(parent, lifeline)
     os.dup2(2, 1)  # what a model prints goes to standard error: standard output is the program's
+    status = 1
     try:
         with suppress(ConnectionError), socket.socket(fileno=line) as connection:
             _serve(Channel(connection, Area(inbox), Area(outbox)))
+        status = 0
+    except BaseException:
+        traceback.print_exc()  # the parent can only say that this process has ended
     finally:
         sys.stderr.flush()
-        os._exit(0)  # there is nothing to tidy up, and torch's threads would take their time
+        os._exit(status)  # there is nothing to tidy up, and torch's threads would take their time
 
 
 def _die_with(parent: int, lifeline: int) -> None:
@@ -103,20 +108,19 @@ def _unsendable(well: bool, answer: Any, error: Exception) -> tuple[bool, Any]:
     """An answer that cannot be pickled, with an error instead of each part that is to blame."""
     if not isinstance(answer, list):
         return False, RuntimeError(f"the answer cannot leave its process: {error}")
-    return well, [output if _sendable(output) else _told(output) for output in answer]
+    return well, [_sendable(output) for output in answer]
 
 
-def _sendable(output: Any) -> bool:
+def _sendable(output: Any) -> Any:
+    """The output, or why it cannot be sent."""
     try:
         Pickled.of(output)
-    except Exception:
-        return False
-    return True
-
-
-def _told(output: Any) -> Exception:
-    name = type(output).__name__
-    return TypeError(f"an output of type {name} cannot leave its process: return plain data")
+    except Exception as error:
+        name, why = type(output).__name__, f"{type(error).__name__}: {error}"
+        return TypeError(
+            f"an output of type {name} cannot leave its process: return plain data ({why[:300]})"
+        )
+    return output
 
 
 class _Share:

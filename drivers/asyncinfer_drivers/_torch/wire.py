@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers._torch.mainprogram import MAIN
 from asyncinfer_drivers._torch.parcel import reduced
 
@@ -105,14 +106,19 @@ class Pickled(NamedTuple):
 
     @classmethod
     def of(cls, value: Any, *, views: bool = False) -> Pickled:
-        """Raises what pickling ``value`` raises.
+        """Raises what pickling ``value`` raises, an ``Exception`` in any case.
 
         With ``views``, tensors that share memory share it there as well, and keep their strides, as
         those of a model have to.
         """
         buffers = list[pickle.PickleBuffer]()
         file = io.BytesIO()
-        _Pickler(file, buffers, views=views).dump(value)
+        try:
+            _Pickler(file, buffers, views=views).dump(value)
+            for buffer in buffers:
+                buffer.raw().release()
+        except BaseException as error:  # of a class that is sent
+            raise as_exception(error) from error
         return cls(file.getvalue(), buffers)
 
     def into(self, area: Area) -> tuple[bytes, list[int]]:
@@ -129,13 +135,21 @@ def load(
     """
     unpickler = _Unpickler(io.BytesIO(text), buffers=area.read(sizes))
     unpickler.main = main
-    return unpickler.load()
+    try:
+        return unpickler.load()
+    except BaseException as error:
+        made = as_exception(error)
+        made.add_note(unpickler.latest)
+        raise made from error
 
 
 class _Unpickler(pickle.Unpickler):
     main: Callable[[str], Any] | None = None
+    #: what was looked up last: if making it fails, most likely the culprit
+    latest = ""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        self.latest = global_name
         if self.main is not None and module_name in MAIN:
             return self.main(global_name)
         return super().find_class(module_name, global_name)
