@@ -106,7 +106,10 @@ class SupportsCalibrate(Protocol):
     """A driver that can say, once open, how long a call takes."""
 
     async def calibrate(self) -> ServiceTime | None:
-        """Time a warm-up call, or return a known figure; ``None`` if neither is possible."""
+        """Time a warm-up call, or return a known figure; ``None`` if neither is possible.
+
+        What it raises is the device's fault: others go on, and this one is opened again.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from fakes import Doored, Faulty, Unusual, Wedged, now
 
 from asyncinfer import Dispatcher, Timeouts
 from asyncinfer._core.devices.start import AT_ONCE
-from asyncinfer.errors import ClosedError, ConfigError, DeviceError, DeviceLost
+from asyncinfer.errors import ClosedError, ConfigError, DeviceError, DeviceLost, InputError
 
 
 def lost(name):
@@ -246,3 +246,43 @@ async def test_on_real_loops_the_first_answer_does_not_wait():
     drivers = [Doored("slow", openings=[30.0]), Doored("first", 0.0)]
     async with asyncio.timeout(20), Dispatcher(drivers) as d:
         assert [y async for y in d.stream(range(100))] == list(range(100))
+
+
+class Cold(Doored):
+    """Fails at its warm-up, the first few times."""
+
+    def __init__(self, name, *errors):
+        super().__init__(name, 0.1)
+        self.errors = list(errors)
+
+    async def calibrate(self):
+        if self.errors:
+            raise self.errors.pop(0)
+        return
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("no zeros"), ConfigError("set up wrongly"), ValueError("odd"), lost("cold")],
+)
+def test_what_a_warm_up_meets_ends_no_dispatcher_beside_a_healthy_device(virtual, error):
+    async def run():
+        events = []
+        drivers = [Doored("good", 0.1), Cold("cold", error)]
+        async with Dispatcher(drivers, on_event=events.append) as d:
+            assert [output async for output in d.stream(range(200))] == list(range(200))
+            assert states(d) == {"good": "ready", "cold": "ready"}
+        (told,) = [str(event.error) for event in events if event.kind == "device.lost"]
+        assert told.startswith("device 'cold': its warm-up failed: ")
+        assert told.endswith(str(error).partition(": ")[2] or str(error))
+
+    virtual(run())
+
+
+def test_a_warm_up_that_fails_on_the_only_device_is_told(virtual):
+    async def run():
+        with pytest.raises(DeviceError, match="its warm-up failed: InputError: no zeros"):
+            async with Dispatcher([Cold("cold", InputError("no zeros"))]):
+                pass
+
+    virtual(run())

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from asyncinfer._core.devices.device import Device
 from asyncinfer._core.tasks.recorder import Recorder, logger
-from asyncinfer.driver import SupportsCalibrate, SupportsProbe
+from asyncinfer.driver import ServiceTime, SupportsCalibrate, SupportsProbe
 from asyncinfer.errors import ClosedError, DeviceError, DeviceLost, DeviceTimeout
 from asyncinfer.options import Timeouts
 from asyncinfer.stats import DeviceState
@@ -182,11 +182,23 @@ def _opened_again(device: Device, generation: int) -> bool:
 async def _make_ready(device: Device) -> None:
     driver = device.driver
     if isinstance(driver, SupportsCalibrate):
-        line = await driver.calibrate()
+        line = await _calibrated(device.name, driver)
         if line is not None:
             device.calibrate(line)
     if device.breaker.half_open and isinstance(driver, SupportsProbe):
         await driver.probe()
+
+
+async def _calibrated(name: str, driver: SupportsCalibrate) -> ServiceTime | None:
+    """The driver's service time. Whatever fails there, it is this device's fault alone."""
+    said = "its warm-up failed"
+    try:
+        return await driver.calibrate()
+    except DeviceError as error:
+        error.message = f"{said}: {error.message}"
+        raise
+    except Exception as error:
+        raise DeviceError(name, f"{said}: {type(error).__name__}: {error}") from error
 
 
 async def _close_driver(device: Device) -> None:
