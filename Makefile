@@ -102,8 +102,8 @@ bench-peers: setup  ## install the peers, each in an environment of its own, and
 	@mkdir -p out/peers
 	.venv/bin/asyncinfer bench --suite peers --report out/peers/report.md
 
-interop: setup  ## install MLServer in an environment of its own, and run the client against it
-	@test -x $(INTEROP)/bin/mlserver || { $(PYTHON) -m venv --clear $(INTEROP) && $(INTEROP)/bin/python $(PIP) mlserver==1.7.1; }
+interop: setup  ## install Triton, KServe and MLServer, each by itself (1 GB), and try everything with each
+	ASYNCINFER_INTEROP=$(INTEROP) .venv/bin/python tests/interop/run.py
 	.venv/bin/pytest -q tests/drivers/open_inference/test_mlserver.py
 
 aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's processor, emulated; not in CI

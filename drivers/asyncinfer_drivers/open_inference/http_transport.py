@@ -164,7 +164,7 @@ class HttpTransport:
         wanted = {"parameters": {"binary_data": self._binary}}
         if outputs:
             head["outputs"] = [{"name": name, **wanted} for name in outputs]
-        elif self._binary:
+        if self._binary:  # for each output, and for those who look here only, as KServe's models
             head["parameters"] = {"binary_data_output": True}
         return json.dumps(head, separators=(",", ":")).encode()
 

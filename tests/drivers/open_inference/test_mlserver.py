@@ -20,7 +20,7 @@ from asyncinfer.testing import check_driver
 from asyncinfer_drivers.open_inference import OpenInferenceDriver
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-MLSERVER = CACHE / "asyncinfer" / "interop" / "bin" / "mlserver"
+MLSERVER = CACHE / "asyncinfer" / "interop" / "mlserver" / "bin" / "mlserver"
 
 pytestmark = pytest.mark.skipif(not MLSERVER.exists(), reason="no MLServer: make interop")
 

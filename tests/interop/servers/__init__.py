@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -28,6 +27,12 @@ REQUIREMENTS = {
     "mlserver": ["mlserver==1.7.1", "uvloop<0.22"],  # with a later one its workers die
 }
 
+_FITS = """
+import glob, importlib.util, sys
+library = glob.glob(f"{sys.base_prefix}/lib/libpython3.{sys.version_info[1]}.so*")
+sys.exit(bool(importlib.util.find_spec("numpy")) or not library)
+"""
+_ABOUT = "import sys; print(sys.base_prefix, *sys.version_info[:2])"
 _CONFIG = """\
 name: "{name}"
 backend: "python"
@@ -41,6 +46,28 @@ _QUEUE = """dynamic_batching {
   max_queue_delay_microseconds: %d
   default_queue_policy { max_queue_size: %d }
 }"""
+
+
+def python_for() -> str:
+    """A Python in which all of them run: 3.10 to 3.12, with libpython and without numpy.
+
+    Triton's models find the numpy of that Python before their own, and need one below 2.
+    """
+    asked = os.environ.get("ASYNCINFER_INTEROP_PYTHON")
+    folders = [Path(part) for part in os.environ.get("PATH", "").split(os.pathsep)]
+    folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    names = ("python3.12", "python3.11", "python3.10")
+    for found in [asked] if asked else [folder / name for name in names for folder in folders]:
+        run = (
+            subprocess.run([found, "-c", _FITS], capture_output=True)
+            if Path(found).exists()
+            else None
+        )
+        if run is not None and run.returncode == 0:
+            return str(found)
+    raise SystemExit(
+        "no Python 3.10 to 3.12 with libpython and without numpy: ASYNCINFER_INTEROP_PYTHON="
+    )
 
 
 def install(name: str, python: str) -> Path:
@@ -188,13 +215,13 @@ class Triton(Running):
 
     def environment(self) -> dict[str, str]:
         python = subprocess.run(
-            [self.home / "bin" / "python", "-c", "import sys; print(sys.base_prefix, *sys.version_info[:2])"],
-            capture_output=True, text=True, check=True,
+            [self.home / "bin" / "python", "-c", _ABOUT], capture_output=True, text=True, check=True
         )  # fmt: skip
         base, *version = python.stdout.split()
         server = _triton(self.home)
         stub = server / "python_backend_stubs" / ".".join(version) / "triton_python_backend_stub"
-        shutil.copy(stub, server / "backends" / "python")
+        if not (server / "backends" / "python" / stub.name).exists():
+            shutil.copy(stub, server / "backends" / "python")
         libraries = [f"{base}/lib", str(server.parents[1] / "nvidia_pytriton.libs")]
         return {**super().environment(), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
@@ -261,7 +288,3 @@ class MLServer(Running):
 
 
 SERVERS: dict[str, type[Running]] = {one.name: one for one in (Triton, KServe, MLServer)}
-
-if __name__ == "__main__":
-    for chosen in sys.argv[2:] or SERVERS:
-        install(chosen, sys.argv[1])

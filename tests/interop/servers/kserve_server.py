@@ -28,7 +28,13 @@ class Named(Model):
             one = InferOutput(name, list(array.shape), kind)
             one.set_data_from_numpy(array, binary_data=payload.use_binary_outputs)
             outputs.append(one)
-        return InferResponse(payload.id or "", self.name, outputs)
+        return InferResponse(
+            payload.id or "",
+            self.name,
+            outputs,
+            use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )
 
     def twice(self, x):
         return {"y": x * 2}
