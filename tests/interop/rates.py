@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,13 @@ async def at_triton(server: Running, seconds: float) -> None:
     row = np.ones(4, np.float32)
     for protocol in CLIENTS:
         at = server, protocol
-        for batch, calls in ((1, 1), (1, 8), (8, 2), (8, 8)):
+        for model, batch, calls in product(("work", "twice"), (1, 8), (1, 2, 8)):
             options = {"max_batch": 32 if batch > 1 else 1, "concurrency": calls}
             figures = await beside(
-                partial(ours, *at, "twice", seconds, row, **options),
-                partial(theirs, *at, "twice", seconds, batch, calls),
+                partial(ours, *at, model, seconds, row, **options),
+                partial(theirs, *at, model, seconds, batch, calls),
             )
-            told(f"Triton, {protocol}, {calls} calls in flight of {batch}", figures)
+            told(f"Triton, {protocol}, {model}, {calls} calls in flight of {batch}", figures)
         figures = await beside(
             partial(ours, *at, "full", 3 * seconds, row, concurrency=8),
             partial(theirs, *at, "full", 3 * seconds, 1, 2),

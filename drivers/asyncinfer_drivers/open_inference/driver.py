@@ -234,8 +234,9 @@ class OpenInferenceDriver(SessionDriver[Session]):
         tasks = [batch[index] for index in job.indexes]
         half, sizes = len(tasks) // 2, session.sizes
         outputs = await self._run_part(session, codec, tasks[:half])
-        outputs += await self._run_part(session, codec, tasks[half:])
-        if any(isinstance(output, BaseException) for output in outputs):
+        outputs += await self._run(session, codec, tasks[half:])
+        known = len(tasks) > sizes.most
+        if known or any(isinstance(output, BaseException) for output in outputs):
             return outputs
         if not await session.refuses(job.request):  # it was another fault, and has passed
             sizes.took(len(tasks))

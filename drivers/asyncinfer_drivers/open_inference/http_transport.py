@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
@@ -97,6 +98,7 @@ class HttpTransport:
             read_bufsize=_BUFFER,
             auto_decompress=False,
             trace_configs=list(traces),
+            response_class=_Response,
         )
 
     async def close(self) -> None:
@@ -245,6 +247,21 @@ class HttpTransport:
             raise Failure(Kind.LOST, str(error) or type(error).__name__) from error
 
 
+class _Response(aiohttp.ClientResponse):
+    """Knows its connection even when that is free for others."""
+
+    _line: asyncio.Transport | None = None
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        self._line = connection.transport
+        return await super().start(connection)
+
+    def hang_up(self) -> None:
+        """Have nobody use the connection again."""
+        if self._line is not None:
+            self._line.close()
+
+
 class _Reused:
     """Whether a request was made over a connection that was there before."""
 
@@ -284,8 +301,8 @@ async def _requested(
         trace_request_ctx=reused,
     ) as response:
         answer = await _read(response, most if response.status == 200 else ABOUT_BYTES)
-        if response.status == 500:  # uvicorn closes it now, and does not say so
-            response.close()
+        if response.status == 500 and isinstance(response, _Response):
+            response.hang_up()  # uvicorn does so now, and does not say so
         return response, answer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.25
 #: most seconds that a server may ask to be left alone; then it counts as failed
 _LONGEST_WAIT = 60.0
+#: so many requests at which a model fails are remembered
+_BLAMED = 64
 #: seconds for which an answer of a server that it is ready, or is not, is believed
 _READY_SECONDS = 0.25
 
@@ -60,6 +63,8 @@ class Session:
         self._closed = False
         self._closing = asyncio.Event()
         self._flow = Flow()
+        #: the latest requests at which the model failed while they were alone
+        self._blamed: deque[int] = deque(maxlen=_BLAMED)
         #: what is known of how many tasks a request may have
         self.sizes = Sizes(1)
         #: whether the server said that it is ready, and when it was asked
@@ -177,7 +182,7 @@ class Session:
                 if not await self._is_busy(failure):
                     flow.answered_at = clock()
                     crowded = beside > 1 or flow.started > mark
-                    if failure.kind is Kind.FAILED and crowded:
+                    if failure.kind is Kind.FAILED and not self._is_to_blame(request, crowded):
                         return failure
                     raise
                 pause = patience.next(failure, flow.answered_at, clock())
@@ -188,6 +193,16 @@ class Session:
             else:
                 flow.answered(clock(), clock() - began, beside)
                 return answer
+
+    def _is_to_blame(self, request: Message, crowded: bool) -> bool:
+        """Whether the model failed at this request itself: it does so when nothing else is there.
+
+        The dispatcher makes it again a few times; it need not be alone for each of them.
+        """
+        if crowded:
+            return hash(request.body) in self._blamed
+        self._blamed.append(hash(request.body))
+        return True
 
     async def _is_busy(self, failure: Failure) -> bool:
         """Whether the server has too much to do: says so, or is unavailable but ready."""

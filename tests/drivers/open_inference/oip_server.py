@@ -15,6 +15,7 @@ import numpy as np
 from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from asyncinfer_drivers.open_inference.tensors import DATATYPES
 
@@ -37,6 +38,21 @@ class Fault(Exception):
         self.grpc, self.http = STATUS[kind]
 
 
+def arrived(raw, datatype):
+    """The array of raw contents; texts with their lengths, BF16 as bit patterns."""
+    if datatype == "BF16":
+        return np.frombuffer(raw, "<u2")
+    if datatype != "BYTES":
+        return np.frombuffer(raw, DATATYPES[datatype])
+    return np.array(deserialize_bytes_tensor(raw), object)
+
+
+def leaving(array):
+    if array.dtype == object:
+        return serialize_byte_tensor(array).item()
+    return array.tobytes()
+
+
 def tensor(name, datatype, shape):
     return {"name": name, "datatype": datatype, "shape": shape}
 
@@ -55,6 +71,10 @@ class Server:
         #: one is taken for each request, or all get the same
         self.faults = []
         self.always = None
+        #: more tasks in a request are refused, in Triton's words; whether it tells of that
+        self.max_batch_size, self.tells = None, True
+        #: names of inputs that may be left out
+        self.optional = []
         #: more requests than that at once get the fault ``full``
         self.most_at_once, self.full, self.refused = 1000, None, 0
         self.ready = True
@@ -89,6 +109,10 @@ class Server:
         if self.running >= self.most_at_once:
             self.refused += 1
             raise Fault(*self.full)
+        most = self.max_batch_size
+        if most and len(next(iter(sent.values()))) > most:
+            self.refused += 1
+            raise Fault("input", f"inference request batch-size must be <= {most} for 'twice'")
         self.sizes.append(len(next(iter(sent.values()))))
         self.running += 1
         self.most = max(self.most, self.running)
@@ -110,7 +134,7 @@ class Server:
     def datatype(self, name, array):
         said = next((o["datatype"] for o in self.outputs if o["name"] == name), None)
         kinds = {dtype: kind for kind, dtype in DATATYPES.items()}
-        return said if said == "BYTES" else kinds[array.dtype]
+        return said if said in ("BYTES", "BF16") else kinds[array.dtype]
 
     # ---- gRPC
 
@@ -137,6 +161,7 @@ class Server:
         app = web.Application(client_max_size=1 << 30, handler_args={"handler_cancellation": True})
         app.router.add_get("/v2/models/{name}", self._http_metadata)
         app.router.add_get("/v2/models/{name}/ready", self._http_ready)
+        app.router.add_get("/v2/models/{name}/config", self._http_config)
         app.router.add_post("/v2/models/{name}/infer", self._http_infer)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
         await runner.setup()
@@ -157,6 +182,14 @@ class Server:
     async def _http_ready(self, request):
         return web.json_response({}, status=200 if self.ready else 503)
 
+    async def _http_config(self, request):
+        if not self.tells:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        named = [
+            {"name": one["name"], "optional": one["name"] in self.optional} for one in self.inputs
+        ]
+        return web.json_response({"max_batch_size": self.max_batch_size or 0, "input": named})
+
     async def _http_infer(self, request):
         body = await request.read()
         size = int(request.headers.get("Inference-Header-Content-Length", len(body)))
@@ -166,7 +199,7 @@ class Server:
                 array = np.array(one["data"], DATATYPES[one["datatype"]])
             else:
                 end = at + one["parameters"]["binary_data_size"]
-                array, at = np.frombuffer(body[at:end], DATATYPES[one["datatype"]]), end
+                array, at = arrived(body[at:end], one["datatype"]), end
             arrays[one["name"]] = array.reshape(one["shape"])
         try:
             results = await self.infer(dict(request.headers), arrays)
@@ -175,11 +208,12 @@ class Server:
         outputs, raw = [], b""
         for name, array in results.items():
             one = tensor(name, self.datatype(name, array), list(array.shape))
-            if self.plain or array.dtype == object:
-                one["data"] = array.tolist()
+            if self.plain:
+                one["data"] = [x.decode() if isinstance(x, bytes) else x for x in array.flat]
             else:
-                one["parameters"] = {"binary_data_size": array.nbytes}
-                raw += array.tobytes()
+                data = leaving(array)
+                one["parameters"] = {"binary_data_size": len(data)}
+                raw += data
             outputs.append(one)
         text = json.dumps({"outputs": outputs}).encode()
         headers = {"Inference-Header-Content-Length": str(len(text))} if raw else {}
@@ -201,14 +235,22 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         }
         return pb.ModelMetadataResponse(name=found["name"], **kinds)
 
+    async def ModelConfig(self, request, context):  # noqa: N802
+        if not self.server.tells:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+        reply = pb.ModelConfigResponse()
+        reply.config.max_batch_size = self.server.max_batch_size or 0
+        for one in self.server.inputs:
+            optional = one["name"] in self.server.optional
+            reply.config.input.add(name=one["name"], optional=optional)
+        return reply
+
     async def ModelReady(self, request, context):  # noqa: N802
         return pb.ModelReadyResponse(ready=self.server.ready)
 
     async def ModelInfer(self, request, context):  # noqa: N802
         arrays = {
-            one.name: np.frombuffer(raw, DATATYPES[one.datatype]).reshape(list(one.shape))
-            if one.datatype != "BYTES"
-            else np.array([raw], object)
+            one.name: arrived(raw, one.datatype).reshape(list(one.shape))
             for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         try:
@@ -219,10 +261,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         for name, array in results.items():
             kind = self.server.datatype(name, array)
             one = reply.outputs.add(name=name, datatype=kind, shape=array.shape)
-            if self.server.plain:
+            if self.server.plain and kind == "BYTES":
+                one.contents.bytes_contents.extend(array.flat)
+            elif self.server.plain:
                 one.contents.fp32_contents.extend(array.ravel().tolist())
             else:
-                reply.raw_output_contents.append(array.tobytes())
+                reply.raw_output_contents.append(leaving(array))
         return reply
 
 

@@ -172,6 +172,7 @@ class Triton(Running):
         "picky",
         "together",
         "wants",
+        "work",
         "full",
         "two",
         "text",
@@ -187,6 +188,7 @@ class Triton(Running):
         self._model("picky", 8, *plain)
         self._model("wants", 8, *plain)
         self._model("odd", 8, *plain)
+        self._model("work", 8, *plain)
         self._model("together", 8, *plain, _QUEUE % (2000, 0))
         self._model("full", 1, *plain, _QUEUE % (0, 2))
         self._model(

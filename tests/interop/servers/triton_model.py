@@ -53,6 +53,13 @@ class TritonPythonModel:
             raise ValueError("all zeros")
         return [pb.Tensor("y", x * 2)]
 
+    def _work(self, request):
+        """Two milliseconds of work an execution."""
+        until = time.perf_counter() + 0.002
+        while time.perf_counter() < until:
+            pass
+        return self._twice(request)
+
     def _full(self, request):
         time.sleep(0.01)
         return self._twice(request)
