@@ -7,7 +7,7 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-__all__ = ("Flow",)
+__all__ = ("Flow", "Place")
 
 #: what a refusal leaves of the most requests under way, at most
 _DECREASE = 0.9
@@ -22,8 +22,17 @@ _FORGETTING = 1.0005
 _GAIN = 1 / 8
 
 
+class Place(NamedTuple):
+    """What there was when a request went."""
+
+    #: requests under way, itself included
+    beside: int
+    #: how many had gone so far
+    number: int
+
+
 class _Waiter(NamedTuple):
-    turn: asyncio.Future[None]
+    turn: asyncio.Future[Place]
     alone: bool
 
 
@@ -56,16 +65,15 @@ class Flow:
         self._alone = False
         self._waiting: deque[_Waiter] = deque()
 
-    async def enter(self, *, alone: bool = False, again: bool = False) -> None:
+    async def enter(self, *, alone: bool = False, again: bool = False) -> Place:
         """Wait until a request may go; ``again`` says that it was under way before."""
         if not self._waiting and self._may_go(alone):
-            self._go(alone)
-            return
+            return self._go(alone)
         waiter = _Waiter(asyncio.get_running_loop().create_future(), alone)
         (self._waiting.appendleft if again else self._waiting.append)(waiter)
         self._let_go()  # a request that was refused need not wait for those that wait to be alone
         try:
-            await waiter.turn
+            return await waiter.turn
         except BaseException:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
@@ -81,22 +89,22 @@ class Flow:
         if self._waiting:
             self._let_go()
 
-    def answered(self, now: float, seconds: float, beside: int) -> None:
-        """The server has answered a request that is still under way.
-
-        It took so many seconds, and began when ``beside`` were under way, itself included.
-        """
+    def answered(self, now: float, seconds: float, place: Place) -> None:
+        """The server has answered a request that is still under way, in so many seconds."""
         self.answered_at = now
         self._shortest = min(seconds, _FORGETTING * self._shortest)
         self._usual += (seconds - self._usual) * (_GAIN if self._usual else 1.0)
         if self.limit == math.inf:
             return
-        if beside > self._left:
+        if place.beside > self._left:
             self._patience = _PATIENCE
         queued = self.limit * (1 - self._shortest / self._usual) if self._usual else 0.0
         if self.running + 1 > self.limit and queued < _QUEUED and now >= self._steady_until:
             self.limit += 1 / (self._patience * self.limit)
-            self._let_go()
+
+    def crowded(self, place: Place) -> bool:
+        """Whether another request was under way with this one."""
+        return place.beside > 1 or self.started > place.number
 
     def refused(self, steady_until: float) -> None:
         """The server has too much to do for a request that is still under way.
@@ -115,14 +123,14 @@ class Flow:
     def _may_go(self, alone: bool) -> bool:
         return not self._alone and self.running + 1 <= (1 if alone else self.limit)
 
-    def _go(self, alone: bool) -> None:
+    def _go(self, alone: bool) -> Place:
         self.running += 1
         self.started += 1
         self._alone = alone
+        return Place(self.running, self.started)
 
     def _let_go(self) -> None:
         while self._waiting and self._may_go(self._waiting[0].alone):
             waiter = self._waiting.popleft()
             if not waiter.turn.done():
-                self._go(waiter.alone)
-                waiter.turn.set_result(None)
+                waiter.turn.set_result(self._go(waiter.alone))

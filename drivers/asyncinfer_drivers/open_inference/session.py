@@ -145,9 +145,9 @@ class Session:
         patience, by_itself, again = _Patience(self._limits.queue_timeout), False, False
         while True:
             try:
-                await self._flow.enter(alone=by_itself, again=again)
+                beside = await self._flow.enter(alone=by_itself, again=again)
                 try:
-                    answer = await self._asked(request, patience)
+                    answer = await self._asked(request, patience, beside)
                 finally:
                     self._flow.leave()
                 if isinstance(answer, Message):
@@ -167,13 +167,13 @@ class Session:
             return True
         return False
 
-    async def _asked(self, request: Message, patience: _Patience) -> Message | Failure:
+    async def _asked(self, request: Message, patience: _Patience, beside: int) -> Message | Failure:
         """The answer to a request that is under way, or why it is to be made again later.
 
         It stays under way while the server is overloaded and nothing else is.
         """
         flow, clock, limit = self._flow, asyncio.get_running_loop().time, self._limits.run_timeout
-        beside, mark = flow.running, flow.started
+        mark = flow.started
         while True:
             began = clock()
             try:
