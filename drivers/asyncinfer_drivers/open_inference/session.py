@@ -15,7 +15,7 @@ from asyncinfer.errors import AsyncInferError, DeviceError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
-from asyncinfer_drivers.open_inference.flow import Flow
+from asyncinfer_drivers.open_inference.flow import Flow, Place
 from asyncinfer_drivers.open_inference.sizes import Sizes
 from asyncinfer_drivers.open_inference.tensors import Message
 from asyncinfer_drivers.open_inference.transport import Transport
@@ -145,9 +145,9 @@ class Session:
         patience, by_itself, again = _Patience(self._limits.queue_timeout), False, False
         while True:
             try:
-                beside = await self._flow.enter(alone=by_itself, again=again)
+                place = await self._flow.enter(alone=by_itself, again=again)
                 try:
-                    answer = await self._asked(request, patience, beside)
+                    answer = await self._asked(request, patience, place)
                 finally:
                     self._flow.leave()
                 if isinstance(answer, Message):
@@ -167,13 +167,14 @@ class Session:
             return True
         return False
 
-    async def _asked(self, request: Message, patience: _Patience, beside: int) -> Message | Failure:
+    async def _asked(
+        self, request: Message, patience: _Patience, place: Place
+    ) -> Message | Failure:
         """The answer to a request that is under way, or why it is to be made again later.
 
         It stays under way while the server is overloaded and nothing else is.
         """
         flow, clock, limit = self._flow, asyncio.get_running_loop().time, self._limits.run_timeout
-        mark = flow.started
         while True:
             began = clock()
             try:
@@ -181,7 +182,7 @@ class Session:
             except Failure as failure:
                 if not await self._is_busy(failure):
                     flow.answered_at = clock()
-                    crowded = beside > 1 or flow.started > mark
+                    crowded = flow.crowded(place)
                     if failure.kind is Kind.FAILED and not self._is_to_blame(request, crowded):
                         return failure
                     raise
@@ -191,7 +192,7 @@ class Session:
                     return failure
                 await self._pause(max(failure.wait, pause * self._random.uniform(0.5, 1.0)))
             else:
-                flow.answered(clock(), clock() - began, beside)
+                flow.answered(clock(), clock() - began, place)
                 return answer
 
     def _is_to_blame(self, request: Message, crowded: bool) -> bool:

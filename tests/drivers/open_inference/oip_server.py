@@ -209,7 +209,8 @@ class Server:
         for name, array in results.items():
             one = tensor(name, self.datatype(name, array), list(array.shape))
             if self.plain:
-                one["data"] = [x.decode() if isinstance(x, bytes) else x for x in array.flat]
+                values = array.ravel().tolist()
+                one["data"] = [x.decode() if isinstance(x, bytes) else x for x in values]
             else:
                 data = leaving(array)
                 one["parameters"] = {"binary_data_size": len(data)}
