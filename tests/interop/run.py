@@ -35,15 +35,19 @@ WAYS = (
     ("mlserver", "http", False),  # its HTTP refuses binary tensors
 )
 
-#: what a server cannot do, or does otherwise
+_NULLS = "null for all: NaN, with a warning", "array([nan, nan, nan,  1.]"
+#: what a server cannot do, or does otherwise; and what tells that it is just this
 EXPLAINED = {
-    ("bfloat16", "triton", "http", False): "Triton 2.51 refuses BF16 in JSON, and says so",
-    ("any bytes", "*", "http", False): "JSON has texts only: an InputError says so",
-    ("any bytes", "kserve", "http", True): "it makes JSON of them within, and says so",
-    ("any bytes", "mlserver", "grpc", True): "its StringCodec takes UTF-8 only, and says so",
-    ("NaN, infinities", "kserve", "http", False): "null for all: NaN, with a warning",
-    ("NaN, infinities", "mlserver", "http", False): "null for all: NaN, with a warning",
-    ("NaN, infinities", "mlserver", "grpc", True): "NumpyCodec's null fits no protobuf field",
+    ("bfloat16", "triton", "http", False): ("Triton refuses BF16 in JSON", "BF16 data via JSON"),
+    ("any bytes", "*", "http", False): ("JSON has texts only", "no UTF-8 cannot go as JSON"),
+    ("any bytes", "kserve", "http", True): ("it makes JSON of them within", "Failed to encode"),
+    ("any bytes", "mlserver", "grpc", True): ("StringCodec takes UTF-8 only", "can't decode byte"),
+    ("NaN, infinities", "kserve", "http", False): _NULLS,
+    ("NaN, infinities", "mlserver", "http", False): _NULLS,
+    ("NaN, infinities", "mlserver", "grpc", True): (
+        "NumpyCodec's null fits no message",
+        "required argument is not a float",
+    ),
 }
 
 
@@ -229,9 +233,9 @@ async def tried(feature: str, way: Way) -> tuple[str, str]:
     except Exception as error:
         server, text = way.server.name, f"{type(error).__name__}: {error}"
         for name in (server, "*"):
-            key = feature, name, way.protocol, way.binary
-            if key in EXPLAINED:
-                return "(1)", f"{EXPLAINED[key]} [{text[:160]}]"
+            why, sign = EXPLAINED.get((feature, name, way.protocol, way.binary), ("", ""))
+            if why and sign in text:
+                return "(1)", why
         return "WRONG", text[:600]
     return "ok", ""
 
