@@ -136,7 +136,7 @@ def test_layout_gives_up_samples_then_requests_and_uses_the_second_memory():
 @pytest.mark.parametrize(
     ("model", "calibration", "message"),
     [
-        (small(), np.zeros((3, 4)), "does not take calibration inputs"),
+        (small(), np.ones((3, 4)), "does not take calibration inputs"),
         (small(), np.zeros((0, 3, 16, 16)), "at least one"),
         (small(), np.full((1, 3, 16, 16), np.nan), "not finite"),
         ("digits", "nowhere.npy", "nowhere.npy"),

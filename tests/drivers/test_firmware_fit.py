@@ -44,7 +44,7 @@ def padded(pad, kernel=3, **options):
 
 
 def operators(module, shape=(4, 9, 8)):
-    graph = capture(module.eval(), numbers(1, *shape), "net")
+    graph = capture(module.eval(), numbers(1, *shape), "net").graph
     return graph, [type(op).__name__ for op in graph.ops]
 
 
@@ -121,7 +121,7 @@ def bottleneck():
 
 
 def test_the_arena_has_no_gaps(tmp_path):
-    graph = capture(bottleneck().eval(), numbers(1, 2, 16, 16), "net")
+    graph = capture(bottleneck().eval(), numbers(1, 2, 16, 16), "net").graph
     inputs = list(numbers(2, 1, 2, 16, 16))
     quantized = adapted.quantize_graph(graph, inputs, bakenn.PTQOptions(), "net").graph
     theirs = bakenn.compile(quantized, tmp_path / "theirs", model_name="net").plan

@@ -144,6 +144,11 @@ class BoardSpec:
         room = self.receive_buffer - OVERHEAD_BYTES - INFER_HEADER_BYTES
         return max(0, min(self.max_samples, room // max(1, self.inputs[0].size)))
 
+    @property
+    def output_size(self) -> int:
+        """Bytes of all outputs of one sample."""
+        return sum(output.size for output in self.outputs)
+
     def same_program(self, other: BoardSpec) -> bool:
         """Whether both run the same firmware with the same model."""
         mine = (self.board, self.firmware, self.model, self.inputs, self.outputs)

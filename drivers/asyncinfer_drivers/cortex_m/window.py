@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, TypeAlias
 
 from asyncinfer.errors import DeviceError, DeviceTimeout, ProtocolError
@@ -25,6 +26,8 @@ Make: TypeAlias = Callable[[int], frames.Frame]
 _LONGEST_BUSY = 0.5
 #: HELLOs sent to find out what is lost, of which an answer is still recognised
 _MOST_ASKED = 8
+#: what a timeout counts during which damaged frames came: there is a board, on a bad line
+_DAMAGED = 0.25
 
 
 class TooLong:
@@ -119,7 +122,10 @@ class Window:
         #: by sequence, the number that a HELLO sent to find out what is lost has among sendings
         self._asked: dict[int, int] = {}
         self._sendings = 0
-        self._timeouts = 0
+        #: timeouts since a whole frame came
+        self._timeouts = 0.0
+        #: damaged frames at the last one
+        self._damaged = 0
         self._progress_at = 0.0
         self._timer: asyncio.Handle | None = None
         #: when it is due: a handle of uvloop's tells that only to the millisecond
@@ -212,12 +218,13 @@ class Window:
         self._pump()
 
     def _timed_out(self) -> None:
-        self._timeouts += 1
+        damaged, self._damaged = self._damaged, self.stats.bad_frames
+        self._timeouts += 1.0 if damaged == self._damaged else _DAMAGED
         self.stats.timeouts += 1
         self._estimator.timed_out()
         if self._timeouts >= self._timing.timeouts:
             self._estimator.forget()
-            self._silent(self._timeouts)
+            self._silent(ceil(self._timeouts))
         else:
             self._ask()
 
@@ -252,7 +259,7 @@ class Window:
             self._repeat(sequence, request)
 
     def _answer_bytes(self, request: _Request) -> int:
-        return request.samples * self.board.outputs[0].size if self.board else 0
+        return request.samples * self.board.output_size if self.board else 0
 
     @property
     def measured(self) -> bool:
@@ -264,7 +271,7 @@ class Window:
         """Samples that a request should have on this line."""
         if self.board is None:
             return 1
-        size = self.board.inputs[0].size + self.board.outputs[0].size
+        size = self.board.inputs[0].size + self.board.output_size
         return self._quality.samples(self.board.samples_per_frame, size)
 
     def _repeat(self, sequence: int, request: _Request) -> None:
@@ -282,7 +289,7 @@ class Window:
 
     def heard(self) -> None:
         """A whole frame came: the board is there."""
-        self._timeouts = 0
+        self._timeouts = 0.0
         self._estimator.heard()
 
     def answer(self, frame: frames.Frame) -> None:

@@ -19,7 +19,8 @@ from asyncinfer.errors import (
     ProtocolError,
 )
 from asyncinfer_drivers.cortex_m import CortexM4Driver, frames
-from asyncinfer_drivers.cortex_m.constants import LogLevel
+from asyncinfer_drivers.cortex_m.constants import Datatype, LogLevel
+from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
 OUTPUT = TensorSpec("scores", Datatype.INT8, (3,), 0.25, 10)
 QUALITIES = ["perfect", "bytewise", "lossy", "damaging", "delayed", "doubling"]

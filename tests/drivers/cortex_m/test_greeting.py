@@ -60,7 +60,7 @@ def version(number):
         (lambda data: b"\0sh: command not found\r\n\0", "another program"),
         (lambda data: bytes([0xE6, 0x98, 0x80, 0xFE, 0x06, 0x00, 0x9E]), "9,000 baud"),
         (lambda data: frames.encode(frames.Log(0, 20, "hot")), "12 LOG"),
-        (lambda data: version(9), "protocol version 9"),
+        (lambda data: version(9), "version 9"),
         (lambda data: wrapped(sealed(bytes([1, 0x81, 1, 0]) + b"short")), "ends too early"),
     ],
 )
