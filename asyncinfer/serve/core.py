@@ -46,11 +46,17 @@ T = TypeVar("T")
 class Request:
     """One inference, decoded."""
 
-    rows: Array
+    #: by the names of the model's inputs, batch first, all of one length
+    inputs: Mapping[str, Array]
     #: names of the outputs wanted; ``None`` for all
     outputs: Sequence[str] | None = None
     #: seconds it may take; ``None`` for the server's own limit
     timeout: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Its rows."""
+        return len(next(iter(self.inputs.values())))
 
 
 class Core:
@@ -180,12 +186,12 @@ class Job:
                     f"{', '.join(known)}"
                 )
         limit = self._core.limits.request_timeout
-        with self._core.gate.some_rows(len(request.rows)):
+        with self._core.gate.some_rows(request.count):
             async with asyncio.timeout(min(request.timeout or limit, limit)):
-                results = await served.run(request.rows)
+                results = await served.run(request.inputs)
                 size = len(results) * sum(array.nbytes for array in results[0].values())
                 outputs = await self._core.apart(size, stacked, results)
-        self._rows = len(request.rows)
+        self._rows = request.count
         return {name: outputs[name] for name in wanted}
 
     def end(self, seconds: float, outcome: str) -> None:

@@ -36,7 +36,7 @@ def config(served: Served, limits: Limits) -> dict[str, Any]:
         "name": served.name,
         "platform": served.platform,
         "max_batch_size": limits.max_batch,
-        "input": [_tensor(served.input)],
+        "input": [_input(spec) for spec in served.inputs],
         "output": [_tensor(output) for output in served.outputs],
     }
 
@@ -58,6 +58,10 @@ def statistics(served: Served) -> dict[str, Any]:
             "compute_infer": computing,
         },
     }
+
+
+def _input(spec: TensorSpec) -> dict[str, Any]:
+    return _tensor(spec) | ({"optional": True} if spec.optional else {})
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

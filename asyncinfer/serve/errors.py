@@ -9,6 +9,8 @@ from asyncinfer.errors import (
     DeviceError,
     InputError,
     NoDeviceError,
+    PoisonTask,
+    QueueTimeout,
     TaskError,
 )
 
@@ -105,6 +107,10 @@ def as_answer(error: Exception) -> ServeError:
         return Unavailable(str(error))
     if isinstance(error, DeadlineExceeded):
         return TimedOut(str(error))
+    if isinstance(error, QueueTimeout):  # others are before it: it may go elsewhere
+        return TooMany(str(error))
+    if isinstance(error, PoisonTask):  # its devices are lost by it, and not for others
+        return ModelFailed(str(error))
     if isinstance(error, TaskError):
         kinds = {DeviceError: Unavailable, InputError: BadRequest}
         last = error.causes[-1] if error.causes else None

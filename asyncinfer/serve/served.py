@@ -65,17 +65,18 @@ class Served:
     drivers: Sequence[Driver[Any, Any]]
     #: keyword arguments of the dispatcher
     options: Mapping[str, Any]
-    #: one input as the model takes it, without the batch dimension
-    example: Array
-    #: its shape, with -1 where other sizes will do too
-    shape: tuple[int, ...]
+    #: one task as the model takes it, without the batch dimension: an array, or several by name
+    example: Array | Mapping[str, Array]
+    #: its shape, with -1 where other sizes will do too; of several inputs, by name
+    shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]
     #: what it runs on, for people
     platform: str = ""
+    #: names of the inputs that a request may leave out
+    optional: frozenset[str] = frozenset()
     counters: Counters = field(default_factory=Counters)
 
     async def __aenter__(self) -> Served:
-        datatype = datatype_of(self.example.dtype, f"the input of model {self.name!r}")
-        self.input = TensorSpec("input", datatype, self.shape)
+        self.inputs = self._inputs()
         self._snapshot: tuple[float, DispatcherStats] | None = None
         async with AsyncExitStack() as stack:
             self.dispatcher = Dispatcher(self.drivers, **self.options)
@@ -87,20 +88,25 @@ class Served:
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._stack.__aexit__(*exc_info)
 
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        shapes = self.shape if isinstance(self.shape, Mapping) else {"input": self.shape}
+        found = list[TensorSpec]()
+        for name, array in _by_name(self.example).items():
+            datatype = datatype_of(array.dtype, f"the input {name!r} of model {self.name!r}")
+            found.append(TensorSpec(name, datatype, shapes[name], name in self.optional))
+        return tuple(found)
+
     async def _probe(self) -> tuple[TensorSpec, ...]:
         """The outputs' specs, from one run of the example."""
-        try:
-            output = await self.dispatcher.infer(self.example)
-        except AsyncInferError as error:
-            raise ConfigError(
-                f"model {self.name!r} does not run on an example of {list(self.example.shape)} "
-                f"{self.input.datatype}: {error}; give its shape in [serve.models]"
-            ) from error
+        output = await self._run(self.example)
+        if isinstance(self.example, Mapping) and self.optional:
+            needed = {n: array for n, array in self.example.items() if n not in self.optional}
+            output = await self._run(needed) if needed else output
         try:
             found = named(output)
         except Internal as error:
             raise ConfigError(f"model {self.name!r} cannot be served: {error}") from error
-        fixed = -1 not in self.shape
+        fixed = all(-1 not in spec.shape for spec in self.inputs)
         return tuple(
             TensorSpec(
                 name,
@@ -109,6 +115,20 @@ class Served:
             )
             for name, array in found.items()
         )
+
+    async def _run(self, example: Array | Mapping[str, Array]) -> Any:
+        try:
+            return await self.dispatcher.infer(example)
+        except AsyncInferError as error:
+            types = {spec.name: spec.datatype for spec in self.inputs}
+            shown = [f"{list(a.shape)} {types[n]}" for n, a in _by_name(example).items()]
+            if isinstance(example, Mapping):
+                shown = [f"{name!r} {text}" for name, text in zip(example, shown, strict=True)]
+            raise ConfigError(
+                f"model {self.name!r} does not run on an example of {', '.join(shown)}: {error}; "
+                f"give {'its inputs' if isinstance(example, Mapping) else 'its shape'} in "
+                "[serve.models]"
+            ) from error
 
     @property
     def stats(self) -> DispatcherStats:
@@ -123,14 +143,15 @@ class Served:
         """Whether at least one device answers, or may: see ``Dispatcher.ready``."""
         return self.dispatcher.ready
 
-    async def run(self, rows: Array) -> list[dict[str, Array]]:
+    async def run(self, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
         """The outputs of each row, by name.
 
         Each row is a call of its own, not all a stream: calls of all clients share the batches.
         """
-        if len(rows) == 1:
-            return [self._checked(await self.dispatcher.infer(rows[0]))]
-        calls = [asyncio.ensure_future(self.dispatcher.infer(row)) for row in rows]
+        tasks = self._tasks(inputs)
+        if len(tasks) == 1:
+            return [self._checked(await self.dispatcher.infer(tasks[0]))]
+        calls = [asyncio.ensure_future(self.dispatcher.infer(task)) for task in tasks]
         try:
             return [self._checked(output) for output in await asyncio.gather(*calls)]
         except BaseException:
@@ -138,6 +159,11 @@ class Served:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
             raise
+
+    def _tasks(self, inputs: Mapping[str, Array]) -> list[Any]:
+        if not isinstance(self.example, Mapping):
+            return list(next(iter(inputs.values())))
+        return [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)]
 
     def _checked(self, output: Any) -> dict[str, Array]:
         """A row's outputs, which have to be those of the example; else ``Internal``."""
@@ -158,9 +184,13 @@ class Served:
             "name": self.name,
             "versions": [VERSION],
             "platform": self.platform,
-            "inputs": [self.input.metadata()],
+            "inputs": [spec.metadata() for spec in self.inputs],
             "outputs": [output.metadata() for output in self.outputs],
         }
+
+
+def _by_name(example: Array | Mapping[str, Array]) -> Mapping[str, Array]:
+    return example if isinstance(example, Mapping) else {"input": example}
 
 
 def stacked(results: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

@@ -17,8 +17,9 @@ from asyncinfer.model import MODEL_FILES, Model, resolve
 from asyncinfer.options import Timeouts
 from asyncinfer.registry import did_you_mean
 from asyncinfer.serve.limits import Limits
+from asyncinfer.serve.model_inputs import Input, datatype_in, inputs_of, shape_of, told
 from asyncinfer.serve.served import Served
-from asyncinfer.serve.tensors import DATATYPES, Array, TensorSpec
+from asyncinfer.serve.tensors import Array, TensorSpec
 
 __all__ = ("limits_of", "models_of")
 
@@ -35,6 +36,8 @@ class ModelOptions:
     name: str | None = None
     shape: tuple[int, ...] | None = None
     datatype: str = "FP32"
+    #: of a model that takes several; ``shape`` and ``datatype`` are for one that takes one
+    inputs: tuple[Input, ...] = ()
 
     @classmethod
     def of(cls, table: Any, where: str) -> ModelOptions:
@@ -42,23 +45,14 @@ class ModelOptions:
         if not isinstance(table, dict):
             raise ConfigError(f"{where} must be a table")
         for key in table:
-            if key not in ("name", "shape", "datatype"):
-                hint = did_you_mean(key, ("name", "shape", "datatype"))
-                raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-        shape = table.get("shape")
-        good = isinstance(shape, list | None) and all(
-            type(size) is int and (size > 0 or size == -1) for size in shape or ()
-        )
-        if not good:
-            raise ConfigError(f"{where}: 'shape' must be sizes, or -1 for any, not {shape!r}")
-        datatype = table.get("datatype", "FP32")
-        if datatype not in DATATYPES:
-            raise ConfigError(
-                f"{where}: 'datatype' is {datatype!r}, which cannot be served; known: "
-                f"{', '.join(DATATYPES)}. Take one of these, and convert it in the model: for "
-                "bfloat16, FP32"
-            )
-        return cls(table.get("name"), None if shape is None else tuple(shape), datatype)
+            known = ("name", "shape", "datatype", "inputs")
+            if key not in known:
+                raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(key, known)}")
+        inputs = inputs_of(table["inputs"], where) if "inputs" in table else ()
+        if inputs and ("shape" in table or "datatype" in table):
+            raise ConfigError(f"{where}: 'shape' and 'datatype' go into each of 'inputs'")
+        shape = shape_of(table, where)
+        return cls(table.get("name"), shape, datatype_in(table, where), inputs)
 
 
 def limits_of(config: Config) -> Limits:
@@ -104,14 +98,32 @@ def _served(
     text: str, devices: Iterable[DeviceConfig], given: ModelOptions, options: Mapping[str, Any]
 ) -> Served:
     model = resolve(text)
-    example = _example(model, given)
+    example: Any
+    shape: Any
+    inputs = given.inputs or _told(model, given, devices)
+    if len(inputs) == 1 and inputs[0].alone:
+        example, shape, inputs = inputs[0].example(), inputs[0].shape, ()
+    elif inputs:
+        example = {one.name: one.example() for one in inputs}
+        shape = {one.name: one.shape for one in inputs}
+    else:
+        example = _example(model, given)
+        shape = given.shape or example.shape
     name = given.name or _short(text)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"model {text!r} cannot be served as {name!r}: name it in [serve.models]")
     raw = Model(model.name, model.load, builtin=_only_example(example))
     drivers = [_plain(device).build(raw) for device in devices]
     platform = "_".join(sorted({device.driver for device in devices}))
-    return Served(name, drivers, options, example, given.shape or example.shape, platform)
+    optional = frozenset(one.name for one in inputs if one.optional)
+    return Served(name, drivers, options, example, shape, platform, optional)
+
+
+def _told(model: Model, given: ModelOptions, devices: Iterable[DeviceConfig]) -> tuple[Input, ...]:
+    """The inputs that the model itself tells of, where neither it nor the config has an example."""
+    if model.builtin is not None or given.shape is not None:
+        return ()
+    return told(model, devices)
 
 
 def _example(model: Model, given: ModelOptions) -> Array:

@@ -57,6 +57,8 @@ class TensorSpec:
     datatype: str
     #: without the batch dimension; -1 for any size
     shape: tuple[int, ...]
+    #: whether a request may leave it out
+    optional: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._shared.options import takes
 from asyncinfer_drivers._shared.session import HostDriver, HostSession
+from asyncinfer_drivers._torch.calling import described
 from asyncinfer_drivers._torch.device import available, describe, shared_by
 from asyncinfer_drivers._torch.hosts import ThreadHost
 from asyncinfer_drivers._torch.options import TorchOptions as TorchOptions
@@ -45,8 +46,10 @@ class TorchDriver(HostDriver[_TorchSession]):
     It is loaded by ``open``, in the thread, and released by ``close``.
 
     An input becomes one tensor: ``preprocess(input)``, or the input itself, may be a tensor, a
-    numpy array, a number or nested lists of numbers. Those of a batch that agree in shape and
-    dtype are stacked to ``[n, *shape]``, moved to the device and run together; others run apart.
+    numpy array, a number or nested lists of numbers. For a model that takes several it is a mapping
+    of the arguments' names to these, or a tuple of tensors in the arguments' order; what is
+    optional may be left out. Those of a batch that agree in shape and dtype are stacked to
+    ``[n, *shape]``, moved to the device and run together; others run apart.
     The output is ``postprocess(row)``, or the row: the task's part of what the model returns, whose
     tensors are on the CPU, have memory of their own and no batch dimension. Which part that is is
     learnt from the model; see docs/torch.md.
@@ -101,6 +104,17 @@ class TorchDriver(HostDriver[_TorchSession]):
     def discover(cls) -> list[dict[str, Any]]:
         """The torch devices of this host: ``name``, as ``device`` takes it, and ``description``."""
         return describe(*available(), usable_cores())
+
+    @staticmethod
+    def model_inputs(model: Any) -> list[dict[str, Any]]:
+        """What ``model`` takes for one task, by its ``forward`` or its file: for who serves it.
+
+        Of each input ``name``, whether it is ``optional``, and whether it is ``alone``: a tensor
+        rather than one of several. ``dtype``, as numpy calls it, ``shape`` without the batch, with
+        -1 where other sizes will do too, and ``sizes`` that do; ``None`` where only inputs would
+        show. The model is loaded for that. Raises ``ConfigError`` if it cannot be.
+        """
+        return described(model)
 
     async def reset(self) -> None:
         """Have the model begin a new stream, if it is ``stateful``: as if it was asked nothing yet.

@@ -9,9 +9,10 @@ from typing import Any
 
 from asyncinfer.serve.core import Request, option
 from asyncinfer.serve.errors import BadRequest, TooLarge, quoted
+from asyncinfer.serve.inputs import alike, checked
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.served import VERSION, Served
-from asyncinfer.serve.tensors import Array, from_bytes, from_values, to_text
+from asyncinfer.serve.tensors import Array, TensorSpec, from_bytes, from_values, to_text
 
 __all__ = ("JSON_LENGTH", "Decoded", "decode", "encode", "request_timeout")
 
@@ -47,16 +48,13 @@ def decode(body: bytearray, json_length: str | None, served: Served, limits: Lim
         )
     document = _object(_parse(body[:length]), "the body")
     parameters = _parameters(document, "the body")
-    tensor = _input(document, served)
-    rows, used = _rows(tensor, memoryview(body)[length:], served)
-    if used != len(body) - length:
-        raise BadRequest(f"{len(body) - length} bytes follow the JSON, the input has {used}")
+    inputs = _inputs(document, memoryview(body)[length:], served)
     binary = _outputs(document.get("outputs"))
     identifier = document.get("id")
     if not isinstance(identifier, str | None):
         raise BadRequest("'id' must be a text")
     return Decoded(
-        Request(rows, list(binary) or None, request_timeout(parameters)),
+        Request(inputs, list(binary) or None, request_timeout(parameters)),
         identifier,
         {name: value for name, value in binary.items() if value is not None},
         option(parameters, "binary_data_output", bool, False),
@@ -146,20 +144,21 @@ def _supported(tensor: Mapping[str, Any], what: str) -> dict[str, Any]:
     return parameters
 
 
-def _input(document: Mapping[str, Any], served: Served) -> dict[str, Any]:
-    """The one input of the request."""
-    inputs = [_object(one, "an input") for one in _list(document.get("inputs"), "'inputs'")]
-    names = [tensor.get("name") for tensor in inputs]
-    if names != [served.input.name]:
-        raise BadRequest(
-            f"model {served.name!r} takes one input, {served.input.name!r}, not {quoted(names[:4])}"
-        )
-    return inputs[0]
+def _inputs(document: Mapping[str, Any], tail: memoryview, served: Served) -> dict[str, Array]:
+    """The inputs' rows; ``tail`` has those that are bytes, in the order of the inputs."""
+    tensors = [_object(one, "an input") for one in _list(document.get("inputs"), "'inputs'")]
+    specs = checked([tensor.get("name") for tensor in tensors], served)
+    found, used = dict[str, Array](), 0
+    for tensor, spec in zip(tensors, specs, strict=True):
+        found[spec.name], size = _rows(tensor, tail[used:], spec)
+        used += size
+    if used != len(tail):
+        raise BadRequest(f"{len(tail)} bytes follow the JSON, the inputs have {used}")
+    return dict(alike(found))
 
 
-def _rows(tensor: Mapping[str, Any], tail: memoryview, served: Served) -> tuple[Array, int]:
-    """The input's rows, and how many bytes of ``tail`` they are."""
-    spec = served.input
+def _rows(tensor: Mapping[str, Any], tail: memoryview, spec: TensorSpec) -> tuple[Array, int]:
+    """An input's rows, and how many bytes of ``tail`` they are."""
     shape = spec.check(tensor.get("datatype"), _list(tensor.get("shape"), "a shape"))
     parameters = _supported(tensor, f"input {spec.name!r}")
     if "binary_data_size" not in parameters:

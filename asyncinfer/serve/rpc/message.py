@@ -11,8 +11,9 @@ from tritonclient.grpc import service_pb2
 from asyncinfer.serve.core import Request
 from asyncinfer.serve.errors import BadRequest, quoted
 from asyncinfer.serve.http.body import request_timeout
+from asyncinfer.serve.inputs import alike, checked
 from asyncinfer.serve.served import VERSION, Served
-from asyncinfer.serve.tensors import Array, from_bytes, from_values
+from asyncinfer.serve.tensors import Array, TensorSpec, from_bytes, from_values
 
 __all__ = ("decode", "encode", "parse", "pb")
 
@@ -47,28 +48,21 @@ def parse(kind: Any, data: bytes) -> Any:
 
 def decode(message: Any, served: Served) -> Request:
     """Check and convert a ``ModelInferRequest``. Raises ``BadRequest``."""
-    spec = served.input
-    names = [tensor.name for tensor in message.inputs]
-    if names != [spec.name]:
-        raise BadRequest(
-            f"model {served.name!r} takes one input, {spec.name!r}, not {quoted(names[:4])}"
-        )
-    tensor = message.inputs[0]
-    _check_parameters(tensor)
-    shape = spec.check(tensor.datatype, list(tensor.shape))
-    if message.raw_input_contents:
-        if len(message.raw_input_contents) != 1 or tensor.HasField("contents"):
-            raise BadRequest("raw_input_contents must have one entry for each input, or be empty")
-        rows = from_bytes(message.raw_input_contents[0], spec, shape)
-    else:
-        rows = from_values(_contents(tensor, spec.datatype), spec, shape)
+    specs = checked([tensor.name for tensor in message.inputs], served)
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(specs):
+        raise BadRequest("raw_input_contents must have one entry for each input, or be empty")
+    inputs = {
+        spec.name: _rows(tensor, raw[at] if raw else None, spec)
+        for at, (tensor, spec) in enumerate(zip(message.inputs, specs, strict=True))
+    }
     wanted = [output.name for output in message.outputs]
     for output in message.outputs:
         _check_parameters(output)
     if len(set(wanted)) < len(wanted):
         raise BadRequest("an output is asked for twice")
     timeout = _value(message.parameters["timeout"]) if "timeout" in message.parameters else 0
-    return Request(rows, wanted or None, request_timeout({"timeout": timeout}))
+    return Request(alike(inputs), wanted or None, request_timeout({"timeout": timeout}))
 
 
 def encode(served: Served, identifier: str, outputs: Mapping[str, Array]) -> Any:
@@ -80,6 +74,16 @@ def encode(served: Served, identifier: str, outputs: Mapping[str, Array]) -> Any
         answer.outputs.add(name=name, datatype=spec.datatype, shape=array.shape)
         answer.raw_output_contents.append(array.astype(spec.dtype, copy=False).tobytes())
     return answer
+
+
+def _rows(tensor: Any, raw: bytes | None, spec: TensorSpec) -> Array:
+    _check_parameters(tensor)
+    shape = spec.check(tensor.datatype, list(tensor.shape))
+    if raw is None:
+        return from_values(_contents(tensor, spec.datatype), spec, shape)
+    if tensor.contents.ListFields():  # empty ones beside raw are what some clients send
+        raise BadRequest(f"input {spec.name!r} has contents and raw_input_contents")
+    return from_bytes(raw, spec, shape)
 
 
 def _contents(tensor: Any, datatype: str) -> Any:

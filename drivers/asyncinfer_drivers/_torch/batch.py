@@ -9,6 +9,7 @@ import torch
 
 from asyncinfer.errors import InputError
 from asyncinfer_drivers._torch.hints import for_item
+from asyncinfer_drivers._torch.inputs import Bundle
 
 __all__ = ("Signature", "to_tensor")
 
@@ -18,8 +19,20 @@ class Signature(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    #: of several inputs: what is to be said of all of them
+    bundle: tuple[Any, ...] = ()
+    text: str = ""
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Signature:
+        """That of one task's tensor."""
+        if isinstance(tensor, Bundle):
+            return cls(tensor.shape, tensor.dtype, tensor.facts, str(tensor))
+        return cls(tensor.shape, tensor.dtype)
 
     def __str__(self) -> str:
+        if self.bundle:
+            return self.text
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
 

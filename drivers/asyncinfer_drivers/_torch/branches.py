@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from asyncinfer_drivers._torch.inputs import asked, parts
+
 __all__ = ("Decisions", "Reasons", "Watched", "watched")
 
 #: operations that raise for some values and not for others, so that ``except`` is a branch
@@ -84,7 +86,8 @@ class _Seen(list[str]):
         super().__init__()
         self.decides = self.chooses = ""
         self._computed = WeakIdKeyDictionary()
-        self._computed[given] = True
+        for tensor in parts(given):
+            self._computed[tensor] = True
 
     def follow(self, func: Any, args: Any, result: Any = None, *, decided: bool = False) -> None:
         """Note what is computed from the input, and if ``func`` decides by it."""
@@ -113,7 +116,7 @@ def watched(module: Callable[[torch.Tensor], Any], example: torch.Tensor) -> Wat
     drawn = _drawn()
     try:
         with _modes(seen), _profiled(seen.append):
-            module(given)
+            asked(module, given)
     except Exception as error:
         seen.append(f"it cannot be watched ({type(error).__name__})")
     if _drawn() != drawn:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from asyncinfer_drivers._torch.inputs import Bundle, each
 from asyncinfer_drivers._torch.tree import opened, plain, same
 
 __all__ = (
@@ -118,6 +120,8 @@ def probes(item: torch.Tensor) -> list[torch.Tensor]:
     Floating ones: noise of its mean and spread, its opposite. Others, which may stand for words
     or classes: its own values in another order.
     """
+    if isinstance(item, Bundle):
+        return each(probes, item)
     turned = item.flatten().flip(0).roll(1).view(item.shape) if item.numel() else item
     if not item.dtype.is_floating_point:
         return [item, turned]
@@ -134,6 +138,8 @@ def unlike(item: torch.Tensor) -> list[torch.Tensor]:
     Floating ones: much larger, much smaller, of one sign, all the same, one that stands out.
     Others: out of the item's own values, which are known to be allowed.
     """
+    if isinstance(item, Bundle):
+        return each(unlike, item)
     if not item.numel():
         return []
     flat = item.flatten()
@@ -155,9 +161,16 @@ def companions(item: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tenso
     Of a pair, the answer to the lighter one is to be compared: that to something very large may
     hang on rounding.
     """
+    if isinstance(item, Bundle):
+        heavy, light = (partial(_companions, at) for at in (0, 1))
+        return each(heavy, item), each(light, item)
     if item.numel() and (item.dtype.is_floating_point or item.dtype.is_complex):
         return [item * 100, item * -100], [item * 0.01]
     return unlike(item)[:2], []
+
+
+def _companions(at: int, item: torch.Tensor) -> list[torch.Tensor]:
+    return companions(item)[at]
 
 
 def state(module: nn.Module) -> list[Any]:

@@ -20,6 +20,7 @@ from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch.branches import Decisions, Reasons, watched
 from asyncinfer_drivers._torch.compare import changed, companions, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault
+from asyncinfer_drivers._torch.inputs import Bundle, asked
 from asyncinfer_drivers._torch.outputs import (
     Misfit,
     Part,
@@ -41,8 +42,8 @@ logger = logging.getLogger("asyncinfer.torch")
 
 #: the user's way from an output to results
 Uncollate: TypeAlias = Callable[[Any], Sequence[Any]]
-#: dimensions of an input, and its dtype
-_Key: TypeAlias = tuple[int, torch.dtype]
+#: dimensions of an input, and its dtype; of several inputs, those of each
+_Key: TypeAlias = tuple[Any, ...]
 
 #: batches that a model which takes no single task may want
 _SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 64, 128, 256)
@@ -89,7 +90,7 @@ class Bare:
 
     def __call__(self, inputs: torch.Tensor) -> Any:
         """Its output for a batch."""
-        return self.module(inputs)
+        return asked(self.module, inputs)
 
     def meet(self, inputs: torch.Tensor) -> None:
         """It is trusted to do nothing else."""
@@ -169,8 +170,8 @@ class Division:
 
     def padded(self, inputs: torch.Tensor) -> torch.Tensor:
         """As many tasks as the model takes at least: the last again and again."""
-        missing = self.least - len(inputs)
-        return torch.cat([inputs, inputs[-1:].expand(missing, *inputs.shape[1:])])
+        count = len(inputs)
+        return inputs[[*range(count), *[count - 1] * (self.least - count)]]
 
     def widen(self, wanted: int) -> None:
         """Batches of that size are asked for from now on: what was taken for granted is studied."""
@@ -401,7 +402,7 @@ class Division:
         if not seen:
             return
         with torch.inference_mode(), Reasons() as usual:
-            twin(example)
+            asked(twin, example)
         if usual.loops:  # then tasks that are done early may be filled up
             self._separate(f"values of the whole batch end a loop ({seen})", _ONE_FOR_ANOTHER)
         elif usual.taken and usual.hold:
@@ -416,9 +417,9 @@ class Division:
         """
         usual = self._usual.get(_key(inputs))
         if usual is None or len(inputs) == 1:
-            return forward(inputs)
+            return asked(forward, inputs)
         with Decisions() as now:
-            output = forward(inputs)
+            output = asked(forward, inputs)
         if now.taken == usual:
             return output
         if not self._told:
@@ -520,7 +521,7 @@ class Division:
 
 
 def _key(inputs: torch.Tensor) -> _Key:
-    return inputs.ndim, inputs.dtype
+    return inputs.kind if isinstance(inputs, Bundle) else (inputs.ndim, inputs.dtype)
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -538,7 +539,7 @@ def _twin(module: nn.Module) -> nn.Module:
 def _asked(module: Forward, items: torch.Tensor, order: list[int], device: torch.device) -> Sample:
     """The output for items in this order, which later calls do not change."""
     with torch.inference_mode():
-        output = module(items[order].to(device))
+        output = asked(module, items[order].to(device))
     try:
         tensors = {id(x): x.detach().clone() for x in leaves(output) if isinstance(x, torch.Tensor)}
         return Sample(order, copy.deepcopy(output, dict[int, Any](tensors)))

@@ -14,8 +14,8 @@ _MISSING = re.compile(
 #: what torch raises for a shape
 _OF_SHAPES = (RuntimeError, ValueError, IndexError, AssertionError)
 _SEVERAL = (
-    "the model takes several tensors for one task: give a module of your own around it, whose "
-    "forward takes one tensor and splits it, and a preprocess that puts the parts into one"
+    "the model takes several tensors for one task: give each task as a mapping of its forward's "
+    "arguments to tensors, or as a tuple of tensors in their order"
 )
 
 
@@ -43,8 +43,8 @@ def for_item(item: Any) -> str:
     if isinstance(item, list | tuple) and item:
         if all(hasattr(part, "shape") for part in item):
             return (
-                "for several tensors a task, give a preprocess that puts them into one, and a "
-                "module that splits it"
+                "several tensors of one task are given as a tuple, in the order of the forward's "
+                "arguments, or as a mapping by their names, to a model that takes several"
             )
         if any(isinstance(part, list | tuple) for part in item):
             return "lists have to be equally long: pad them in a preprocess, or a batch in collate"

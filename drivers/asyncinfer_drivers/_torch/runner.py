@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,9 +18,11 @@ from asyncinfer_drivers._shared.steps import Fallbacks, Steps
 from asyncinfer_drivers._shared.worker import as_exception
 from asyncinfer_drivers._torch import hints
 from asyncinfer_drivers._torch.batch import Signature, to_tensor
+from asyncinfer_drivers._torch.calling import Calling
 from asyncinfer_drivers._torch.compare import probes
 from asyncinfer_drivers._torch.device import is_device_fault, synchronize
 from asyncinfer_drivers._torch.division import Bare, Division, OneByOne, Source
+from asyncinfer_drivers._torch.inputs import Bundle, asked, parts, repeated
 from asyncinfer_drivers._torch.threads import Share, bind
 from asyncinfer_drivers._torch.variants import Forward
 
@@ -81,6 +84,7 @@ class Runner:
         self.first: torch.Tensor | None = None
         #: shapes in the last call with more than one task
         self.shapes = 1
+        self._calling: Calling | None = None
         self._accepted: dict[Signature, None] = {}
         self._blamed: dict[Signature, bool] = {}
         self._fallbacks = Fallbacks(self.name, logger)
@@ -125,7 +129,7 @@ class Runner:
     def example(self, item: Any) -> torch.Tensor:
         """The tensor that the module gets of ``item``, without the batch dimension."""
         with torch.inference_mode():
-            tensor = to_tensor(self.steps.preprocess(item) if self.steps.preprocess else item)
+            tensor = self._taken(self.steps.preprocess(item) if self.steps.preprocess else item)
             return tensor.to(self.device)
 
     def run(self, batch: Sequence[Any]) -> list[Any]:
@@ -153,7 +157,7 @@ class Runner:
         assert self.first is not None  # noqa: S101  # there was one
         division = self.division
         with torch.inference_mode():
-            inputs = self.first.expand(size, *self.first.shape).clone()
+            inputs = repeated(self.first, size)
             given = division.padded(inputs) if size < division.least else inputs
             output = division.run(self.forward, given)
         if self.steps.uncollate is None:
@@ -188,7 +192,7 @@ class Runner:
         inputs = self._collated(batch)
         if inputs is None:
             return None
-        signature = Signature(inputs.shape[1:], inputs.dtype)
+        signature = Signature.of(inputs[0])
         try:
             outputs = self._forward(inputs)
         except BaseException as error:
@@ -202,11 +206,12 @@ class Runner:
             return None
         try:
             with torch.inference_mode():
-                inputs = torch.as_tensor(self.steps.collate(batch))
+                inputs = self._taken(self.steps.collate(batch))
                 if len(batch) == 1:  # it may be the caller's own, which a model may write to
                     inputs = inputs.clone()
-            if inputs.shape[:1] != (len(batch),):
-                raise ValueError(f"made {list(inputs.shape)} of {len(batch)} inputs")
+            for tensor in parts(inputs):
+                if tensor.shape[:1] != (len(batch),):
+                    raise ValueError(f"made {list(tensor.shape)} of {len(batch)} inputs")
         except BaseException as error:
             self._fallbacks.note("collate", self._blame(error))
             return None
@@ -221,7 +226,7 @@ class Runner:
         with torch.inference_mode():
             for index, item in enumerate(batch):
                 try:
-                    placed.append((index, to_tensor(preprocess(item) if preprocess else item)))
+                    placed.append((index, self._taken(preprocess(item) if preprocess else item)))
                 except BaseException as error:
                     outputs[index] = self._blame(error)
         return _by_signature(placed)
@@ -283,7 +288,7 @@ class Runner:
                 if is_device_fault(error) or not division.other_sizes(given):
                     raise
                 given = division.padded(given)
-                output = self.forward(given)
+                output = asked(self.forward, given)
             outputs = self._uncollated(output, len(given))
         if outputs is None:  # not in inference mode, which limits what its tensors may be used for
             outputs = [self._finish(part) for part in division.tasks(output, given)[:count]]
@@ -310,6 +315,14 @@ class Runner:
             self._fallbacks.note("uncollate", self._blame(error))
             return None
         return outputs
+
+    def _taken(self, item: Any) -> torch.Tensor:
+        """The tensor of a task, or its several tensors as one ``Bundle``."""
+        if isinstance(item, torch.Tensor | np.ndarray) or not isinstance(item, Mapping | tuple):
+            return to_tensor(item)
+        if self._calling is None:
+            self._calling = Calling.of(self.module)
+        return self._calling.taken(item)
 
     def _finish(self, row: Any) -> Any:
         if self.steps.postprocess is None:
@@ -380,12 +393,16 @@ def _by_signature(placed: list[_Placed]) -> list[tuple[Signature, list[_Placed]]
     """The largest group first."""
     if not placed:
         return []
-    shape, dtype = placed[0][1].shape, placed[0][1].dtype
-    if all(tensor.shape == shape and tensor.dtype == dtype for _, tensor in placed):
-        return [(Signature(shape, dtype), placed)]  # as nearly always
+    first = Signature.of(placed[0][1])
+    shape, dtype = first.shape, first.dtype
+    if not first.bundle and all(
+        tensor.shape == shape and tensor.dtype == dtype and not isinstance(tensor, Bundle)
+        for _, tensor in placed
+    ):
+        return [(first, placed)]  # as nearly always
     groups: dict[Signature, list[_Placed]] = {}
     for index, tensor in placed:
-        groups.setdefault(Signature(tensor.shape, tensor.dtype), []).append((index, tensor))
+        groups.setdefault(Signature.of(tensor), []).append((index, tensor))
     return sorted(groups.items(), key=lambda entry: len(entry[1]), reverse=True)
 
 

@@ -23,6 +23,7 @@ from asyncinfer_drivers._torch.copies import (
     shared_tensors,
 )
 from asyncinfer_drivers._torch.device import is_device_fault
+from asyncinfer_drivers._torch.inputs import asked
 from asyncinfer_drivers._torch.inside import may_hide, outside, walk
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.turns import Turns
@@ -122,7 +123,7 @@ class Own:
     def takes(self, inputs: torch.Tensor) -> bool:
         """Whether a copy that was asked nothing else takes them; false where there is none."""
         try:
-            self.fresh()(inputs)
+            asked(self.fresh(), inputs)
         except Exception as error:
             if is_device_fault(error):
                 raise
@@ -198,13 +199,13 @@ class Own:
             )
 
     def _call(self, inputs: torch.Tensor) -> Any:
-        return (self._form or self.module)(inputs)
+        return asked(self._form or self.module, inputs)
 
     def _again(self, inputs: torch.Tensor, output: Any) -> Any:
         if self._source is None:
             return output
         self.module, self._held = self.fresh(), None
-        return self.module(inputs.clone())
+        return asked(self.module, inputs.clone())
 
     def _first(self, inputs: torch.Tensor) -> tuple[Any, bool]:
         """The answer to the first call, and whether the module may have kept something of it."""
@@ -246,7 +247,7 @@ class Own:
         kept, watch = inputs.clone(), Watch(self._shared())
         try:
             with watch:
-                output = self.module(inputs)
+                output = asked(self.module, inputs)
             if not watch.hit:
                 return output, False
         except Exception as error:
@@ -256,7 +257,7 @@ class Own:
         self._share = self._share and not watch.hit
         if self._source is not None:
             self.module = self.fresh()
-        return self.module(kept), True
+        return asked(self.module, kept), True
 
     def _shared(self) -> list[torch.Tensor]:
         if self._source is None or not self._share:
@@ -352,7 +353,7 @@ def _ask_others(module: nn.Module, inputs: torch.Tensor) -> None:
 def _answer(module: nn.Module, inputs: torch.Tensor) -> Any:
     """The answer, to be compared; of an error only that it is one."""
     try:
-        return _kept(module(inputs.clone()))
+        return _kept(asked(module, inputs.clone()))
     except Exception as error:
         if is_device_fault(error):
             raise

@@ -13,6 +13,7 @@ from asyncinfer_drivers._torch.course import Course, Steps
 from asyncinfer_drivers._torch.device import timer
 from asyncinfer_drivers._torch.footprint import too_large
 from asyncinfer_drivers._torch.guard import Guarded
+from asyncinfer_drivers._torch.inputs import Bundle, asked, repeated
 from asyncinfer_drivers._torch.optimize import Choice, Search
 from asyncinfer_drivers._torch.options import TorchOptions
 from asyncinfer_drivers._torch.paired import compared
@@ -189,8 +190,10 @@ class Tuning:
     def form(self, tensor: torch.Tensor) -> Steps[Choice]:
         """Seek the fastest form that is right, at worst the module itself."""
         options, runner = self._options, self._runner
-        if runner.division.least > 1:
-            refused = dict.fromkeys(options.plans or (), "the model takes no single tasks")
+        several = isinstance(tensor, Bundle)
+        if several or runner.division.least > 1:
+            why = "it takes several inputs" if several else "the model takes no single tasks"
+            refused = dict.fromkeys(options.plans or (), why)
             choice = Choice(runner.module, refused=refused)
         else:
             choice = yield from self._search(tensor).steps(options.plans)
@@ -246,7 +249,7 @@ class Tuning:
         if crew is None or not crew.others:
             return False
         size = min(self._size, self._options.micro_batch or self._size)
-        sample = tensor.expand(size, *tensor.shape).contiguous()
+        sample = repeated(tensor, size)
         before, best = crew.threads, crew.due
         for threads in sorted({before, *crew.others} - {best}):
             times = yield from self._times(threads, best, sample)
@@ -282,7 +285,7 @@ class Tuning:
         self._bind(threads)
         clock = timer(sample.device)
         began = clock()
-        self._runner.forward(sample)
+        asked(self._runner.forward, sample)
         return max(clock() - began, 1e-9)
 
     def _bind(self, threads: int | None) -> None:
