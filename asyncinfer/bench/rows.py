@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asyncinfer._files import emptied
 from asyncinfer._text import plain
 from asyncinfer.bench.record import Run
 
@@ -35,11 +37,14 @@ def _cell(value: Any) -> Any:
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[Callable[[Iterable[Run]], None]]:
-    """A function that appends runs to a new file, at once; or drops them if there is none."""
+    """A function that appends runs to a new file, at once; or drops them if there is none.
+
+    Raises ``ConfigError`` if another program is writing that file.
+    """
     if path is None:
         yield lambda runs: None
         return
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with io.TextIOWrapper(io.BufferedWriter(emptied(path)), "utf-8", newline="") as file:
         writer = csv.writer(file)
 
         def write(runs: Iterable[Run]) -> None:

@@ -17,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from asyncinfer._files import lock
 from asyncinfer.cli.rows import COLUMNS, Write, encoder, write_all
 from asyncinfer.errors import AsyncInferError, ConfigError
 
@@ -43,7 +44,7 @@ def resumed(path: Path, names: Iterable[str]) -> Iterator[Resumed]:
     """
     encode = encoder(path)
     with path.open("r+b" if path.exists() else "x+b", buffering=0) as file:
-        _lock(file, path)
+        lock(file, path)
         rows, end = _kept(file, path, iter(names))
         file.truncate(end)
         file.seek(end)
@@ -152,22 +153,3 @@ def _sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _lock(file: FileIO, path: Path) -> None:
-    """Only one program at a time; the lock ends with the program, however it ends."""
-    lock = _locking()
-    if lock is None:
-        return
-    try:
-        lock(file)
-    except OSError as error:
-        raise ConfigError(f"--output {path}: another run is writing it: {error}") from error
-
-
-def _locking() -> Callable[[FileIO], None] | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    return lambda file: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from asyncinfer._files import emptied
 from asyncinfer.cli.output import plain, seconds
 from asyncinfer.errors import AsyncInferError, ConfigError, TaskError
 from asyncinfer.result import Result
@@ -66,12 +67,15 @@ def encoder(path: Path) -> Encoder:
 
 @contextmanager
 def opened(path: Path | None, *, quiet: bool) -> Iterator[Write]:
-    """A function that writes rows as they come: to a file by its suffix, or standard output."""
+    """A function that writes rows as they come: to a file by its suffix, or standard output.
+
+    Raises ``ConfigError`` if another program is writing that file.
+    """
     if path is None:
         yield _drop if quiet else (_show if sys.stdout.isatty() else _print)
         return
     encode = encoder(path)
-    with path.open("wb", buffering=0) as file:
+    with emptied(path) as file:
         write_all(file, encode.head)
         yield lambda row: write_all(file, encode.row(row))
 

@@ -70,7 +70,14 @@ def serve(
             note(f"{device.name}: {device.note}")
     address = server.Address(host, http_port, grpc_port, security)
     facts = run_async(
-        server.run(models, address, limits, drain_timeout=drain_timeout, ports_file=ports_file)
+        server.run(
+            models,
+            address,
+            limits,
+            drain_timeout=drain_timeout,
+            ports_file=ports_file,
+            name=server.name_of(settings),
+        )
     )
     if as_json:
         emit(facts)

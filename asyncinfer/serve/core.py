@@ -37,6 +37,9 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(ind
 #: bytes of a body that are worked on where they are; more goes to a thread
 _INLINE = 64 * 1024
 
+#: Triton's words, which its clients look for
+_UNKNOWN = "Request for unknown model:"
+
 _ENDING = "the server is shutting down"
 
 T = TypeVar("T")
@@ -62,8 +65,10 @@ class Request:
 class Core:
     """The models, who may come in, and what is counted."""
 
-    def __init__(self, models: Iterable[Served], limits: Limits) -> None:
+    def __init__(self, models: Iterable[Served], limits: Limits, name: str = "asyncinfer") -> None:
         self.limits = limits
+        #: what it calls itself
+        self.name = name
         self.gate = Gate(limits)
         self.version = version("asyncinfer")
         #: by name, once they are open
@@ -84,14 +89,14 @@ class Core:
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        self.gate.closed = _ENDING
+        self.gate.close(_ENDING)
         for served in self.models_open():  # what was to be finished has been: see drain
             await served.dispatcher.close()
         await self._stack.__aexit__(*exc_info)
 
     async def drain(self, timeout: float) -> bool:
         """Admit nothing more, wait for what is in work; whether all of it was finished."""
-        self.gate.closed = _ENDING
+        self.gate.close(_ENDING)
         try:
             async with asyncio.timeout(timeout):
                 await self.gate.idle()
@@ -126,9 +131,12 @@ class Core:
         if served is None:
             if self.gate.closed and not self.models:
                 raise Unavailable(self.gate.closed)
-            raise NotFound(f"no model {quoted(name)}; there is {', '.join(self.models) or 'none'}")
+            known = ", ".join(self.models) or "none"
+            raise NotFound(f"{_UNKNOWN} {quoted(name)} is not found; there is {known}")
         if wanted not in ("", VERSION):
-            raise NotFound(f"model {name!r} has no version {quoted(wanted)}, only {VERSION}")
+            raise NotFound(
+                f"{_UNKNOWN} {name!r} version {quoted(wanted)} is not found, only {VERSION}"
+            )
         return served
 
     @contextmanager
@@ -166,11 +174,17 @@ class Job:
         self._protocol = protocol
         self._served: Served | None = None
         self._rows = 0
+        #: when it was received, when its rows were there, and when their outputs were
+        self._times: list[float] = []
 
     def model(self, name: str, wanted: str = "") -> Served:
         """The model it is for. Raises ``NotFound``."""
         self._served = self._core.model(name, wanted)
         return self._served
+
+    def received(self) -> None:
+        """All of it has come."""
+        self._times = [time.perf_counter()]
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """The outputs by name, in the order they were asked for."""
@@ -185,10 +199,12 @@ class Job:
                     f"model {served.name!r} has no output {quoted(name)}; there is "
                     f"{', '.join(known)}"
                 )
+        self._times.append(time.perf_counter())
         limit = self._core.limits.request_timeout
         with self._core.gate.some_rows(request.count):
             async with asyncio.timeout(min(request.timeout or limit, limit)):
                 results = await served.run(request.inputs)
+                self._times.append(time.perf_counter())
                 size = len(results) * sum(array.nbytes for array in results[0].values())
                 outputs = await self._core.apart(size, stacked, results)
         self._rows = request.count
@@ -198,7 +214,8 @@ class Job:
         """Count it."""
         name = self._served.name if self._served else ""
         if self._served is not None and outcome != TooMany.__name__:
-            self._served.counters.count(seconds, self._rows if outcome == "ok" else 0)
+            self._times.append(time.perf_counter())
+            self._served.counters.count(self._times, self._rows if outcome == "ok" else 0)
         self._core.metrics.request(name, self._protocol, outcome, seconds, self._rows)
 
 

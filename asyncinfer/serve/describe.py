@@ -14,7 +14,7 @@ __all__ = ("config", "index", "server", "statistics")
 
 def server(core: Core) -> dict[str, Any]:
     """The server's metadata."""
-    return {"name": "asyncinfer", "version": core.version, "extensions": list(EXTENSIONS)}
+    return {"name": core.name, "version": core.version, "extensions": list(EXTENSIONS)}
 
 
 def index(core: Core) -> list[dict[str, str]]:
@@ -42,20 +42,28 @@ def config(served: Served, limits: Limits) -> dict[str, Any]:
 
 
 def statistics(served: Served) -> dict[str, Any]:
-    """A model's counters; an execution is a call of a device."""
+    """A model's counters; an execution is a call of a device.
+
+    All stages have the number of requests as their count: ``perf_analyzer`` takes no other.
+    """
     counters = served.counters
     devices = served.stats.devices
-    computing = {"count": counters.rows, "ns": int(1e9 * sum(d.busy_seconds for d in devices))}
+    calls = sum(device.batches for device in devices)
+    counters.share(sum(device.busy_seconds for device in devices), calls)
+    stages = {
+        name: {"count": counters.succeeded, "ns": int(1e9 * seconds)}
+        for name, seconds in counters.stages.items()
+    }
     return {
         "name": served.name,
         "version": VERSION,
         "last_inference": counters.last_ms,
         "inference_count": counters.rows,
-        "execution_count": sum(device.batches for device in devices),
+        "execution_count": calls,
         "inference_stats": {
             "success": {"count": counters.succeeded, "ns": counters.succeeded_ns},
             "fail": {"count": counters.failed, "ns": counters.failed_ns},
-            "compute_infer": computing,
+            **stages,
         },
     }
 

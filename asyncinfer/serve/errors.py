@@ -7,7 +7,6 @@ from asyncinfer.errors import (
     ClosedError,
     DeadlineExceeded,
     DeviceError,
-    InputError,
     NoDeviceError,
     PoisonTask,
     QueueTimeout,
@@ -40,7 +39,11 @@ class ServeError(AsyncInferError):
 
 
 class BadRequest(ServeError):
-    """The request is wrong in itself: its form, a shape, a dtype, a value."""
+    """The request is wrong in itself: its form, a shape, a dtype, a value.
+
+    What passes these checks is what the model's metadata asks for, and if it fails then that may be
+    the devices' fault.
+    """
 
 
 class Unauthenticated(ServeError):
@@ -112,10 +115,9 @@ def as_answer(error: Exception) -> ServeError:
     if isinstance(error, PoisonTask):  # its devices are lost by it, and not for others
         return ModelFailed(str(error))
     if isinstance(error, TaskError):
-        kinds = {DeviceError: Unavailable, InputError: BadRequest}
         last = error.causes[-1] if error.causes else None
-        answers = (answer for kind, answer in kinds.items() if isinstance(last, kind))
-        return next(answers, ModelFailed)(str(error))
+        answer = Unavailable if isinstance(last, DeviceError) else ModelFailed
+        return answer(str(error))
     return Internal("the server failed; its log says why")
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from asyncinfer.serve.errors import TooLarge, TooMany, Unavailable
+from asyncinfer.serve.errors import TimedOut, TooLarge, TooMany, Unavailable
 from asyncinfer.serve.limits import Limits
 
 __all__ = ("Gate", "Held")
+
+
+#: seconds that half a request has left to come once the server ends
+_MOMENT = 1.0
 
 
 class Gate:
@@ -26,6 +30,7 @@ class Gate:
         self.closed: str | None = "the server is starting"
         self._idle = asyncio.Event()
         self._idle.set()
+        self._receiving: set[asyncio.Timeout] = set()
         self._turns: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextmanager
@@ -45,6 +50,32 @@ class Gate:
             self.requests -= 1
             if not self.requests:
                 self._idle.set()
+
+    def close(self, reason: str) -> None:
+        """Admit nothing more. What has not come whole has a moment left to come."""
+        self.closed = reason
+        latest = asyncio.get_running_loop().time() + _MOMENT
+        for limit in self._receiving:
+            when = limit.when()
+            limit.reschedule(latest if when is None else min(when, latest))
+
+    @asynccontextmanager
+    async def receiving(self) -> AsyncIterator[None]:
+        """Around what waits for a client to send its request.
+
+        Raises ``TimedOut`` after the time for that, ``Unavailable`` if the server ends before.
+        """
+        try:
+            async with asyncio.timeout(self.limits.receive_timeout) as limit:
+                self._receiving.add(limit)
+                try:
+                    yield
+                finally:
+                    self._receiving.discard(limit)
+        except TimeoutError:
+            if self.closed:
+                raise Unavailable(self.closed) from None
+            raise TimedOut("the request did not come within the receive timeout") from None
 
     @contextmanager
     def stream(self) -> Iterator[None]:

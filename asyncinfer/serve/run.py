@@ -23,9 +23,9 @@ from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.rpc.server import RpcServer
 from asyncinfer.serve.security import Security
 from asyncinfer.serve.served import Served
-from asyncinfer.serve.setup import limits_of, models_of
+from asyncinfer.serve.setup import limits_of, models_of, name_of
 
-__all__ = ("Address", "Server", "limits_of", "models_of", "run", "serving")
+__all__ = ("Address", "Server", "limits_of", "models_of", "name_of", "run", "serving")
 
 #: seconds a transport may take to end once nothing is in work
 _GRACE = 1.0
@@ -65,13 +65,17 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    models: Iterable[Served], address: Address, limits: Limits | None = None
+    models: Iterable[Served],
+    address: Address,
+    limits: Limits | None = None,
+    *,
+    name: str = "asyncinfer",
 ) -> AsyncIterator[Server]:
     """A server that listens inside, and is not ready before its models are open.
 
     Leaving it ends what is in work: call ``core.drain`` first to let it finish.
     """
-    core = Core(models, limits or Limits())
+    core = Core(models, limits or Limits(), name)
     async with AsyncExitStack() as stack:
         lag = asyncio.create_task(core.metrics.watch_lag(), name="asyncinfer lag")
         stack.push_async_callback(_ended, lag)
@@ -94,13 +98,14 @@ async def run(
     *,
     drain_timeout: float,
     ports_file: Path | None = None,
+    name: str = "asyncinfer",
 ) -> dict[str, Any]:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once."""
     sys.setswitchinterval(_SWITCH)  # the models' threads hold up the event loop less
     signals = _Signals()
     with signals:
         try:
-            async with serving(models, address, limits) as server:
+            async with serving(models, address, limits, name=name) as server:
                 _tell(server, ports_file)
                 await signals.first()
                 print("draining", file=sys.stderr, flush=True)

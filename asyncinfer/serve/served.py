@@ -29,6 +29,9 @@ _TENSORS = (
 )
 _ALIKE = "put a module around the model that returns the same outputs for all inputs"
 
+#: what a request goes through, as the protocol's statistics have it
+_STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+
 #: seconds for which a snapshot of the devices is good
 _FRESH = 0.1
 
@@ -44,17 +47,44 @@ class Counters:
     rows: int = 0
     #: milliseconds since the epoch
     last_ms: int = 0
+    #: seconds of those that succeeded, by what was done in them
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+    #: requests, seconds they were with the dispatcher, seconds devices were busy, calls of devices
+    _shared: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
+    _dispatched: float = 0.0
 
-    def count(self, seconds: float, rows: int) -> None:
-        """One more request; it failed if it has no rows to show."""
-        if rows:
-            self.succeeded += 1
-            self.succeeded_ns += int(seconds * 1e9)
-            self.rows += rows
-            self.last_ms = time.time_ns() // 1_000_000
-        else:
+    def count(self, times: Sequence[float], rows: int) -> None:
+        """One more request; it failed if it has no rows to show.
+
+        ``times``: when it was received, when its rows were there, when their outputs were, and when
+        it was answered; as far as it came.
+        """
+        spent = int(1e9 * (times[-1] - times[0]))
+        if not rows:
             self.failed += 1
-            self.failed_ns += int(seconds * 1e9)
+            self.failed_ns += spent
+            return
+        received, decoded, done, answered = times
+        self.succeeded += 1
+        self.succeeded_ns += spent
+        self.rows += rows
+        self.last_ms = time.time_ns() // 1_000_000
+        self.stages["compute_input"] += decoded - received
+        self.stages["compute_output"] += answered - done
+        self._dispatched += done - decoded
+
+    def share(self, busy: float, calls: int) -> None:
+        """Tell waiting from running, of the requests since the last time.
+
+        ``busy`` seconds were ``calls`` of devices under way: as long as one takes, a request is
+        taken to have run, and the rest of its time to have waited.
+        """
+        now = (self.succeeded, self._dispatched, busy, calls)
+        requests, seconds, worked, made = (b - a for a, b in zip(self._shared, now, strict=True))
+        ran = min(seconds, requests * worked / made) if made > 0 else 0.0
+        self.stages["compute_infer"] += ran
+        self.stages["queue"] += seconds - ran
+        self._shared = now
 
 
 @dataclass

@@ -21,12 +21,13 @@ from asyncinfer.serve.model_inputs import Input, datatype_in, inputs_of, shape_o
 from asyncinfer.serve.served import Served
 from asyncinfer.serve.tensors import Array, TensorSpec
 
-__all__ = ("limits_of", "models_of")
+__all__ = ("limits_of", "models_of", "name_of")
 
 #: of devices, which are the client's business here: it sends what ``preprocess`` would make
 _STEPS = ("preprocess", "postprocess", "collate", "uncollate", "warmup_input")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _MODELS = "models"
+_NAME_OF_SERVER = "name"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,16 @@ class ModelOptions:
 
 def limits_of(config: Config) -> Limits:
     """The limits in the ``[serve]`` table."""
-    return Limits.of({key: value for key, value in config.serve.items() if key != _MODELS})
+    others = (_MODELS, _NAME_OF_SERVER)
+    return Limits.of({key: value for key, value in config.serve.items() if key not in others})
+
+
+def name_of(config: Config) -> str:
+    """What the server calls itself in its metadata. Raises ``ConfigError``."""
+    name = config.serve.get(_NAME_OF_SERVER, "asyncinfer")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"[serve]: 'name' must be a text, not {name!r}")
+    return name
 
 
 def models_of(

@@ -16,6 +16,7 @@ from asyncinfer.serve.errors import BadRequest, quoted
 __all__ = (
     "DATATYPES",
     "Array",
+    "Constant",
     "TensorSpec",
     "datatype_of",
     "from_bytes",
@@ -24,6 +25,11 @@ __all__ = (
 )
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Constant(float):
+    """``NaN``, ``Infinity`` or ``-Infinity`` where JSON should be: no number that is too large."""
+
 
 _DTYPES = {
     "BOOL": np.dtype("?"),
@@ -43,7 +49,14 @@ _DTYPES = {
 DATATYPES = tuple(_DTYPES)
 _DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
 #: what a client's numbers may be, by the kind of dtype they become
-_KINDS: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}
+_KINDS: dict[str, set[type]] = {
+    "b": {bool},
+    "u": {int},
+    "i": {int},
+    "f": {int, float, Constant},
+}
+#: how those numbers are written that JSON has not
+_NOT_FINITE = {"nan": "null", "inf": "Infinity", "-inf": "-Infinity"}
 #: numbers converted without letting other threads run
 _CHUNK = 2048
 
@@ -109,8 +122,13 @@ def from_bytes(
     return np.require(array, requirements="A").reshape(shape)
 
 
-def from_values(values: Sequence[Any], spec: TensorSpec, shape: Sequence[int]) -> Array:
-    """The tensor of numbers in a list, flat or nested as ``shape`` says; else ``BadRequest``."""
+def from_values(
+    values: Sequence[Any], spec: TensorSpec, shape: Sequence[int], *, typed: bool = False
+) -> Array:
+    """The tensor of numbers in a list, flat or nested as ``shape`` says; else ``BadRequest``.
+
+    With ``typed`` they have been numbers of this size before, rather than text.
+    """
     flat = _flat(values, spec, shape)
     if len(flat) != math.prod(shape):
         raise BadRequest(
@@ -118,15 +136,20 @@ def from_values(values: Sequence[Any], spec: TensorSpec, shape: Sequence[int]) -
         )
     array = np.empty(len(flat), spec.dtype)
     for start in range(0, len(flat), _CHUNK):
-        array[start : start + _CHUNK] = _numbers(flat[start : start + _CHUNK], spec)
+        array[start : start + _CHUNK] = _numbers(flat[start : start + _CHUNK], spec, typed)
     return array.reshape(shape)
 
 
-def to_text(array: Array, name: str) -> str:
-    """The numbers of a tensor as JSON has them, flat; ``BadRequest`` where JSON has none."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise BadRequest(f"output {name!r} is not finite, which JSON cannot hold: ask for binary")
+def to_text(array: Array) -> str:
+    """The numbers of a tensor as JSON has them, flat.
+
+    JSON has neither NaN nor infinity. ``null`` is read as NaN wherever numbers are made of it, and
+    is JSON; of infinity it would make NaN. So that is ``Infinity``, as Triton and Python write it:
+    who does not know it refuses the whole answer.
+    """
     flat = array.reshape(-1)
+    if array.dtype.kind == "f" and not np.isfinite(flat).all():
+        return ",".join(_NOT_FINITE.get(text, text) for text in map(repr, flat.tolist()))
     parts = (flat[at : at + _CHUNK].tolist() for at in range(0, len(flat), _CHUNK))
     return ",".join(_text(part) for part in parts)
 
@@ -147,25 +170,33 @@ def _flat(values: Sequence[Any], spec: TensorSpec, shape: Sequence[int]) -> Sequ
     return level
 
 
-def _numbers(values: Sequence[Any], spec: TensorSpec) -> Array:
+def _numbers(values: Sequence[Any], spec: TensorSpec, typed: bool) -> Array:
     wrong = set(map(type, values)) - _KINDS[spec.dtype.kind]
     if wrong:
         kind = min(kind.__name__ for kind in wrong)
         raise BadRequest(f"input {spec.name!r} is {spec.datatype}, and has values of type {kind}")
     if spec.dtype.kind == "f":
-        return _floats(values, spec)
+        return _floats(values, spec, typed)
     if spec.dtype.kind in "iu":
         info = np.iinfo(spec.dtype)
         if min(values) < info.min or max(values) > info.max:
-            raise BadRequest(f"input {spec.name!r} has values out of the range of {spec.datatype}")
+            raise _out_of_range(spec)
     return np.array(values, spec.dtype)
 
 
-def _floats(values: Sequence[Any], spec: TensorSpec) -> Array:
+def _floats(values: Sequence[Any], spec: TensorSpec, typed: bool) -> Array:
     try:
         wide = np.array(values, np.float64)
     except OverflowError:
-        wide = np.array([np.inf])
-    if not (np.abs(wide) <= float(np.finfo(spec.dtype).max)).all():
-        raise BadRequest(f"input {spec.name!r} has values out of the range of {spec.datatype}")
-    return wide.astype(spec.dtype)
+        raise _out_of_range(spec) from None
+    beyond = ~(np.abs(wide) <= float(np.finfo(spec.dtype).max))
+    if not typed and any(
+        type(values[at]) in (int, float) for at in np.flatnonzero(beyond).tolist()
+    ):
+        raise _out_of_range(spec)
+    with np.errstate(over="ignore"):
+        return wide.astype(spec.dtype)
+
+
+def _out_of_range(spec: TensorSpec) -> BadRequest:
+    return BadRequest(f"input {spec.name!r} has values out of the range of {spec.datatype}")

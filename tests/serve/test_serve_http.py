@@ -96,15 +96,22 @@ async def test_a_wrong_length_of_the_json(serve, length):
         assert answer.status_code == 400
 
 
-async def test_numbers_json_has_not_are_sent_as_bytes_only(serve):
-    infinite = simulated(function=lambda x: np.full_like(x, np.inf))
-    async with serve(infinite) as core, client(core) as http:
-        answer = await http.post(INFER, json=body())
-        assert answer.status_code == 400
-        assert "ask for binary" in answer.json()["error"]
-        answer = await http.post(INFER, json=body(parameters={"binary_data_output": True}))
+async def test_numbers_json_has_not(serve):
+    odd = np.array([np.nan, np.inf, -np.inf, 0.5], np.float32)
+    async with serve(simulated(shape=(4,), function=lambda x: x)) as core, client(core) as http:
+        sent = json.dumps(body([1.0] * 4, (1, 4))).replace("1.0, 1.0, 1.0, 1.0", _ODD)
+        assert _ODD in sent, "and such are taken, too"
+        answer = await http.post(INFER, content=sent)
+        assert '"data": [null,Infinity,-Infinity,0.5]' in answer.text
+        values = answer.json()["outputs"][0]["data"]
+        np.testing.assert_array_equal(np.array(values, np.float32), odd)
+        as_bytes = sent[:-1] + ', "parameters": {"binary_data_output": true}}'
+        answer = await http.post(INFER, content=as_bytes)
         length = int(answer.headers["inference-header-content-length"])
-        assert np.frombuffer(answer.content[length:], "<f4").tolist() == [np.inf, np.inf]
+        np.testing.assert_array_equal(np.frombuffer(answer.content[length:], "<f4"), odd)
+
+
+_ODD = "NaN, Infinity, -Infinity, 0.5"
 
 
 async def test_several_outputs_by_name_and_the_subset_asked_for(serve):

@@ -12,7 +12,7 @@ from asyncinfer.serve.errors import BadRequest, TooLarge, quoted
 from asyncinfer.serve.inputs import alike, checked
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.served import VERSION, Served
-from asyncinfer.serve.tensors import Array, TensorSpec, from_bytes, from_values, to_text
+from asyncinfer.serve.tensors import Array, Constant, TensorSpec, from_bytes, from_values, to_text
 
 __all__ = ("JSON_LENGTH", "Decoded", "decode", "encode", "request_timeout")
 
@@ -73,7 +73,7 @@ def encode(decoded: Decoded, served: Served, outputs: Mapping[str, Array]) -> tu
             tail.append(array.tobytes())
             tensors.append(json.dumps({**facts, "parameters": {"binary_data_size": len(tail[-1])}}))
         else:
-            tensors.append(f'{json.dumps(facts)[:-1]}, "data": [{to_text(array, name)}]}}')
+            tensors.append(f'{json.dumps(facts)[:-1]}, "data": [{to_text(array)}]}}')
     head = {"model_name": served.name, "model_version": VERSION}
     if decoded.id is not None:
         head["id"] = decoded.id
@@ -99,7 +99,7 @@ def _json_length(header: str | None, total: int) -> int:
 
 def _parse(text: bytearray) -> Any:
     """The JSON document; ``BadRequest`` if it is none."""
-    hooks: dict[str, Any] = {"parse_constant": _no_constant}
+    hooks: dict[str, Any] = {"parse_constant": Constant}
     if len(text) > _LARGE:
         # functions of Python's own let other threads run, the parser itself does not
         hooks |= {"parse_float": lambda number: float(number), "parse_int": _integer}
@@ -113,10 +113,6 @@ def _parse(text: bytearray) -> Any:
 
 def _integer(number: str) -> int:
     return int(number)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

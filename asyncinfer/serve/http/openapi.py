@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asyncinfer.serve.core import Core
+from asyncinfer.serve.tensors import DATATYPES
 
 __all__ = ("openapi",)
 
@@ -16,7 +17,7 @@ _TENSOR = {
     "properties": {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer"}},
-        "datatype": {"type": "string", "enum": ["BOOL", "UINT8", "INT64", "FP16", "FP32", "FP64"]},
+        "datatype": {"type": "string", "enum": list(DATATYPES)},
         "data": {"type": "array", "items": {}},
         "parameters": _OBJECT,
     },
@@ -36,7 +37,7 @@ _INFERENCE = {
         "outputs": {"type": "array", "items": _REQUESTED},
     },
 }
-_REFUSALS = (400, 401, 404, 405, 413, 429, 503, 504)
+_REFUSALS = (400, 401, 404, 405, 413, 429, 500, 503, 504)
 
 
 def openapi(core: Core) -> dict[str, Any]:

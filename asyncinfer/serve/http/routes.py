@@ -22,7 +22,6 @@ from asyncinfer.serve.errors import (
     Cancelled,
     Internal,
     ServeError,
-    TimedOut,
     TooLarge,
 )
 from asyncinfer.serve.gate import Held
@@ -158,6 +157,7 @@ class _Api:
         with self._core.job("http") as job, self._core.gate.hold() as held:
             served = job.model(*_wanted(request))
             body = await self._body(request, held)
+            job.received()
             apart, limits = self._core.apart, self._core.limits
             header = request.headers.get(JSON_LENGTH)
             decoded = await apart(len(body), decode, body, header, served, limits)
@@ -179,12 +179,10 @@ class _Api:
             held.add(int(declared))  # refuses what is too large before it comes
         body = bytearray()
         try:
-            async with asyncio.timeout(self._core.limits.receive_timeout):
+            async with self._core.gate.receiving():
                 async for chunk in request.stream():
                     held.add(max(0, len(body) + len(chunk) - held.count))
                     body += chunk
-        except TimeoutError:
-            raise TimedOut("the request's body did not come within the receive timeout") from None
         except ClientDisconnect:
             raise Cancelled("the client went away") from None
         if encoding in ("", "identity"):

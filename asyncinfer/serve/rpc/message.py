@@ -80,7 +80,7 @@ def _rows(tensor: Any, raw: bytes | None, spec: TensorSpec) -> Array:
     _check_parameters(tensor)
     shape = spec.check(tensor.datatype, list(tensor.shape))
     if raw is None:
-        return from_values(_contents(tensor, spec.datatype), spec, shape)
+        return from_values(_contents(tensor, spec.datatype), spec, shape, typed=True)
     if tensor.contents.ListFields():  # empty ones beside raw are what some clients send
         raise BadRequest(f"input {spec.name!r} has contents and raw_input_contents")
     return from_bytes(raw, spec, shape)

@@ -12,7 +12,14 @@ from google.protobuf.json_format import ParseDict
 
 from asyncinfer.serve import describe
 from asyncinfer.serve.core import Core, Job, logger
-from asyncinfer.serve.errors import ANSWERS, BadRequest, ServeError, Unavailable, as_answer
+from asyncinfer.serve.errors import (
+    ANSWERS,
+    BadRequest,
+    NotFound,
+    ServeError,
+    Unavailable,
+    as_answer,
+)
 from asyncinfer.serve.gate import Held
 from asyncinfer.serve.rpc.message import decode, encode, parse, pb
 from asyncinfer.serve.security import Security
@@ -70,7 +77,7 @@ async def _unary(answer: _Answer, kind: Any, core: Core, context: Context) -> by
 
 async def _only(core: Core, held: Held, context: Context) -> bytes:
     """The one message of a call, once there is room for the largest."""
-    async with asyncio.timeout(core.limits.receive_timeout):
+    async with core.gate.receiving():
         await held.wait(held.limit)
         data = await _read(context)
     if data is None:
@@ -110,7 +117,10 @@ class _Api:
         return pb.ServerReadyResponse(ready=self._core.ready)
 
     async def model_ready(self, request: Any) -> Any:
-        served = self._core.model(request.name, request.version)
+        try:
+            served = self._core.model(request.name, request.version)
+        except NotFound:  # as Triton has it
+            return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=served.ready and not self._core.gate.closed)
 
     async def server(self, request: Any) -> Any:
@@ -215,6 +225,7 @@ class _Inference:
         return bytes(response.SerializeToString())
 
     async def _infer(self, job: Job, data: bytes) -> Any:
+        job.received()
         apart = self._core.apart
         message = await apart(len(data), parse, pb.ModelInferRequest, data)
         served = job.model(message.model_name, message.model_version)
