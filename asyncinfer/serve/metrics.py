@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +17,8 @@ from asyncinfer.serve.gate import Gate
 from asyncinfer.serve.served import Served
 
 __all__ = ("CONTENT_TYPE_LATEST", "Metrics")
+
+_Parent = TypeVar("_Parent", Counter, Histogram)
 
 #: seconds between two looks at the event loop's lag
 _TICK = 0.01
@@ -50,15 +53,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._children: dict[tuple[object, ...], object] = {}
         ProcessCollector(registry=self.registry)
         self.registry.register(_Now(gate, models))
 
     def request(self, model: str, protocol: str, outcome: str, seconds: float, rows: int) -> None:
         """Count one request that has ended."""
-        self._requests.labels(model, protocol, outcome).inc()
+        self._child(self._requests, model, protocol, outcome).inc()
         if outcome == "ok":
-            self._seconds.labels(model, protocol).observe(seconds)
-            self._rows.labels(model).inc(rows)
+            self._child(self._seconds, model, protocol).observe(seconds)
+            self._child(self._rows, model).inc(rows)
+
+    def _child(self, metric: _Parent, *labels: str) -> _Parent:
+        """That with these labels; to look it up there takes longer."""
+        key = (metric, *labels)
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = metric.labels(*labels)
+        return cast("_Parent", found)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,14 +32,20 @@ from asyncinfer.serve.metrics import CONTENT_TYPE_LATEST
 from asyncinfer.serve.security import Security
 from asyncinfer.serve.tensors import Array
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
 __all__ = ("application",)
 
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
 
+_INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
+#: seconds after which it is looked whether the client is still there: most are answered before
+_LONG = 0.02
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
-def application(core: Core, security: Security) -> Starlette:
+def application(core: Core, security: Security) -> ASGIApp:
     """The ASGI application."""
     api = _Api(core)
     guarded: list[tuple[str, Handler, str]] = [
@@ -66,7 +73,28 @@ def application(core: Core, security: Security) -> Starlette:
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False
-    return app
+    return _Front(app, _answering(api.infer, security))
+
+
+class _Front:
+    """The short way for inference requests, of which there are many; all else is Starlette's.
+
+    Its middleware and its search among all paths would take as long as all that is done here.
+    """
+
+    def __init__(self, others: ASGIApp, infer: Handler) -> None:
+        self._others = others
+        self._infer = infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = scope["type"] == "http" and scope["method"] == "POST"
+        found = _INFER.fullmatch(scope["path"]) if wanted else None
+        if found is None:
+            await self._others(scope, receive, send)
+            return
+        scope["path_params"] = found.groupdict("")
+        response = await self._infer(HttpRequest(scope, receive))
+        await response(scope, receive, send)
 
 
 def _answering(handler: Handler, security: Security) -> Handler:
@@ -214,19 +242,41 @@ def _unpacked(body: bytearray, most: int) -> bytearray:
 
 async def _while_connected(request: HttpRequest, job: Job, wanted: Request) -> dict[str, Array]:
     """The outputs, unless the client goes away: then its tasks are withdrawn."""
-    working = asyncio.ensure_future(job.infer(wanted))
-    tasks = (working, asyncio.ensure_future(_disconnected(request)))
+    watch = _Watch(request)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled("the client went away")
-        return working.result()
+        return await job.infer(wanted)
+    except asyncio.CancelledError:
+        if watch.gone and watch.working.uncancel() == 0:
+            raise Cancelled("the client went away") from None
+        raise
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await watch.end()
 
 
-async def _disconnected(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that works on a request once its client has gone."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        working = asyncio.current_task()
+        assert working is not None  # noqa: S101  # it is made in one
+        self.working = working
+        self.gone = False
+        self._request = request
+        self._watching: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_LONG, self._begin)
+
+    def _begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self.working.cancel()
+
+    async def end(self) -> None:
+        """Look no further."""
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
