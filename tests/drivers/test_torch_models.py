@@ -252,14 +252,14 @@ class Masked(nn.Module):
     ("model", "item", "message"),
     [
         (nn.Conv2d(3, 2, 3), torch.zeros(1, 3, 8, 8), r"batch's, give it without, as \[3, 8, 8\]"),
-        (Masked(), torch.zeros(3), "takes several tensors for one task: give a module of your own"),
+        (Masked(), torch.zeros(3), "takes several tensors for one task: give each task"),
         (
             lambda: torch.jit.script(Masked()),
             torch.zeros(3),
-            "takes several tensors for one task: give a",
+            "takes several tensors for one task: give each task",
         ),
-        (Masked(), (torch.zeros(3), torch.zeros(3)), "several tensors a task, give a preprocess"),
-        (nn.Identity(), [torch.zeros(3, 8), torch.zeros(3, 9)], "several tensors a task, give a"),
+        (Masked(), [torch.zeros(3), torch.zeros(3)], "several tensors of one task are given as"),
+        (nn.Identity(), [torch.zeros(3, 8), torch.zeros(3, 9)], "several tensors of one task are"),
         (nn.Identity(), [[1, 2], [3]], "equally long: pad them in a preprocess, or .* in collate"),
     ],
 )
