@@ -10,7 +10,6 @@ from asyncinfer.errors import InputError, TaskError
 from asyncinfer_drivers._torch.calling import described
 from asyncinfer_drivers.torch_host import TorchDriver
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 
 
