@@ -169,3 +169,7 @@ docs: setup  ## build the documentation into site/
 
 clean:  ## remove what the other targets made, .venv included
 	rm -rf .venv build dist site out .coverage .*_cache .hypothesis
+
+.PHONY: interop-serve
+interop-serve: setup  ## try the server with others' clients, each in an environment of its own
+	ASYNCINFER_INTEROP=$(or $(ASYNCINFER_INTEROP),$(INTEROP)) .venv/bin/python -W ignore tests/interop/serve_clients.py
