@@ -3,8 +3,9 @@
     ASYNCINFER_INTEROP=FOLDER python tests/interop/serve_clients.py
 
 Each client has an environment of its own in that folder: ``clients`` (tritonclient 2.70),
-``kserve`` and ``mlserver``. ``examples`` is ``src/python/examples`` of triton-inference-server/client, and
-``perf_analyzer`` a program; what is not there is left out, and said to be.
+``kserve`` and ``mlserver``. ``examples`` is ``src/python/examples`` of
+triton-inference-server/client, and ``perf_analyzer`` a program; what is not
+there is left out, and said to be.
 """
 
 from __future__ import annotations

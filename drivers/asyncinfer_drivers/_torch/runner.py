@@ -206,7 +206,9 @@ class Runner:
             return None
         try:
             with torch.inference_mode():
-                inputs = self._taken(self.steps.collate(batch))
+                made = self.steps.collate(batch)
+                several = isinstance(made, Mapping | tuple)
+                inputs = self._taken(made) if several else torch.as_tensor(made)
                 if len(batch) == 1:  # it may be the caller's own, which a model may write to
                     inputs = inputs.clone()
             for tensor in parts(inputs):
