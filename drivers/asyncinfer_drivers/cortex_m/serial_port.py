@@ -1,7 +1,7 @@
-"""A serial port or pty, opened by pyserial; its bytes go through the event loop without it.
+"""A serial port or pty by pyserial-asyncio, without the steps that block the event loop.
 
 pyserial waits for bytes by ``select``, which refuses what is open beside 1,024 other files, and
-waits in a loop for room to write.
+waits in a loop for room to write. The event loop has waited for both already.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ import asyncio
 import errno
 import os
 from contextlib import suppress
+from typing import Any
 
 import serial  # type: ignore[import-untyped]
+import serial_asyncio  # type: ignore[import-untyped]
 
 from asyncinfer.errors import DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.cortex_m.held import hold, let_go, unlock
-from asyncinfer_drivers.cortex_m.transport import ByteTransport, Receiver, SerialOptions
+from asyncinfer_drivers.cortex_m.transport import (
+    ByteTransport,
+    Receiver,
+    SerialOptions,
+    Stream,
+)
 
 __all__ = ("open_serial",)
 
-#: most bytes read at once
-_CHUNK_BYTES = 65_536
 #: how pyserial begins to say that another process has the lock
 _LOCKED = "Could not exclusively lock"
 
@@ -33,7 +38,7 @@ async def open_serial(
 
     DTR and RTS are set before it opens, so that they do not move afterwards.
     """
-    opened = serial.Serial()
+    opened = _Port()
     worker = Worker(f"{name}-port")
     worker.start()
     try:
@@ -69,79 +74,76 @@ def _open(opened: serial.Serial, port: str, options: SerialOptions) -> None:
     opened.reset_input_buffer()
 
 
-class _Transport:
-    """Reads and writes as the event loop says; closes in a thread, as that may block for long."""
+class _Port(serial.Serial):  # type: ignore[misc]  # it is untyped
+    """Reads and writes what the system takes at once. Raises ``SerialException``."""
+
+    def read(self, size: int = 1) -> bytes:
+        """Up to ``size`` bytes; none if there are none yet."""
+        try:
+            data = os.read(self.fileno(), size)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except OSError as error:
+            raise serial.SerialException(error.errno, error.strerror) from error
+        if not data:  # a port that was unplugged is always ready, with nothing
+            raise serial.SerialException(errno.EIO, "the port is gone")
+        return data
+
+    def write(self, data: Any, /) -> int:
+        """Return how many bytes were taken."""
+        try:
+            return os.write(self.fileno(), data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise serial.SerialException(error.errno, error.strerror) from error
+
+
+class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]  # it is untyped
+    """Drops unsent bytes and closes the port in a thread: both may block for long."""
 
     def __init__(self, name: str, receiver: Receiver, opened: serial.Serial) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._running = asyncio.get_running_loop()
+        super().__init__(self._running, Stream(receiver), opened)
         self._name = name
         self._receiver = receiver
         self._opened = opened
-        self._fd: int = opened.fileno()
-        self._unsent = bytearray()
-        self._has_writer = False
         self._closer: asyncio.Task[None] | None = None
-        self._loop.add_reader(self._fd, self._read)
 
-    def write(self, data: bytes) -> None:
-        """Send; dropped when the port is gone."""
-        if self._closer is not None:
+    def write(self, data: Any) -> None:
+        """Send, what the system takes at once; dropped when the port is gone."""
+        if self._closing:
             return
-        waiting = bool(self._unsent)
-        self._unsent += data
-        if not waiting:
-            self._write()
-
-    def abort(self) -> None:
-        """Drop what is unsent, in the system too, where it would delay the closing."""
-        self._end(None)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._fd, _CHUNK_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._end(error)
-            return
+        if not self._write_buffer:
+            try:
+                data = data[self._opened.write(data) :]
+            except serial.SerialException as error:
+                self._fatal_error(error)
+                return
         if data:
-            self._receiver.data_received(data)
-        else:  # a port that was unplugged is always ready, with nothing
-            self._end(OSError(errno.EIO, "the port is gone"))
+            super().write(data)
 
-    def _write(self) -> None:
-        try:
-            sent = os.write(self._fd, self._unsent)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            self._end(error)
-            return
-        del self._unsent[:sent]
-        if bool(self._unsent) != self._has_writer:
-            self._has_writer = not self._has_writer
-            if self._has_writer:
-                self._loop.add_writer(self._fd, self._write)
-            else:
-                self._loop.remove_writer(self._fd)
+    def _fatal_error(self, exc: Exception, message: str = "") -> None:
+        """Close without a word to the loop's exception handler: ports are unplugged."""
+        self._abort(exc)
 
-    def _end(self, error: Exception | None) -> None:
-        if self._closer is not None:
-            return
-        self._loop.remove_reader(self._fd)
-        if self._has_writer:
-            self._loop.remove_writer(self._fd)
-        self._unsent.clear()
-        self._closer = self._loop.create_task(self._shut(error), name=f"close {self._name}")
+    def _close(self, exc: Exception | None = None) -> None:
+        """Do not wait for what is unsent: a port that is gone never takes it."""
+        self._abort(exc)
 
-    async def _shut(self, error: Exception | None) -> None:
+    def _call_connection_lost(self, exc: Exception | None) -> None:
+        if self._closer is None:
+            self._write_buffer.clear()
+            self._closer = self._running.create_task(self._shut(exc), name=f"close {self._name}")
+
+    async def _shut(self, exc: Exception | None) -> None:
         worker = Worker(f"{self._name}-port")
         worker.start()
         try:
             await worker.run(_close, self._opened)
         finally:
             await worker.stop()
-            self._receiver.connection_lost(error)
+            self._receiver.connection_lost(exc)
 
 
 def _close(opened: serial.Serial) -> None:
