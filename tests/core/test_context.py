@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context, ContextVar
 
+import pytest
+
 from asyncinfer import Dispatcher
+from asyncinfer._core.dispatch.incontext import InContext
 from asyncinfer.testing import SimulatedDriver
 
 who: ContextVar[str] = ContextVar("who", default="nobody")
@@ -14,7 +17,7 @@ who: ContextVar[str] = ContextVar("who", default="nobody")
 class Asking(SimulatedDriver):
     """Answers with the caller's name; then leaves a mark that no later call may see.
 
-    (Calls shorter than a millisecond, which are handed out by the burst, share a context.)
+    (Batches, and a stream's calls shorter than a millisecond, share a context.)
     """
 
     async def infer(self, batch):
@@ -128,3 +131,95 @@ async def test_on_real_loops():
         assert await asyncio.gather(*streams) == [{f"s{i}"} for i in range(3)]
         assert await asyncio.gather(*calls) == [(i, f"c{i}") for i in range(20)]
     assert who.get() == "nobody"
+
+
+class Quick:
+    """Calls of microseconds, which are handed out several at once; each leaves a mark."""
+
+    max_batch = concurrency = 1
+
+    def __init__(self, name, steps):
+        self.name, self.steps = name, steps
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    async def infer(self, batch):
+        seen = who.get()
+        who.set("a driver's mark")
+        for _ in range(self.steps):
+            await asyncio.sleep(0)
+        assert who.get() == "a driver's mark"
+        return [(x, seen) for x in batch]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+async def test_each_of_many_quick_calls_has_its_callers(steps):
+    async with Dispatcher([Quick(f"d{i}", steps) for i in range(2)]) as d:
+
+        async def caller(name):
+            who.set(name)
+            return [await d.infer(i) for i in range(20)]
+
+        found = await asyncio.gather(*(asyncio.create_task(caller(f"c{k}")) for k in range(50)))
+        assert found == [[(i, f"c{k}") for i in range(20)] for k in range(50)]
+        batches = sum(device.batches for device in d.stats().devices)
+        assert batches == 1000
+
+
+async def test_a_context_of_ones_own_within_a_task():
+    name = Context()
+    name.run(who.set, "its own")
+
+    async def works(given):
+        first = who.get()
+        await asyncio.sleep(0)
+        who.set("within")
+        return given, first, who.get()
+
+    assert await InContext(name, works, 1) == (1, "its own", "within")
+    assert who.get() == "nobody"
+    assert name[who] == "within"
+
+
+async def test_a_call_in_a_context_of_its_own_is_cancelled_there():
+    name, seen = Context(), []
+
+    async def waits(given):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append(who.get())
+            raise
+
+    name.run(who.set, "its own")
+    task = asyncio.ensure_future(_awaiting(InContext(name, waits, 1)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["its own"]
+
+
+async def test_any_awaitable_will_do_and_errors_pass():
+    class Ready:
+        def __await__(self):
+            return iter(())
+
+    future = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(future.set_result, 7)
+    assert await InContext(Context(), lambda given: Ready(), 1) is None
+    assert await InContext(Context(), lambda given: future, 1) == 7
+
+    async def fails(given):
+        raise LookupError(given)
+
+    with pytest.raises(LookupError, match="5"):
+        await InContext(Context(), fails, 5)
+
+
+async def _awaiting(awaitable):
+    return await awaitable

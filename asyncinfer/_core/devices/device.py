@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from contextvars import Context
 from itertools import chain
 from typing import Any, Protocol
 
@@ -594,6 +595,16 @@ class Burst:
         while at < len(inputs):
             yield inputs[at : at + size]
             at += size
+
+    @property
+    def next_context(self) -> Context:
+        """A copy of the ``contextvars`` context of the first task that has not been run."""
+        before = len(self.outputs)
+        for span in self.spans:
+            before -= span.count
+            if before < 0:
+                break
+        return (span.context or self.lane.context).copy()
 
     @property
     def tasks_run(self) -> int:

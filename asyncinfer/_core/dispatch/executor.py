@@ -10,6 +10,7 @@ from typing import Any
 from asyncinfer._core.alarm import Alarm
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.lateness import PUNCTUAL
+from asyncinfer._core.dispatch.incontext import InContext
 from asyncinfer._core.dispatch.outcomes import Outcomes
 from asyncinfer.errors import DeviceError, DeviceLost, DeviceTimeout, ProtocolError
 
@@ -23,6 +24,8 @@ PROMPT = 100e-6
 
 class Executor:
     """Runs each burst in an asyncio task, in the ``contextvars`` context of the tasks' submitter.
+
+    Where each task has a context of its own, a call has that of its first one.
 
     It hands results and errors to ``Outcomes``, which decides what they mean for the tasks, and
     devices that failed to ``device_failed``.
@@ -83,10 +86,11 @@ class Executor:
                 self._limit(burst)
             await _reset(burst.device)
         started = burst.began = burst.call_began = clock()
+        own = burst.tasks > burst.batch and next(iter(burst.spans)).context is not None
         for batch in burst.batches():
             if limited:
                 self._limit(burst)
-            outputs = await infer(batch)
+            outputs = await (InContext(burst.next_context, infer, batch) if own else infer(batch))
             if not burst.live:
                 return
             if outputs is None or len(outputs) != len(batch):

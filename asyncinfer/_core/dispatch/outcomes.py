@@ -74,6 +74,8 @@ class Outcomes:
         if finished:
             self._trust.worked(burst.device, finished)
             burst.lane.finish(finished)
+            if burst.tasks_run < burst.tasks and finished[0].future is not None:
+                self._wake()  # answered calls make room for others before the burst is over
         if self._recorder.observed:
             for span in finished:
                 self._recorder.task_event("task.finished", span)

@@ -288,7 +288,7 @@ class Pool:
         lane, offset = self._lanes.locate(skip)
         on_trial = device.suspect or device.held
         count = 1 if on_trial else grant.take
-        if self._policy.reserves and lane.one_context and not on_trial:
+        if self._policy.reserves and not on_trial:
             count = max(count, _reservation(device, count, self._share))
         self._lanes.took_turn(lane)
         return lane.waiting.take(count, offset)
