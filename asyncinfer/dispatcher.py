@@ -172,7 +172,9 @@ class Dispatcher(Generic[InT, OutT]):
         Waits while ``queue_size`` such tasks are queued. Cancelling the call withdraws the task.
         Raises ``ClosedError`` if the dispatcher is not open.
         """
-        output: OutT = await self._open_engine().call(x)
+        call = self._open_engine().call(x)
+        del x  # an error that is kept holds this frame
+        output: OutT = await call
         return output
 
     @overload
@@ -278,6 +280,21 @@ class Dispatcher(Generic[InT, OutT]):
         after 30 seconds without work, so that a task can show whether it is well.
         """
         return self._engine is not None and self._engine.ready
+
+    def __repr__(self) -> str:
+        engine = self._engine
+        if self._opening is not None:
+            state = "opening"
+        elif engine is None:
+            state = "not open"
+        elif engine.accepting:
+            state = "open"
+        else:
+            state = "closing" if engine.running else "closed"
+        devices = engine.roster.devices if engine is not None else ()
+        told = ", ".join(f"{one.name} {one.state}" for one in devices)
+        told = told or ", ".join(attributes_of(driver).name for driver in self._drivers)
+        return f"<Dispatcher {state}: {told or 'no devices'}>"
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -62,19 +62,19 @@ class DeviceStats:
     busy_seconds: float
     #: busy seconds / seconds since the first task of the dispatcher began
     utilisation: float
-    #: estimated seconds between two finished tasks under full load; ``nan`` until known
-    service_time: float
-    #: estimated seconds of one call with a full batch; ``nan`` until known
-    latency: float
+    #: estimated seconds between two finished tasks under full load; ``None`` until known
+    service_time: float | None
+    #: estimated seconds of one call with a full batch; ``None`` until known
+    latency: float | None
     #: seconds since it came into its state (ready and busy are one here)
     state_seconds: float = 0.0
     #: why it is in its state, in words
     reason: str = ""
     #: how often it was lost or could not be opened; time in service makes up for losses
     failures: int = 0
-    #: seconds until it is opened again, while it is backing off: infinite while it waits for calls
-    #: left behind to end; ``nan`` in any other state
-    next_attempt: float = math.nan
+    #: seconds until it is opened again, while it is backing off; ``None`` in any other state, and
+    #: while it waits for calls left behind to end, as nobody knows when that is
+    next_attempt: float | None = None
     #: how often it was opened, or tried to be
     generation: int = 0
     #: calls left behind that still go on, since they ignore that they were cancelled
@@ -83,12 +83,12 @@ class DeviceStats:
     #: ``None`` while it takes part
     rests: str | None = None
     #: what its driver tells of itself, such as the options it has chosen
-    details: Mapping[str, str | float] = field(default_factory=dict)
+    details: Mapping[str, str | float | None] = field(default_factory=dict)
     #: tasks that failed on it and worked elsewhere; of a call with several, the call counts
     faults: int = 0
     #: seconds until it is given its next task on trial, while it is distrusted and another device
-    #: is not; 0 if that is due; ``nan`` otherwise
-    next_trial: float = math.nan
+    #: is not; 0 if that is due; ``None`` otherwise
+    next_trial: float | None = None
 
     @property
     def up(self) -> bool:

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import math
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -83,9 +82,7 @@ async def stream(body: Images, request: Request) -> StreamingResponse:
 @app.get("/stats")
 async def stats(request: Request) -> dict[str, Any]:
     """Counters and times, per device and in all."""
-    facts = dataclasses.asdict(pool(request).stats())
-    facts["devices"] = [without_nan(device) for device in facts["devices"]]
-    return without_nan(facts)
+    return dataclasses.asdict(pool(request).stats())
 
 
 @app.get("/health")
@@ -122,11 +119,6 @@ def line(result: Result[int]) -> dict[str, Any]:
     if result.error is not None:
         return {"index": result.index, "error": str(result.error)}
     return {"index": result.index, "digit": result.value, "device": result.device}
-
-
-def without_nan(facts: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN, which stands for a time not yet known."""
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in facts.items()}
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -210,11 +210,13 @@ class Engine:
     def _source_ended(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
         """The source is exhausted, has failed, or is not read any further."""
         self._feeders.pop(lane, None)
-        if feeder.cancelled():
+        if not feeder.cancelled():
+            lane.no_more(feeder.exception())
+        elif feeder.cancelling() and not self.accepting:
             text = "the dispatcher was closed before the source was read to its end"
             lane.no_more(ClosedError(text))
         else:
-            lane.no_more(feeder.exception())
+            lane.no_more(_cut_off(feeder))
         self.wake()
 
     def _queue(self, lane: Lane, inputs: list[Any]) -> Span:
@@ -237,6 +239,7 @@ class Engine:
         task = self._queue(self.calls, [value])
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()
+        del value  # an error that is kept holds this frame
         try:
             return await task.future
         except asyncio.CancelledError:
@@ -244,6 +247,8 @@ class Engine:
                 self.calls.discard(task)
                 self._outcomes.abandon_unwanted()
             raise
+        finally:
+            del task
 
     def drop(self, lane: Lane, error: BaseException | None = None) -> asyncio.Task[None] | None:
         """End a lane whose results nobody wants any more.
@@ -360,6 +365,17 @@ class Engine:
             self._wakeup.cancel()
         self._wakeup = None
         self.running = False
+
+
+def _cut_off(feeder: asyncio.Task[None]) -> RuntimeError:
+    """What tells a reader, who is not cancelled, that its source was."""
+    by = "its reading was cancelled" if feeder.cancelling() else "it raised CancelledError"
+    told = RuntimeError(f"the source was not read to its end: {by}")
+    try:
+        feeder.exception()
+    except asyncio.CancelledError as error:
+        told.__cause__ = error
+    return told
 
 
 async def _wait_for(task: asyncio.Task[None]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from asyncinfer._core.devices.device import Device
 from asyncinfer._core.engine import Engine
@@ -46,6 +48,7 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
     end = now if device.bursts else engine.recorder.last_end
     span = end - engine.recorder.first_start
     backing_off = device.state is DeviceState.BACKING_OFF
+    details: Mapping[str, Any] = getattr(device.driver, "details", None) or {}
     return DeviceStats(
         name=device.name,
         state=device.state,
@@ -55,16 +58,31 @@ def _device_stats(device: Device, engine: Engine) -> DeviceStats:
         in_flight=device.in_flight,
         busy_seconds=busy,
         utilisation=min(1.0, busy / span) if span > 0 else 0.0,
-        service_time=device.interval,
-        latency=device.latency,
+        service_time=_known(device.interval),
+        latency=_known(device.latency),
         state_seconds=now - device.since,
         reason=device.reason,
         failures=device.failures,
-        next_attempt=max(0.0, device.next_attempt - now) if backing_off else math.nan,
+        next_attempt=_known(max(0.0, device.next_attempt - now)) if backing_off else None,
         generation=device.generation,
         wedged=device.leftovers.wedged,
         rests=device.rests,
         faults=device.record.total_faults,
-        next_trial=max(0.0, device.record.trial_at - now) if device.held else math.nan,
-        details=dict(getattr(device.driver, "details", None) or {}),
+        next_trial=_known(max(0.0, device.record.trial_at - now)) if device.held else None,
+        details={key: _plain(value) for key, value in details.items()},
     )
+
+
+def _known(seconds: float) -> float | None:
+    """The number, or ``None`` if it is none, which JSON has no word for."""
+    return seconds if math.isfinite(seconds) else None
+
+
+def _plain(value: Any) -> str | float | None:
+    """What a driver tells, as JSON can have it."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    try:
+        return _known(float(value))
+    except (TypeError, ValueError):
+        return str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def trouble(device: DeviceStats) -> str:
         said.append(f"{device.state} for {seconds(device.state_seconds)}")
     if device.failures:
         said.append(f"{device.failures} failures")
-    if math.isfinite(device.next_attempt):
+    if device.next_attempt is not None:
         said.append(f"next attempt in {seconds(device.next_attempt)}")
     if device.wedged:
         said.append(f"{device.wedged} calls left behind")

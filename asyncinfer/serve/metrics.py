@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
@@ -128,6 +127,6 @@ class _Now(Collector):
                 calls.add_metric(key, device.batches)
                 errors.add_metric(key, device.errors)
                 busy.add_metric(key, device.busy_seconds)
-                if not math.isnan(device.service_time):
+                if device.service_time is not None:
                     service.add_metric(key, device.service_time)
         yield from (up, service, tasks, calls, errors, busy)

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from asyncinfer._core.devices.attributes import attributes_of
 from asyncinfer._core.devices.connecting import Connecting
 from asyncinfer._core.devices.device import Burst, Device, names
 from asyncinfer._core.devices.roster import Roster
@@ -66,6 +67,12 @@ class Supervisor:
         )
         #: the asyncio tasks that open devices, for the first time or again
         self._opening: dict[Device, asyncio.Task[None]] = {}
+        #: the asyncio tasks that add and remove devices, which end even if the caller is gone
+        self._changing: set[asyncio.Task[None]] = set()
+        #: those that wait for a device to finish what it runs
+        self._draining: set[asyncio.Task[None]] = set()
+        #: those that close a device which is to be forgotten
+        self._leaving: dict[Device, asyncio.Task[None]] = {}
 
     # ---- which devices there are
 
@@ -97,40 +104,96 @@ class Supervisor:
             self._recover(device, error)
 
     async def add(self, driver: Driver[Any, Any]) -> None:
-        """Open one more device and let it take part. Raises what opening the driver raises."""
+        """Open one more device and let it take part. Raises what opening the driver raises.
+
+        A device of that name that is being closed is waited for. If the caller is cancelled, the
+        device is closed again.
+        """
+        await self._closed(attributes_of(driver).name)
         device = self._roster.new(driver)
+        adding = self._in_any_case(self._add(device), f"add {device.name}")
+        try:
+            await _end_of(adding)
+        except asyncio.CancelledError:
+            if device not in self._leaving:
+                adding.cancel()
+            await asyncio.wait([adding])
+            raise
+
+    async def _add(self, device: Device) -> None:
         try:
             await self._open(device)
         except BaseException as error:
-            self._roster.forget(device)
-            await self._close(device, f"it could not be added: {error}")
+            await self._close_and_forget(device, f"it could not be added: {error}")
             raise
         self._roster.join(device)
         self._wake()
+
+    async def _closed(self, name: str) -> None:
+        """Wait until no device of this name is being closed to be forgotten."""
+        while (device := self._roster.named(name)) is not None and device in self._leaving:
+            await asyncio.wait([self._leaving[device]])
+
+    def _in_any_case(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run ``work`` in an asyncio task, so that it ends even if its caller is gone."""
+        task = self._loop.create_task(work, name=f"asyncinfer {name}")
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        task.add_done_callback(_seen)
+        return task
 
     async def remove(self, name: str, *, drain: bool) -> None:
         """Close a device and forget it.
 
         With ``drain`` it finishes what it runs before; without, its tasks go to other devices.
-        Raises ``ConfigError`` if there is no such device.
+        Raises ``ConfigError`` if there is no such device. It is removed even if the caller is
+        cancelled meanwhile.
         """
         roster = self._roster
         device = next((d for d in roster.members if d.name == name), None)
         if device is None:
+            leaving = roster.named(name)
+            if leaving is not None and leaving in self._leaving:
+                await self._closed(name)
+                return
             raise ConfigError(f"no device {name!r} to remove: there are {names(roster.devices)}")
         drained = drain and (device.up or device.state is DeviceState.DRAINING)
         if device.state is not DeviceState.DRAINING:
             device.become(DeviceState.DRAINING, self._clock(), "it is being removed")
         roster.reclaim()
         self._wake()  # devices may have rested because this one was faster
+        removing = self._in_any_case(self._remove(device, drained=drained), f"remove {name}")
+        await _end_of(removing)
+
+    async def _remove(self, device: Device, *, drained: bool) -> None:
         if drained:
-            await self._connecting.drain(device)
-        if device not in roster.members:  # another call of ``remove`` has removed it meanwhile
+            await self._drain(device)
+        if device in self._leaving:  # another call of ``remove`` is just removing it
+            await asyncio.wait([self._leaving[device]])
+        if device not in self._roster.members:
             return
         self._end_opening(device, self._take_back(device, None))
-        roster.leave(device)
-        await self._close(device, "it is being removed")
-        roster.forget(device)
+        self._roster.leave(device)
+        await self._close_and_forget(device, "it is being removed")
+
+    async def _drain(self, device: Device) -> None:
+        this = asyncio.current_task()
+        assert this is not None  # noqa: S101  # asyncio runs nothing else
+        self._draining.add(this)
+        try:
+            await self._connecting.drain(device)
+        finally:
+            self._draining.discard(this)
+
+    async def _close_and_forget(self, device: Device, reason: str) -> None:
+        this = asyncio.current_task()
+        assert this is not None  # noqa: S101  # asyncio runs nothing else
+        self._leaving[device] = this
+        try:
+            await self._close(device, reason)
+        finally:
+            self._roster.forget(device)
+            del self._leaving[device]
 
     async def close_all(self) -> None:
         """Close every device for good."""
@@ -138,6 +201,11 @@ class Supervisor:
         async with anyio.create_task_group() as group:
             for device in list(self._roster.devices):
                 group.start_soon(self._close, device, "the dispatcher is closing")
+        # their devices are closed by now: what opens has ended, and what drains is to end
+        for removing in self._draining:
+            removing.cancel()
+        if self._changing:
+            await asyncio.wait(list(self._changing))
 
     # ---- the life of one device
 
@@ -240,6 +308,13 @@ class Supervisor:
             await self._connecting.close(device)
         if device.state is DeviceState.DRAINING:
             device.become(DeviceState.REMOVED, self._clock(), reason)
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    """Wait until ``task`` has ended, which goes on if the caller is cancelled; raise its error."""
+    await asyncio.wait([task])
+    if not task.cancelled():  # else the dispatcher was closed, and with it the device
+        task.result()
 
 
 def _seen(task: asyncio.Task[None]) -> None:

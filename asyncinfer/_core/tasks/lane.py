@@ -195,8 +195,10 @@ class Lane:
         self._consumer = asyncio.get_running_loop().create_future()
         try:
             await self._consumer
-        finally:
-            self._consumer = None
+        except BaseException:
+            self._consumer, self = None, None  # type: ignore[assignment]  # its frame may be kept
+            raise
+        self._consumer = None
 
     def _wake(self) -> None:
         if self._consumer is not None and not self._consumer.done():

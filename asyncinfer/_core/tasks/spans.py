@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
+from asyncinfer._core.tasks.kept import strip
 from asyncinfer.errors import TaskError
 
 __all__ = ("NOT_RUN", "Row", "Run", "Span", "SpanHome", "Waiting")
@@ -150,6 +151,7 @@ class Span:
 
     def attempt_failed(self, cause: BaseException, run: Run) -> None:
         """Note that an attempt to run this single task has failed."""
+        strip(cause)
         self.run = run
         self.causes = (*self.causes, cause)
         self.devices = (*self.devices, run.device)

@@ -171,11 +171,13 @@ class Generator:
 
     def add(self) -> Add:
         """One more device."""
-        return Add(self.moment(), device=self.device(f"d{len(self.names)}"))
+        at, device = self.moment(), self.device(f"d{len(self.names)}")
+        return Add(at, device=device, patience=patience(at, device.name))
 
     def remove(self) -> Remove:
         """One of the devices goes."""
-        return Remove(self.moment(), device=self.name(), drain=self.chance.random() < 0.5)
+        at, device, drain = self.moment(), self.name(), self.chance.random() < 0.5
+        return Remove(at, device, drain, patience(at, device))
 
     def call_fault(self) -> CallFault:
         """A call fails."""
@@ -260,3 +262,8 @@ class Generator:
     def seconds(self) -> float:
         """For how long something lasts, compared with the schedule's own length."""
         return self.chance.choice((0.0, 0.001, 0.05, self.horizon * self.chance.random()))
+
+
+def patience(at: float, device: str) -> float | None:
+    """When the caller of ``add`` or ``remove`` is cancelled; no other step is drawn anew by it."""
+    return Random(f"{at} {device}").choice((None, None, 0.0, 0.001, 0.05, 0.3, 2.0))

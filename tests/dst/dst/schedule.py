@@ -124,6 +124,8 @@ class Add(Step):
     """A device is plugged in."""
 
     device: DevicePlan = DevicePlan("extra")
+    #: seconds after which the caller is cancelled
+    patience: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Remove(Step):
 
     device: str = ""
     drain: bool = True
+    #: seconds after which the caller is cancelled
+    patience: float | None = None
 
 
 @dataclass(frozen=True)

@@ -186,9 +186,9 @@ class World:
         elif isinstance(step, Cores):
             self._host(step.host).cores = step.cores
         elif isinstance(step, Add):
-            self._begin(self._add(step.device))
+            self._begin(self._impatient(self._add(step.device), step.patience))
         elif isinstance(step, Remove):
-            self._begin(self._remove(step))
+            self._begin(self._impatient(self._remove(step), step.patience))
         elif isinstance(step, Outage | Flap | Slow) and driver is not None:
             self._trouble(driver, step)
         else:
@@ -228,6 +228,19 @@ class World:
     async def _is_open(self) -> bool:
         await self.opened.wait()
         return inside.engine_of(self.dispatcher) is not None
+
+    async def _impatient(self, change: Any, patience: float | None) -> None:
+        """Call ``add`` or ``remove``, and cancel the call; then it happened, or not, as a whole."""
+        if not await self._is_open():
+            change.close()
+            return
+        changing = self.loop.create_task(change, name="impatient")
+        await asyncio.wait([changing], timeout=patience)
+        if changing.cancel():
+            self.ledger.note("cancelled", "add or remove")
+        await asyncio.wait([changing])
+        if not changing.cancelled():
+            changing.result()
 
     async def _add(self, plan: DevicePlan) -> None:
         if plan.name in self.drivers or not await self._is_open():
