@@ -12,7 +12,7 @@ import pytest
 from fakes import Noting, Unusual
 
 from asyncinfer import Dispatcher
-from asyncinfer.errors import InputError, TaskError
+from asyncinfer.errors import ClosedError, InputError, TaskError
 from asyncinfer.testing import SimulatedDriver
 
 

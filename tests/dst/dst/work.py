@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -59,6 +60,9 @@ class Work:
         self.open_sources: set[str] = set()
         #: somebody gave up or was cut off, so that not every task was delivered
         self.dropped = False
+        #: cancelled readers, which are kept to the end
+        self.kept: list[asyncio.Task[None]] = []
+        self.reading: dict[str, weakref.ref[Any]] = {}
 
     @property
     def cut(self) -> bool:
@@ -135,6 +139,11 @@ class Work:
             reader.cancel()
         await asyncio.wait([reader])
         error = asyncio.CancelledError() if reader.cancelled() else reader.exception()
+        if reader.cancelled():
+            self.kept.append(reader)  # and its stream ends nevertheless
+            await asyncio.sleep(0)
+            ended = name not in self.reading or self.reading[name]() is None
+            self.ledger.check(ended, "reader", name, "is cancelled, and its stream goes on")
         self.ledger.note("consumed", name, len(got), type(error).__name__)
         self._check_end(name, plan, got, error)
 
@@ -146,6 +155,7 @@ class Work:
             errors = plan.read == "errors"
             stream = self.dispatcher.stream(source, ordered=plan.ordered, return_exceptions=errors)
         del source
+        self.reading[name] = weakref.ref(stream)
         if plan.end == "body":
             async with stream:
                 await self._take(name, plan, stream, got)
