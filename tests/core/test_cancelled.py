@@ -203,6 +203,8 @@ async def test_a_kept_error_keeps_no_input_and_tells_the_line():
                 for cause in error.causes:
                     assert cause.__traceback__ is None
                     assert sum("in infer" in note for note in cause.__notes__) == 1
+            with pytest.raises(TaskError):  # the last burst is the dispatcher's to keep
+                await d.infer(b"small")
             assert [one for one in alive if one() is not None] == []
     finally:
         gc.enable()
@@ -266,8 +268,12 @@ def test_a_cancelled_add_can_be_asked_again_at_once(virtual, after):
 # ---- what objects say
 
 
+class Telling(SimulatedDriver):
+    details: dict[str, str | float]
+
+
 async def test_statistics_go_into_json_and_objects_tell_of_themselves():
-    driver = SimulatedDriver("a", 0.0)
+    driver = Telling("a", 0.0)
     driver.details = {"rate": float("nan"), "unit": "x", "most": float("inf")}
     d = Dispatcher([driver])
     assert repr(d) == "<Dispatcher not open: a>"
