@@ -35,7 +35,7 @@ FIXED = 1000
 ENOUGH = 150
 #: for those that show seldom: a seed from which on that is so, so that it takes no longer
 NEAR = {
-    "cancelled call loses its neighbours": 390,
+    "cancelled call loses its neighbours": 240,
     "late answer accepted": 440,
     "what hangs not copied": 140,
 }
