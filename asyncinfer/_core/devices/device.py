@@ -599,12 +599,12 @@ class Burst:
     @property
     def next_context(self) -> Context:
         """A copy of the ``contextvars`` context of the first task that has not been run."""
-        before = len(self.outputs)
+        before, context = len(self.outputs), None
         for span in self.spans:
-            before -= span.count
+            before, context = before - span.count, span.context
             if before < 0:
                 break
-        return (span.context or self.lane.context).copy()
+        return (context or self.lane.context).copy()
 
     @property
     def tasks_run(self) -> int:
