@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncinfer_drivers.cortex_m.host_steps import split, steps_of
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 from asyncinfer_drivers.cortex_m.tensors import OutputCodec
 
@@ -22,7 +23,8 @@ class ResultCodec:
 
     The outputs of a model follow one another in each sample's bytes. Their names say where they
     are in what PyTorch's module returns: ``output[1]`` is the second of a tuple, and
-    ``output['boxes']`` is in a dict. One that is called otherwise is the result itself.
+    ``output['boxes']`` is in a dict. One that is called otherwise is the result itself. They say
+    too what is left to the host, which is done here unless ``raw``.
     """
 
     def __init__(
@@ -30,7 +32,13 @@ class ResultCodec:
     ) -> None:
         self._codecs = [OutputCodec(one, raw=raw, channels_first=channels_first) for one in specs]
         self._ends = np.cumsum([spec.size for spec in specs]).tolist()
-        self._paths = [_path(spec.name) for spec in specs]
+        self._paths = [_path(split(spec.name)[0]) for spec in specs]
+        #: what the host does, of the outputs that have something left
+        self._steps = {
+            at: steps_of(spec.name)
+            for at, spec in enumerate(specs)
+            if split(spec.name)[1] and not raw
+        }
         if len(specs) > 1 and not all(self._paths):
             self._paths = [(at,) for at in range(len(specs))]
 
@@ -38,6 +46,8 @@ class ResultCodec:
     def shape(self) -> tuple[Any, ...]:
         """Of the output; of each if there are several."""
         shapes = [codec.shape for codec in self._codecs]
+        for at, step in self._steps.items():
+            shapes[at] = step(np.zeros(shapes[at], np.float32)).shape
         return tuple(shapes) if len(shapes) > 1 else shapes[0]
 
     def decode(self, data: bytes, count: int) -> list[Any]:
@@ -49,6 +59,8 @@ class ResultCodec:
             parts = np.split(whole, self._ends[:-1], axis=1)
             pairs = zip(self._codecs, parts, strict=True)
             columns = [codec.decode(part.tobytes(), count) for codec, part in pairs]
+        for at, step in self._steps.items():
+            columns[at] = [step(array) for array in columns[at]]
         return [_built(self._paths, row) for row in zip(*columns, strict=True)]
 
 

@@ -18,6 +18,7 @@ from asyncinfer_drivers.cortex_m.builder.rewriting.convert import Converted, Por
 from asyncinfer_drivers.cortex_m.builder.rewriting.program import Program, export
 from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal
 from asyncinfer_drivers.cortex_m.constants import Datatype
+from asyncinfer_drivers.cortex_m.host_steps import known, named
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -67,18 +68,30 @@ class Captured:
 
     @property
     def on_host(self) -> tuple[str, ...]:
-        """What is left to the host, of each output that has something left."""
+        """What is left to the host and no driver does, of each output that has such."""
+        pairs = zip(self.program.results, self.converted.outputs, strict=True)
         return tuple(
             f"output{result.path}: {', '.join(result.host)}"
-            for result in self.program.results
-            if result.host
+            for result, port in pairs
+            if not known(result.host, len(port.shape))
+        )
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Where each output is in what the module returns, and what drivers do with it."""
+        pairs = zip(self.program.results, self.converted.outputs, strict=True)
+        return tuple(
+            named(
+                f"output{result.path}", result.host if known(result.host, len(port.shape)) else ()
+            )
+            for result, port in pairs
         )
 
     def digest(self) -> str:
         """A hash of all that the board computes, and of what goes in and out."""
         ports = self.converted.input, self.converted.outputs, self.on_host
-        paths = [result.path for result in self.program.results]
-        found = hashlib.sha256(f"{graph_digest(self.graph)} {ports!r} {paths!r}".encode())
+        names = self.output_names
+        found = hashlib.sha256(f"{graph_digest(self.graph)} {ports!r} {names!r}".encode())
         return found.hexdigest()
 
     def samples(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,10 +189,8 @@ def compile_model(
         portable=portable,
         input=_tensor("input", plan, captured.converted.input),
         outputs=tuple(
-            _tensor(f"output{result.path}", plan, port)
-            for result, port in zip(
-                captured.program.results, captured.converted.outputs, strict=True
-            )
+            _tensor(name, plan, port)
+            for name, port in zip(captured.output_names, captured.converted.outputs, strict=True)
         ),
         arena_bytes=memory.arena_bytes,
         constant_bytes=memory.emitted_constant_payload_bytes,

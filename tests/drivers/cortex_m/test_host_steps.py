@@ -1,0 +1,75 @@
+"""What a board leaves to the host, by the names of its outputs."""
+
+import numpy as np
+import pytest
+
+from asyncinfer_drivers.cortex_m.constants import Datatype
+from asyncinfer_drivers.cortex_m.host_steps import known, named, split
+from asyncinfer_drivers.cortex_m.results import ResultCodec
+from asyncinfer_drivers.cortex_m.specs import TensorSpec
+
+LOGITS = np.array([[3, -5, 7], [0, 9, -2]], np.int8)
+
+
+def spec(name, shape=(3,)):
+    return TensorSpec(name, Datatype.INT8, shape, 0.5, 0)
+
+
+def found(*names, **options):
+    codec = ResultCodec([spec(name) for name in names], **options)
+    data = np.concatenate([LOGITS] * len(names), axis=1).tobytes()
+    return codec.decode(data, 2), codec.shape
+
+
+def test_argmax_is_pytorchs():
+    results, shape = found("output | argmax(1)")
+    assert shape == ()
+    assert [int(each) for each in results] == [2, 1]
+    assert results[0].shape == ()
+    assert results[0].dtype == np.int64
+
+
+def test_log_softmax_then_a_comparison():
+    (one, _), shape = found("output | log_softmax(-1) | gt(-1.0)")
+    assert shape == (3,)
+    assert one.tolist() == [False, False, True]
+    (one, _), _ = found("output | log_softmax(1)")
+    assert np.exp(one).sum() == pytest.approx(1)
+
+
+def test_in_a_dict_beside_what_the_board_computed():
+    (one, _), shape = found("output['scores']", "output['label'] | argmax(1)")
+    assert shape == ((3,), ())
+    assert one["scores"].tolist() == [1.5, -2.5, 3.5]
+    assert one["label"] == 2
+
+
+def test_raw_bytes_are_the_boards():
+    (one, _), shape = found("output | argmax(1)", raw=True)
+    assert shape == (3,)
+    assert one.tolist() == LOGITS[0].tolist()
+
+
+def test_names_are_taken_apart_as_they_were_put_together():
+    assert split(named("output[0]", ("argmax(1)",))) == ("output[0]", ("argmax(1)",))
+    assert split("scores") == ("scores", ())
+
+
+@pytest.mark.parametrize(
+    ("steps", "rank", "can"),
+    [
+        ((), 1, True),
+        (("argmax(1)",), 1, True),
+        (("argmax()",), 2, True),
+        (("argmax(0)",), 1, False),  # the batch
+        (("argmax(1, True)",), 1, False),
+        (("log_softmax(1)", "argmax(1)"), 1, True),
+        (("argmax(1)", "argmax(1)"), 1, False),
+        (("log_softmax()",), 1, False),
+        (("normalize",), 1, False),
+        (("topk(2)",), 1, False),
+        (("gt(x)",), 1, False),
+    ],
+)
+def test_what_a_driver_can_do(steps, rank, can):
+    assert known(steps, rank) is can
