@@ -21,6 +21,9 @@ CALLS_OF_OTHER_SIZE = 8
 #: after a rest so many calls do not count, as caches and threads are cold, if they are shorter than
 #: this, in seconds
 FIRST_CALLS, LONG_CALL = 2, 0.02
+#: a device's first calls of all do not count if they are shorter than this, in seconds: memory is
+#: taken, and whatever else has begun with it is still about
+LONG_FIRST_CALL = 0.5
 
 
 class Sharers:
@@ -107,7 +110,7 @@ class Sharers:
 class _Seat:
     """What a group knows of one device."""
 
-    __slots__ = ("_others", "batch", "first_calls", "mine", "place")
+    __slots__ = ("_others", "batch", "first_calls", "long_call", "mine", "place")
 
     def __init__(self, place: int, batch: float) -> None:
         self.place = place
@@ -115,8 +118,8 @@ class _Seat:
         self.mine = 1 << place
         #: its usual number of tasks in a call
         self.batch = batch
-        #: calls after a rest that do not count yet
-        self.first_calls = 0
+        #: calls after a rest that do not count yet, if they are shorter than ``long_call``
+        self.first_calls, self.long_call = FIRST_CALLS, LONG_FIRST_CALL
         self._others = 0
 
     def is_usual(self, batch: float) -> bool:
@@ -180,7 +183,7 @@ class _Party:
     def ended(self, burst: Burst, begun: int, calls: int) -> None:
         """Tell the group of calls that have brought results, and follow what it chooses."""
         seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
-        if seat.first_calls and (now - burst.began) / calls < LONG_CALL:
+        if seat.first_calls and (now - burst.began) / calls < seat.long_call:
             seat.first_calls -= 1
         elif seat.is_usual(tasks / calls):
             self.group.end(seat.place, begun, (now - burst.began) / tasks, now)
@@ -205,7 +208,7 @@ class _Party:
             for device, seat in self.seats.items():
                 aside = bool(group.available & ~group.chosen & seat.mine)
                 if device.aside and not aside:
-                    seat.first_calls = FIRST_CALLS
+                    seat.first_calls, seat.long_call = FIRST_CALLS, LONG_CALL
                 device.put_aside(aside)
         if self._told != group.confirmed:
             self._told = group.confirmed
