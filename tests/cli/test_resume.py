@@ -110,7 +110,8 @@ def test_a_second_run_is_refused_and_what_the_first_wrote_is_kept(cli, tmp_path,
 
 
 def test_a_full_disk_ends_the_run_with_a_line(cli, tmp_path, numbers):
-    np.save("x.npy", np.arange(3))
+    source = tmp_path / "x.npy"
+    np.save(source, np.arange(3))
     (tmp_path / "o.jsonl").symlink_to("/dev/full")
     ran = cli("run", str(source), "--devices", "sim:0.001", "--output", str(tmp_path / "o.jsonl"))
     assert ran.status == 1
@@ -154,7 +155,8 @@ def test_the_same_command_goes_on(cli, numbers):
     ],
 )
 def test_what_cannot_be_resumed_is_told(cli, numbers, given, message):
-    np.save("x.npy", np.arange(3))
+    source = tmp_path / "x.npy"
+    np.save(source, np.arange(3))
     ran = cli("run", *given.split(), "--devices", "sim:0.001")
     assert ran.status == 2
     assert message in ran.err
