@@ -88,10 +88,9 @@ def test_two_programs_do_not_write_one_file(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 @pytest.mark.parametrize("resume", [(), ("--resume",)])
-def test_a_second_run_is_refused_and_what_the_first_wrote_is_kept(cli, tmp_path, resume, suffix):
-    source = tmp_path / "x.npy"
-    np.save(source, np.arange(3))
-    path = tmp_path / f"o.{suffix}"
+def test_a_second_run_is_refused_and_what_the_first_wrote_is_kept(cli, numbers, resume, suffix):
+    np.save("x.npy", np.arange(3))
+    path = numbers / f"o.{suffix}"
     code = "from asyncinfer.cli.rows import *\nfrom pathlib import Path\nimport sys\n"
     code += f"with opened(Path({str(path)!r}), quiet=True) as write:\n"
     row = {"index": 0, "input": "a", "output": 1, "error": None, "device": "d", "seconds": 1.0}
@@ -100,20 +99,19 @@ def test_a_second_run_is_refused_and_what_the_first_wrote_is_kept(cli, tmp_path,
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as other:
         assert other.stdout.readline() == b"open\n"
         before = path.read_bytes()
-        ran = cli("run", str(source), "--devices", "sim:0.001", "--output", str(path), *resume)
+        ran = cli("run", "x.npy", "--devices", "sim:0.001", "--output", str(path), *resume)
         assert ran.status != 0
         assert "another run is writing it" in ran.err
         assert path.read_bytes() == before != b""
         other.communicate()
-    assert cli("run", str(source), "--devices", "sim:0.001", "--output", str(path)).status == 0
+    assert cli("run", "x.npy", "--devices", "sim:0.001", "--output", str(path)).status == 0
     assert len(path.read_text().splitlines()) == 3 + (suffix == "csv"), "an old file is emptied"
 
 
 def test_a_full_disk_ends_the_run_with_a_line(cli, tmp_path, numbers):
-    source = tmp_path / "x.npy"
-    np.save(source, np.arange(3))
+    np.save("x.npy", np.arange(3))
     (tmp_path / "o.jsonl").symlink_to("/dev/full")
-    ran = cli("run", str(source), "--devices", "sim:0.001", "--output", str(tmp_path / "o.jsonl"))
+    ran = cli("run", "x.npy", "--devices", "sim:0.001", "--output", str(tmp_path / "o.jsonl"))
     assert ran.status == 1
     assert "o.jsonl: cannot write: No space left on device" in ran.err
 
@@ -155,8 +153,7 @@ def test_the_same_command_goes_on(cli, numbers):
     ],
 )
 def test_what_cannot_be_resumed_is_told(cli, numbers, given, message):
-    source = tmp_path / "x.npy"
-    np.save(source, np.arange(3))
+    np.save("x.npy", np.arange(3))
     ran = cli("run", *given.split(), "--devices", "sim:0.001")
     assert ran.status == 2
     assert message in ran.err
