@@ -2,13 +2,13 @@
  *
  * QEMU has no model of it, and no silicon was at hand. No wait for a register is endless.
  */
-#include "board.h"
 #include "cortex_m4.h"
-#include "link.h"
 
-#ifndef AI_BAUD
-#define AI_BAUD 921600u
-#endif
+#define UART_IRQ 70
+#define UART_STATUS REGISTER(0x4000801Cu)
+#define UART_CR1 REGISTER(0x40008000u)
+#define UART_OUT REGISTER(0x40008028u)
+#include "stm32.h"
 
 #define RCC_CR REGISTER(0x40021000u)
 #define RCC_CFGR REGISTER(0x40021008u)
@@ -24,48 +24,17 @@
 #define GPIOG_PUPDR REGISTER(0x4800180Cu)
 #define GPIOG_AFRL REGISTER(0x48001820u)
 #define GPIOG_AFRH REGISTER(0x48001824u)
-#define LPUART_CR1 REGISTER(0x40008000u)
 #define LPUART_BRR REGISTER(0x4000800Cu)
-#define LPUART_ISR REGISTER(0x4000801Cu)
 #define LPUART_ICR REGISTER(0x40008020u)
 #define LPUART_RDR REGISTER(0x40008024u)
-#define LPUART_TDR REGISTER(0x40008028u)
-#define IWDG_KR REGISTER(0x40003000u)
-#define IWDG_PR REGISTER(0x40003004u)
-#define IWDG_RLR REGISTER(0x40003008u)
-#define IWDG_SR REGISTER(0x4000300Cu)
-#define DBGMCU_APB1FZR1 REGISTER(0xE0042008u)
 
 enum {
-    LPUART1_IRQ = 70,
-    ISR_ORE = 1 << 3,
-    ISR_RXNE = 1 << 5,
-    ISR_TXE = 1 << 7,
     CR1_ON = (1 << 3) | (1 << 2) | (1 << 0), /* TE, RE, UE */
-    CR1_RXNEIE = 1 << 5,
-    CR1_TXEIE = 1 << 7,
     MSI_HZ = 4000000,
     FULL_HZ = 120000000,
-    PATIENCE = 1000000,
 };
 
 static uint32_t core_hz = MSI_HZ;
-static uint32_t reset_flags;
-
-static void lpuart1_handler(void);
-BOARD_VECTORS board_vectors[] = {
-    [LPUART1_IRQ] = lpuart1_handler,
-};
-
-static bool wait_for(volatile uint32_t *from, uint32_t mask, uint32_t value)
-{
-    for (uint32_t patience = PATIENCE; patience > 0; patience--) {
-        if ((*from & mask) == value) {
-            return true;
-        }
-    }
-    return false;
-}
 
 /* 120 MHz from the internal 16 MHz; if that does not start, the 4 MHz of the reset state stay. */
 static void start_clocks(void)
@@ -105,20 +74,8 @@ static void start_uart(void)
     GPIOG_PUPDR = (GPIOG_PUPDR & ~(0xFu << 14)) | (0x5u << 14);
     GPIOG_MODER = (GPIOG_MODER & ~(0xFu << 14)) | (0xAu << 14);
     LPUART_BRR = (uint32_t)((256ull * core_hz + AI_BAUD / 2u) / AI_BAUD);
-    LPUART_CR1 = CR1_ON | CR1_RXNEIE;
-    interrupt_enable(LPUART1_IRQ);
-}
-
-/* About 8 s at 32 kHz, more than any one inference should take; stopped while a debugger halts. */
-static void start_watchdog(void)
-{
-    DBGMCU_APB1FZR1 |= 1u << 12;
-    IWDG_KR = 0xCCCC;
-    IWDG_KR = 0x5555;
-    IWDG_PR = 6;
-    IWDG_RLR = 1000;
-    wait_for(&IWDG_SR, 3, 0);
-    board_feed_watchdog();
+    UART_CR1 = CR1_ON | CR1_RXNEIE;
+    interrupt_enable(UART_IRQ);
 }
 
 void board_start(void)
@@ -133,69 +90,16 @@ void board_start(void)
 
 static void receive(uint32_t status)
 {
-    if (status & ISR_ORE) {
-        LPUART_ICR = ISR_ORE;
+    if (status & STATUS_ORE) {
+        LPUART_ICR = STATUS_ORE;
         link_on_overrun();
     }
-    if ((status & ISR_RXNE) && !link_on_byte((uint8_t)LPUART_RDR)) {
-        LPUART_CR1 &= ~(uint32_t)CR1_RXNEIE;
+    if ((status & STATUS_RXNE) && !link_on_byte((uint8_t)LPUART_RDR)) {
+        UART_CR1 &= ~(uint32_t)CR1_RXNEIE;
     }
-}
-
-static void transmit(void)
-{
-    uint8_t byte;
-    while (LPUART_ISR & ISR_TXE) {
-        if (!link_next_byte(&byte)) {
-            LPUART_CR1 &= ~(uint32_t)CR1_TXEIE;
-            return;
-        }
-        LPUART_TDR = byte;
-    }
-}
-
-static void lpuart1_handler(void)
-{
-    uint32_t status = LPUART_ISR;
-    uint32_t wanted = LPUART_CR1;
-    if ((wanted & CR1_RXNEIE) && (status & (ISR_RXNE | ISR_ORE))) {
-        receive(status);
-    }
-    if (wanted & CR1_TXEIE) {
-        transmit();
-    }
-}
-
-/* The handler changes CR1 too. */
-static void enable(uint32_t interrupts)
-{
-    __asm volatile("cpsid i" ::: "memory");
-    LPUART_CR1 |= interrupts;
-    __asm volatile("cpsie i" ::: "memory");
-}
-
-void board_resume_receive(void)
-{
-    enable(CR1_RXNEIE);
-}
-
-void board_start_transmit(void)
-{
-    enable(CR1_TXEIE);
-    interrupt_raise(LPUART1_IRQ);
-}
-
-void board_feed_watchdog(void)
-{
-    IWDG_KR = 0xAAAA;
 }
 
 uint32_t board_tick_hz(void)
 {
     return core_hz;
-}
-
-const char *board_reset_cause(void)
-{
-    return reset_flags & (1u << 29) ? "reset by the watchdog" : NULL;
 }
