@@ -170,6 +170,19 @@ async def test_each_of_many_quick_calls_has_its_callers(steps):
         assert batches == 1000
 
 
+async def test_a_quick_call_whose_caller_has_an_empty_context():
+    who.set("who opened the dispatcher")
+    async with Dispatcher([Quick("d0", 1)]) as d:
+        calls = [
+            asyncio.create_task(d.infer(i), context=Context() if i % 2 else None) for i in range(40)
+        ]
+        found = [seen for _, seen in await asyncio.gather(*calls)]
+        for _ in range(3):  # by now it is known to be quick: several calls are handed out at once
+            calls = [asyncio.create_task(d.infer(i), context=Context()) for i in range(40)]
+            found += [seen for _, seen in await asyncio.gather(*calls)]
+    assert found == ["who opened the dispatcher", "nobody"] * 20 + ["nobody"] * 120
+
+
 async def test_a_context_of_ones_own_within_a_task():
     name = Context()
     name.run(who.set, "its own")

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from contextvars import Context
 from itertools import chain
 from typing import Any, Protocol
 
@@ -595,16 +594,6 @@ class Burst:
         while at < len(inputs):
             yield inputs[at : at + size]
             at += size
-
-    @property
-    def next_context(self) -> Context:
-        """A copy of the ``contextvars`` context of the first task that has not been run."""
-        before, context = len(self.outputs), None
-        for span in self.spans:
-            before, context = before - span.count, span.context
-            if before < 0:
-                break
-        return (context or self.lane.context).copy()
 
     @property
     def tasks_run(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,11 +86,11 @@ class Executor:
                 self._limit(burst)
             await _reset(burst.device)
         started = burst.began = burst.call_began = clock()
-        own = burst.tasks > burst.batch and next(iter(burst.spans)).context is not None
+        contexts = _contexts(burst)
         for batch in burst.batches():
             if limited:
                 self._limit(burst)
-            outputs = await (InContext(burst.next_context, infer, batch) if own else infer(batch))
+            outputs = await (infer(batch) if contexts is None else next(contexts)(infer, batch))
             if not burst.live:
                 return
             if outputs is None or len(outputs) != len(batch):
@@ -123,6 +123,14 @@ class Executor:
             return
         text = f"a call took longer than the run timeout of {self._run_timeout} s"
         self._report_failure(burst, DeviceTimeout(burst.device.name, text))
+
+
+def _contexts(burst: Burst) -> Iterator[Callable[..., InContext]] | None:
+    """For each call, what makes it in the context of its first task; ``None`` if one is enough."""
+    if burst.tasks <= burst.batch or next(iter(burst.spans)).context is None:
+        return None
+    contexts = [task.context for task in burst.spans][:: burst.batch]
+    return (partial(InContext, context.copy()) for context in contexts if context is not None)
 
 
 async def _reset(device: Device) -> None:

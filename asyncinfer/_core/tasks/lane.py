@@ -30,7 +30,7 @@ class Lane:
     ``piece`` at a time.
     """
 
-    #: whether all tasks have the same ``contextvars`` context, so that they may share a burst
+    #: whether all tasks have the same ``contextvars`` context, so that they may share a span
     one_context = True
 
     def __init__(
