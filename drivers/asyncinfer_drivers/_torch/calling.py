@@ -14,6 +14,7 @@ from torch import nn
 
 from asyncinfer.errors import InputError
 from asyncinfer_drivers._torch.batch import to_tensor
+from asyncinfer_drivers._torch.exported import size_range
 from asyncinfer_drivers._torch.inputs import Form, bundle
 from asyncinfer_drivers._torch.load import load
 
@@ -326,8 +327,5 @@ def _facts(example: torch.Tensor | None, ranges: Mapping[Any, Any]) -> dict[str,
 
 def _within(size: Any, ranges: Mapping[Any, Any]) -> int:
     """A size that will do where several do."""
-    found = ranges.get(size.node.expr)
-    try:
-        return max(int(found.lower), min(_USUAL, int(found.upper)))  # type: ignore[union-attr]
-    except (AttributeError, TypeError, ValueError, OverflowError):  # without a limit
-        return _USUAL
+    least, most = size_range(size, ranges)
+    return _USUAL if most is None else max(least, min(_USUAL, most))

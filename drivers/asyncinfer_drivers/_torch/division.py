@@ -20,6 +20,7 @@ from asyncinfer.errors import ConfigError
 from asyncinfer_drivers._torch.branches import Decisions, Reasons, watched
 from asyncinfer_drivers._torch.compare import changed, companions, difference, probes, state
 from asyncinfer_drivers._torch.device import is_device_fault
+from asyncinfer_drivers._torch.exported import size_range
 from asyncinfer_drivers._torch.inputs import Bundle, asked
 from asyncinfer_drivers._torch.outputs import (
     Misfit,
@@ -557,15 +558,5 @@ def _exported(module: nn.Module) -> tuple[int, int | None]:
     for node in module.graph.nodes:
         shape: Sequence[Any] = getattr(node.meta.get("val"), "shape", ())
         if node.op == "placeholder" and len(shape) > 0:
-            return _range(shape[0], ranges)
+            return size_range(shape[0], ranges)
     return 1, None
-
-
-def _range(size: Any, ranges: Any) -> tuple[int, int | None]:
-    if isinstance(size, int):
-        return size, size
-    found = ranges.get(size.node.expr)
-    try:
-        return max(1, int(found.lower)), int(found.upper)
-    except (AttributeError, TypeError, ValueError, OverflowError):  # without a limit
-        return 1, None

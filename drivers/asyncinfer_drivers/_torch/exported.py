@@ -1,0 +1,21 @@
+"""What an exported program says of the sizes that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("size_range",)
+
+
+def size_range(size: Any, ranges: Any) -> tuple[int, int | None]:
+    """The least and the largest of a size: a number, or a symbol of ``range_constraints``.
+
+    The largest is ``None`` where there is no limit, or none is known.
+    """
+    if isinstance(size, int):
+        return size, size
+    found = ranges.get(size.node.expr)
+    try:
+        return max(1, int(found.lower)), int(found.upper)
+    except (AttributeError, TypeError, ValueError, OverflowError):  # without a limit
+        return 1, None
