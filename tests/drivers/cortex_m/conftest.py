@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from asyncinfer_drivers.cortex_m.driver import CortexM4Driver
 from asyncinfer_drivers.cortex_m.peer import FirmwarePeer
 from asyncinfer_drivers.cortex_m.specs import BoardSpec, TensorSpec
 from asyncinfer_drivers.cortex_m.timing import Timing
+
+sys.path.insert(0, str(Path(__file__).parent))  # for board_lines
 
 #: the link's times for tests in real time, in seconds
 FAST = Timing(hello=0.01, open=0.5, slack=0.01, first=0.02, longest=0.05, busy=0.001, timeouts=5)

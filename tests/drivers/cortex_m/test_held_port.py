@@ -7,12 +7,12 @@ import logging
 import os
 import resource
 import signal
-import tty
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import serial
+from board_lines import over_pty
 
 from asyncinfer.errors import DeviceLost
 from asyncinfer_drivers.cortex_m import CortexM4Driver
@@ -25,33 +25,6 @@ from asyncinfer_drivers.cortex_m.transport import SerialOptions
 SELECTED = 1024
 PATIENT = Timing(hello=0.05)
 PICTURE = [[1.0, 2.0], [3.0, 4.0]]
-
-
-class Wire:
-    """What a board in memory writes to."""
-
-    def __init__(self, send):
-        self.write = send
-
-    def abort(self):
-        pass
-
-
-@asynccontextmanager
-async def board_at(peer):
-    """A board behind a pty, whose name it gives."""
-    master, slave = os.openpty()
-    tty.setraw(slave)
-    os.set_blocking(master, False)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(master, lambda: peer.data_received(os.read(master, 4096)))
-    peer.attach(Wire(lambda data: os.write(master, data)))
-    try:
-        yield os.ttyname(slave)
-    finally:
-        loop.remove_reader(master)
-        os.close(master)
-        os.close(slave)
 
 
 @contextmanager
@@ -101,7 +74,7 @@ def library(request):
 
 async def test_a_thousand_open_files_do_no_harm(board, answer, library, caplog):
     caplog.set_level(logging.DEBUG, "asyncio")
-    async with board_at(board()) as port:
+    async with over_pty(board()) as port:
         driver = CortexM4Driver(library + port, timing=PATIENT)
         with many_open_files():
             await driver.open()
@@ -125,7 +98,7 @@ def is_free(port):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 async def test_a_forked_worker_keeps_no_port(board, answer, library):
-    async with board_at(board()) as port:
+    async with over_pty(board()) as port:
         driver = CortexM4Driver(library + port, timing=PATIENT)
         await driver.open()
         try:
@@ -151,7 +124,7 @@ def leads(path, port):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 async def test_closing_frees_the_port_though_others_have_the_same_file(board, library):
     """A fork that is not Python's leaves it to them."""
-    async with board_at(board()) as port:
+    async with over_pty(board()) as port:
         driver = CortexM4Driver(library + port, timing=PATIENT)
         await driver.open()
         copies = [os.dup(int(path.name)) for path in files_of(port)]
@@ -168,7 +141,7 @@ def files_of(port, process="self"):
 
 
 async def test_a_started_program_gets_no_port(board, library):
-    async with board_at(board()) as port:
+    async with over_pty(board()) as port:
         driver = CortexM4Driver(library + port, timing=PATIENT)
         await driver.open()
         inherited = [os.get_inheritable(int(path.name)) for path in files_of(port)]
