@@ -83,7 +83,8 @@ class Resized(nn.Module):
         return self.end(nn.functional.interpolate(x, scale_factor=2, mode=self.mode))
 
 
-#: between them all float layers whose loops are replaced
+#: between them all float layers whose loops are replaced; those of a sequence, which no build has
+#: after rewriting, are left to the compiler
 NETS = {
     "convolutions": (
         lambda: nn.Sequential(

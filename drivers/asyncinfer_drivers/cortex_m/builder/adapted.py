@@ -152,10 +152,8 @@ def _capabilities(step: Any, plan: Any, options: Any) -> Any:
 def _fast_evaluate() -> Callable[..., Any]:
     return _copy(
         import_module(_PTQ)._evaluate,
-        _conv1d=float_kernels.conv1d,
         _conv2d=float_kernels.conv2d,
         _conv_transpose2d=float_kernels.conv_transpose2d,
-        _pool1d=float_kernels.pool1d,
         _pool2d=float_kernels.pool2d,
         _resize2d=float_kernels.resize2d,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ("conv1d", "conv2d", "conv_transpose2d", "patches", "pool1d", "pool2d", "resize2d")
+__all__ = ("conv2d", "conv_transpose2d", "patches", "pool2d", "resize2d")
 
 Floats = NDArray[np.float32]
 Pair = tuple[int, int]
@@ -38,26 +38,6 @@ def conv2d(
     channels, *kernel, height, width = windows.shape
     columns = windows.reshape(groups, channels // groups * kernel[0] * kernel[1], -1)
     return _accumulate(columns, weight, bias).reshape(1, len(weight), height, width)
-
-
-def conv1d(
-    source: Floats,
-    weight: Floats,
-    bias: Floats | None,
-    stride: int,
-    padding: Pair,
-    dilation: int,
-    groups: int,
-) -> Floats:
-    """As bakenn's ``_conv1d``: over the kernel, then input channels."""
-    sides = (0, 0, *padding)
-    kernel = (1, weight.shape[2])
-    windows = patches(source[0][:, None], kernel, (1, stride), sides, (1, dilation))
-    channels, _, taps, _, length = windows.shape
-    parts = windows.reshape(groups, channels // groups, taps, length).transpose(0, 2, 1, 3)
-    columns = parts.reshape(groups, -1, length)
-    ordered = weight.transpose(0, 2, 1)
-    return _accumulate(columns, ordered, bias).reshape(1, len(weight), length)
 
 
 def conv_transpose2d(
@@ -116,12 +96,6 @@ def pool2d(source: Floats, kernel: Pair, stride: Pair, padding: Sides, *, averag
                 found = window.max(axis=1)
             result[0, :, row, column] = found
     return result
-
-
-def pool1d(source: Floats, kernel: int, stride: int, padding: Pair, *, average: bool) -> Floats:
-    """As bakenn's ``_pool1d``."""
-    sides = (0, 0, *padding)
-    return pool2d(source[:, :, None], (1, kernel), (1, stride), sides, average=average)[:, :, 0]
 
 
 def resize2d(

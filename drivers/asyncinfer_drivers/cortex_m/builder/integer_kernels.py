@@ -51,14 +51,6 @@ def _depthwise(step: Any, plan: Any, values: Values) -> NDArray[np.int64]:
     return _convolve(step, windows, weight, values[step.bias], len(channels_first))
 
 
-def _conv1d(step: Any, plan: Any, values: Values) -> NDArray[np.int64]:
-    channels_first = _centred(plan, values, step.input)[0].T[:, None]
-    weight = values[step.weight].transpose(0, 2, 1)[:, :, None]
-    sides, kernel = (0, 0, *step.padding), weight.shape[2:]
-    windows = patches(channels_first, kernel, (1, step.stride), sides, (1, step.dilation))
-    return _convolve(step, windows, weight, values[step.bias], step.groups)
-
-
 def _convolve(
     step: Any, windows: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], groups: int
 ) -> NDArray[np.int64]:
@@ -107,7 +99,6 @@ def _requantize(step: Any, plan: Any, values: Values) -> NDArray[np.int64]:
 
 
 _KERNELS = {
-    "Conv1DStep": _conv1d,
     "Conv2DStep": _conv2d,
     "DepthwiseConv2DStep": _depthwise,
     "ConvTranspose2DStep": _transposed,
