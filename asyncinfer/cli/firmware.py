@@ -118,7 +118,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         if name == "kernels":
             text = ", ".join(value) or "none"
-        elif name == "in_ccm":
+        elif name in ("in_ccm", "on_host"):
             text = ", ".join(value) or "nothing"
         elif name.endswith("_accuracy"):
             text = _share(value)

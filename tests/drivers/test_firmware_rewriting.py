@@ -236,12 +236,73 @@ def test_the_end_of_a_model_is_left_to_the_host_by_name():
         (["output['a']", "output['b'][0]"], {"a": [1, 2], "b": ([3],)}),
         (["output.logits", "output.state"], {"logits": [1, 2], "state": [3]}),
         (["left", "right"], ([1, 2], [3])),
+        (["output{3}", "output{-7}"], {3: [1, 2], -7: [3]}),
+        (['output["it\'s"]', "output['a\"b']"], {"it's": [1, 2], 'a"b': [3]}),
+        (["output['it\\'s \"b\"']", "output['[0]']"], {'it\'s "b"': [1, 2], "[0]": [3]}),
+        (["output['\\q'][0]", "output['\\x']"], ([1, 2], [3])),  # not as a key is written
     ],
 )
 def test_results_have_the_modules_structure(names, result):
     specs = [TensorSpec(name, Datatype.INT8, (2 - at,)) for at, name in enumerate(names)]
     (found,) = ResultCodec(specs).decode(bytes([1, 2, 3][: sum(spec.size for spec in specs)]), 1)
     assert _lists(found) == result
+
+
+def returns(what):
+    """A module whose results are ``what`` of the numbers of a linear layer."""
+    return Does(what, VECTOR).eval()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: {3: x, 7: x + 1},
+        lambda x: {"it's": x, 'a"b': [x + 1], "c | argmax(1)": {0: x}},
+        lambda x: (x, {"a\nb": x + 1, "\\": x, "\u00e9[0]": x}),
+    ],
+)
+def test_results_are_where_the_module_has_them(what):
+    captured = capture(returns(what), np.ones((1, 12), np.float32), "net")
+    specs = [TensorSpec(name, Datatype.INT8, (12,)) for name in captured.output_names]
+    (found,) = ResultCodec(specs).decode(bytes(12 * len(specs)), 1)
+    wanted = torch.utils._pytree.tree_map(lambda x: 0, what(torch.zeros(1)))
+    assert _places(found) == _places(wanted)
+
+
+def _places(value):
+    if isinstance(value, dict):
+        return {key: _places(part) for key, part in value.items()}
+    return [_places(part) for part in value] if isinstance(value, list | tuple) else None
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda x: (None, x), r"returns None at \[0\], no tensor: leave it out"),
+        (lambda x: {"a": x, "n": 3}, r"returns 3 at \['n'\], no tensor: leave it out"),
+        (lambda x: {(1, 2): x}, r"has the key \(1, 2\): take text as keys"),
+        (lambda x: {"k" * 300: x}, "more than 255 bytes: take shorter keys"),
+        (lambda x: {f"{'k' * 200}{n}": x for n in range(20)}, "take .* bytes, more than 3,584"),
+        (lambda x: [x[:, :1] for _ in range(256)], "256 tensors, more than 255: join some"),
+    ],
+)
+def test_results_that_a_board_cannot_name_are_refused(what, message):
+    with pytest.raises(ConfigError, match=message):
+        capture(returns(what), np.ones((1, 12), np.float32), "net")
+
+
+@pytest.mark.parametrize(
+    ("what", "steps"),
+    [
+        (lambda x: x.max(1), ("output[0] | amax(1)", "output[1] | argmax(1)")),
+        (lambda x: x.min(1, keepdim=True)[1], ("output | argmin(1, True)",)),
+        (lambda x: (x.sigmoid() > 0.5).float(), ("output | gt(0.5) | to(torch.float32)",)),
+    ],
+)
+def test_what_is_left_to_the_host_is_in_names(what, steps):
+    captured = capture(returns(what), np.ones((1, 12), np.float32), "net")
+    assert captured.output_names == steps
+    assert captured.on_host == ()
 
 
 def _lists(value):

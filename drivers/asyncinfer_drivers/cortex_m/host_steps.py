@@ -13,13 +13,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncinfer_drivers.cortex_m.places import after_place
+
 __all__ = ("known", "named", "split", "steps_of")
 
 #: from one sample's output to another
 Step: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 _MARK = " | "
-_STEP = re.compile(r"(\w+)\(([-+.\w]*)\)")
+_STEP = re.compile(r"(\w+)\(([-+.\w]*)(, True|, False)?\)")
 
 
 def named(name: str, steps: Sequence[str]) -> str:
@@ -29,8 +31,9 @@ def named(name: str, steps: Sequence[str]) -> str:
 
 def split(name: str) -> tuple[str, tuple[str, ...]]:
     """The name without its steps, and these."""
-    name, *steps = name.split(_MARK)
-    return name, tuple(steps)
+    start = after_place(name)
+    rest, *steps = name[start:].split(_MARK)
+    return name[:start] + rest, tuple(steps)
 
 
 def known(steps: Sequence[str], rank: int) -> bool:
@@ -63,15 +66,28 @@ def _step(text: str, rank: int) -> Step | None:
     found = _STEP.fullmatch(text)
     if found is None:
         return None
-    name, given = found.groups()
+    name, given, keep = found.groups()
+    if name in _REDUCING:
+        return _reducing(name, given, keep == ", True", rank)
+    if keep:
+        return None
     if name in _COMPARISONS:
         return _comparison(name, given)
-    if name not in _ALONG:
-        return None
-    if not given:
-        return _ALONG[name](None) if name in ("argmax", "argmin") else None
+    if name == "to":
+        kind = _KINDS.get(given)
+        return kind and (lambda array: array.astype(kind))
     axis = _axis(given, rank)
-    return None if axis is None else _ALONG[name](axis)
+    if axis is None or name not in _ALONG:
+        return None
+    return lambda array: _ALONG[name](array, axis)
+
+
+def _reducing(name: str, given: str, keep: bool, rank: int) -> Step | None:
+    """``argmax`` and others; without an axis over all, which may not be kept: so is the batch."""
+    axis = _axis(given, rank)
+    if axis is None and (given or keep or name.startswith("am")):
+        return None
+    return lambda array: np.asarray(_REDUCING[name](array, axis=axis, keepdims=keep))
 
 
 def _axis(text: str, rank: int) -> int | None:
@@ -83,16 +99,26 @@ def _axis(text: str, rank: int) -> int | None:
     return axis if 0 <= axis < rank else None
 
 
-def _log_softmax(array: NDArray[Any], axis: int | None) -> NDArray[Any]:
+def _log_softmax(array: NDArray[Any], axis: int) -> NDArray[Any]:
     less = array - array.max(axis=axis, keepdims=True)
     return np.asarray(less - np.log(np.exp(less).sum(axis=axis, keepdims=True)))
 
 
-_ALONG: dict[str, Callable[[int | None], Step]] = {
-    "argmax": lambda axis: lambda array: np.asarray(array.argmax(axis)),
-    "argmin": lambda axis: lambda array: np.asarray(array.argmin(axis)),
-    "log_softmax": lambda axis: lambda array: _log_softmax(array, axis),
-    "softmax": lambda axis: lambda array: np.exp(_log_softmax(array, axis)),
+def _softmax(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    return np.asarray(np.exp(_log_softmax(array, axis)))
+
+
+_ALONG = {"log_softmax": _log_softmax, "softmax": _softmax}
+_REDUCING: dict[str, Callable[..., Any]] = {
+    "argmax": np.argmax,
+    "argmin": np.argmin,
+    "amax": np.max,
+    "amin": np.min,
+}
+_KINDS: dict[str, Any] = {
+    "torch.float32": np.float32,
+    "torch.int32": np.int32,
+    "torch.int64": np.int64,
 }
 _COMPARISONS: dict[str, Callable[[NDArray[Any], float], NDArray[Any]]] = {
     "gt": np.greater,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from asyncinfer_drivers.cortex_m.host_steps import split, steps_of
+from asyncinfer_drivers.cortex_m.places import Place, Step, place_of
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
 from asyncinfer_drivers.cortex_m.tensors import OutputCodec
 
 __all__ = ("ResultCodec", "mapped")
-
-#: one step of a path: ``[0]``, ``['boxes']`` or ``.logits``
-_STEP = re.compile(r"\[(\d+)\]|\['([^']*)'\]|\.(\w+)")
 
 
 class ResultCodec:
@@ -24,23 +21,29 @@ class ResultCodec:
     The outputs of a model follow one another in each sample's bytes. Their names say where they
     are in what PyTorch's module returns: ``output[1]`` is the second of a tuple, and
     ``output['boxes']`` is in a dict. One that is called otherwise is the result itself. They say
-    too what is left to the host, which is done here unless ``raw``.
+    too what is left to the host, which is done here unless ``raw``, on PyTorch's axes: what has as
+    many afterwards is then brought into the board's order if ``channels_first`` is false.
     """
 
     def __init__(
         self, specs: Sequence[TensorSpec], *, raw: bool = False, channels_first: bool | None = None
     ) -> None:
-        self._codecs = [OutputCodec(one, raw=raw, channels_first=channels_first) for one in specs]
-        self._ends = np.cumsum([spec.size for spec in specs]).tolist()
-        self._paths = [_path(split(spec.name)[0]) for spec in specs]
         #: what the host does, of the outputs that have something left
         self._steps = {
-            at: steps_of(spec.name)
+            at: _step(spec, channels_first)
             for at, spec in enumerate(specs)
             if split(spec.name)[1] and not raw
         }
+        told = {at for at in self._steps if specs[at].axes is not None}
+        orders = [None if at in told else channels_first for at in range(len(specs))]
+        self._codecs = [
+            OutputCodec(spec, raw=raw, channels_first=order)
+            for spec, order in zip(specs, orders, strict=True)
+        ]
+        self._ends = np.cumsum([spec.size for spec in specs]).tolist()
+        self._paths = [place_of(split(spec.name)[0]) for spec in specs]
         if len(specs) > 1 and not all(self._paths):
-            self._paths = [(at,) for at in range(len(specs))]
+            self._paths = [(Step(at),) for at in range(len(specs))]
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -73,27 +76,27 @@ def mapped(result: Any, function: Callable[[Any], Any]) -> Any:
     return function(result)
 
 
-def _path(name: str) -> tuple[int | str, ...]:
-    """The steps to an output from its name; none if it is the result."""
-    start, end = len("output"), len(name)
-    steps = list[int | str]()
-    while name.startswith("output") and start < end:
-        found = _STEP.match(name, start)
-        if found is None:
-            return ()
-        steps.append(int(found[1]) if found[1] else found[2] if found[3] is None else found[3])
-        start = found.end()
-    return tuple(steps)
+def _step(spec: TensorSpec, channels_first: bool | None) -> Callable[[Any], Any]:
+    """What the host does with an output in PyTorch's order of axes."""
+    step, axes = steps_of(spec.name), spec.axes
+    if channels_first is not False or not axes:
+        return step
+
+    def ordered(array: Any) -> Any:
+        made = step(array)
+        return made.transpose(axes) if made.ndim == len(axes) else made
+
+    return ordered
 
 
-def _built(paths: Sequence[tuple[int | str, ...]], arrays: Sequence[Any]) -> Any:
+def _built(paths: Sequence[Place], arrays: Sequence[Any]) -> Any:
     """Tuples and dicts, so that each of ``arrays`` is where its path says."""
     if not paths[0]:
         return arrays[0]
-    groups: dict[int | str, list[tuple[tuple[int | str, ...], Any]]] = {}
+    groups: dict[Step, list[tuple[Place, Any]]] = {}
     for path, array in zip(paths, arrays, strict=True):
-        groups.setdefault(path[0] if path else "", []).append((path[1:], array))
+        groups.setdefault(path[0] if path else Step(""), []).append((path[1:], array))
     made = {step: _built(*zip(*group, strict=True)) for step, group in groups.items()}
-    if all(isinstance(step, int) for step in made):
-        return tuple(made[step] for step in sorted(made, key=int))
-    return made
+    if all(step.is_index for step in made):
+        return tuple(made[step] for step in sorted(made, key=lambda step: int(step.key)))
+    return {step.key: value for step, value in made.items()}

@@ -64,6 +64,8 @@ class InputCodec:
         """The bytes of one sample."""
         try:
             array = np.asarray(item)
+            if array.dtype.kind == "c":
+                raise InputError("complex numbers, of which the model would take the real part")
             if array.dtype.kind not in "fiub":
                 array = np.asarray(item, dtype=np.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -112,9 +114,9 @@ class OutputCodec:
         """``count`` arrays, each of its own."""
         numbers = np.frombuffer(data, self._dtype).reshape(count, *self.spec.shape)
         if not self._quantised:
-            return [row.copy() for row in self._order.from_board(numbers)]
+            return [np.array(row, order="C") for row in self._order.from_board(numbers)]
         real = (numbers.astype(np.float64) - self.spec.zero_point) * self.spec.scale
-        return [row.astype(np.float32, order="C") for row in self._order.from_board(real)]
+        return [np.array(row, np.float32, order="C") for row in self._order.from_board(real)]
 
 
 def is_torch(item: object) -> bool:

@@ -245,3 +245,16 @@ def test_every_shape_of_an_old_board_is_right_or_refused():
             else:
                 assert taken in codec.shapes
                 assert np.frombuffer(found, np.int8).tolist() == item.ravel().tolist()
+
+
+def test_complex_numbers_do_not_lose_their_imaginary_part():
+    with pytest.raises(InputError, match="complex"):
+        InputCodec(last(9)).encode(np.ones(9) + 1j)
+
+
+@pytest.mark.parametrize("options", [{}, {"raw": True}])
+def test_a_single_number_is_an_array_without_axes(options):
+    spec = TensorSpec("output", Datatype.INT8, (), 0.5, 0)
+    one, two = OutputCodec(spec, **options).decode(bytes([2, 4]), 2)
+    assert isinstance(one, np.ndarray)
+    assert (one.shape, float(two)) == ((), 4.0 if options else 2.0)

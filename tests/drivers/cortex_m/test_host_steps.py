@@ -44,6 +44,32 @@ def test_in_a_dict_beside_what_the_board_computed():
     assert one["label"] == 2
 
 
+@pytest.mark.parametrize(
+    ("step", "wanted"),
+    [
+        ("argmax(1)", lambda image: image.argmax(0)),
+        ("argmax(-1, True)", lambda image: image.argmax(2, keepdims=True).transpose(1, 2, 0)),
+        ("amax(2)", lambda image: image.max(1)),
+        ("gt(0.0)", lambda image: (image > 0).transpose(1, 2, 0)),
+    ],
+)
+def test_axes_are_pytorchs_where_results_are_in_the_boards_order(step, wanted):
+    numbers = np.random.default_rng(42).integers(-128, 128, (3, 5, 2)).astype(np.int8)
+    board = TensorSpec(f"output | {step}", Datatype.INT8, (3, 5, 2), 1.0, 0, (1, 2, 0))
+    codec = ResultCodec([board], channels_first=False)
+    (one,) = codec.decode(numbers.tobytes(), 1)
+    right = wanted(numbers.transpose(2, 0, 1))
+    assert one.tolist() == right.tolist()
+    assert codec.shape == right.shape
+
+
+def test_keys_may_look_like_steps():
+    name = named("output['a | argmax(1)']", ("argmax(1)",))
+    assert split(name) == ("output['a | argmax(1)']", ("argmax(1)",))
+    (one, _), _ = found(name, "output['b']")
+    assert one["a | argmax(1)"] == 2
+
+
 def test_raw_bytes_are_the_boards():
     (one, _), shape = found("output | argmax(1)", raw=True)
     assert shape == (3,)
@@ -62,7 +88,14 @@ def test_names_are_taken_apart_as_they_were_put_together():
         (("argmax(1)",), 1, True),
         (("argmax()",), 2, True),
         (("argmax(0)",), 1, False),  # the batch
-        (("argmax(1, True)",), 1, False),
+        (("argmax(1, True)",), 1, True),
+        (("argmax(1, True)", "argmax(1)"), 1, True),
+        (("argmax(True)",), 1, False),  # the batch is kept too
+        (("amax(1)",), 1, True),
+        (("amax()",), 1, False),
+        (("softmax(1, True)",), 1, False),
+        (("gt(0)", "to(torch.float32)"), 1, True),
+        (("gt(0)", "to(torch.float64)"), 1, False),
         (("log_softmax(1)", "argmax(1)"), 1, True),
         (("argmax(1)", "argmax(1)"), 1, False),
         (("log_softmax()",), 1, False),

@@ -29,6 +29,10 @@ __all__ = ("Captured", "CompiledModel", "capture", "compile_model", "graph_diges
 
 #: prefix of everything the compiler generates: bknn_model_infer and so on
 _NAME = "model"
+#: outputs that a board can count, and bytes of an output's name
+_MOST_OUTPUTS = _LONGEST_NAME = 255
+#: bytes about outputs in the first answer of a board, of which a driver takes 4,096 in all
+_MOST_TOLD = 3584
 #: how far the float graph may be from the module, beside the largest output
 _TOLERANCE = 1e-3
 
@@ -131,10 +135,31 @@ def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Captur
             converted = convert(program, _NAME)
             graph = fold_pads(converted.graph)
             captured = Captured(program, replace(converted, graph=graph))
+        _check_names(captured)
     except Refusal as refusal:
         raise ConfigError(f"model {name!r} cannot be built for a board: {refusal}") from refusal
     _check_conversion(captured, sample, name)
     return captured
+
+
+def _check_names(captured: Captured) -> None:
+    """Refuse outputs that a board cannot tell of in HELLO_REPLY."""
+    names, ports = captured.output_names, captured.converted.outputs
+    if len(names) > _MOST_OUTPUTS:
+        raise Refusal(f"it returns {len(names)} tensors, more than {_MOST_OUTPUTS}: join some")
+    for name in names:
+        if len(name.encode()) > _LONGEST_NAME:
+            raise Refusal(
+                f"an output is called {name[:40]}..., which takes more than {_LONGEST_NAME} bytes: "
+                "take shorter keys"
+            )
+    pairs = zip(names, ports, strict=True)
+    told = [TensorSpec(name, Datatype.INT8, port.board_shape).to_bytes() for name, port in pairs]
+    if (size := sum(map(len, told))) > _MOST_TOLD:
+        raise Refusal(
+            f"the names and shapes of its {len(names)} results take {size:,} bytes, more than "
+            f"{_MOST_TOLD:,}: take shorter keys, or join some results"
+        )
 
 
 def _check_conversion(captured: Captured, sample: NDArray[np.float32], name: str) -> None:

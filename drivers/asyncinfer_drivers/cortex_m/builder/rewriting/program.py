@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncinfer_drivers.cortex_m.builder.rewriting.names import VIEWS, operator_name
-from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import refuse
+from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +41,15 @@ _ON_HOST = frozenset(
 )
 
 
+#: of ``max`` and ``min``: what ``amax`` and ``argmax`` have
+_PARTS = {"values": "a", "indices": "arg"}
+
+
 @dataclass(frozen=True)
 class Result:
     """One tensor of what the module returns."""
 
-    #: where it is in that: ``""``, ``"[0]"``, ``"['boxes']"``
+    #: where it is in that: ``""``, ``"[0]"``, ``"['boxes']"``, ``"{3}"`` with a number as key
     path: str
     #: what the board computes for it
     node: fx.Node
@@ -156,16 +160,39 @@ def _results(exported: torch.export.ExportedProgram) -> tuple[Result, ...]:
     tree: Any = exported.call_spec.out_spec
     user = [node for node, spec in zip(returned, specs, strict=True) if _is_user(spec)]
     structure: Any = pytree.tree_unflatten(list(range(len(user))), tree)
-    paths = {at: pytree.keystr(path) for path, at in pytree.tree_flatten_with_path(structure)[0]}
-    return tuple(_result(paths[at], node) for at, node in enumerate(user) if node is not None)
+    leaves = pytree.tree_flatten_with_path(structure)[0]
+    return tuple(_result(_place(path), user[at]) for path, at in leaves)
+
+
+def _place(path: Sequence[Any]) -> str:
+    """Where a result is, as drivers read it: a dict's numbers look unlike a tuple's places."""
+    from torch.utils import _pytree as pytree
+
+    steps = list[str]()
+    for step in path:
+        key = step.key if isinstance(step, pytree.MappingKey) else None
+        if isinstance(key, str):
+            steps.append(f"[{key!r}]")
+        elif isinstance(key, int) and not isinstance(key, bool):
+            steps.append(f"{{{key}}}")
+        elif key is None and not isinstance(step, pytree.MappingKey):
+            steps.append(str(step))
+        else:
+            raise Refusal(f"a dict that it returns has the key {key!r}: take text as keys")
+    return "".join(steps)
 
 
 def _is_user(spec: Any) -> bool:
     return bool(spec.kind.name == "USER_OUTPUT")
 
 
-def _result(path: str, node: fx.Node) -> Result:
+def _result(path: str, node: Any) -> Result:
     """Take off the end of the chain to ``node`` what is left to the host."""
+    from torch import fx
+
+    if not isinstance(node, fx.Node):
+        place = f" at {path}" if path else ""
+        raise Refusal(f"it returns {node!r}{place}, no tensor: leave it out of the results")
     chain = [node]
     while _fits_host(chain[-1]) and (before := _before(chain[-1])) is not None:
         chain.append(before)
@@ -174,7 +201,18 @@ def _result(path: str, node: fx.Node) -> Result:
         return Result(path, node, ())
     start = chain[places[-1] + 1]
     steps = tuple(_text(link) for link in reversed(chain[: places[-1] + 1]))
-    return Result(path, start, tuple(step for step in steps if step))
+    return Result(path, start, _joined(steps))
+
+
+def _joined(steps: Sequence[str]) -> tuple[str, ...]:
+    """With what ``max`` and ``min`` have two results of as an operator for each."""
+    found = list[str]()
+    for step in steps:
+        if found and step in _PARTS and found[-1].startswith(("max(", "min(")):
+            found[-1] = _PARTS[step] + found[-1]
+        else:
+            found.append(step)
+    return tuple(found)
 
 
 def _before(node: fx.Node) -> fx.Node | None:
