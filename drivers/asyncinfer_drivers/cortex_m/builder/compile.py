@@ -17,6 +17,7 @@ from asyncinfer_drivers.cortex_m.builder.pads import fold_pads
 from asyncinfer_drivers.cortex_m.builder.rewriting.convert import Converted, Port, convert
 from asyncinfer_drivers.cortex_m.builder.rewriting.program import Program, export
 from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal
+from asyncinfer_drivers.cortex_m.builder.steady import memory_of
 from asyncinfer_drivers.cortex_m.constants import Datatype
 from asyncinfer_drivers.cortex_m.host_steps import known, named
 from asyncinfer_drivers.cortex_m.specs import TensorSpec
@@ -244,12 +245,17 @@ def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
 
     try:
         with torch.inference_mode():
-            module(torch.from_numpy(np.ascontiguousarray(sample)))
+            keeps = memory_of(module, torch.from_numpy(np.ascontiguousarray(sample)))
     except Exception as error:  # of whatever kind the module raises
         first = str(error).strip().partition("\n")[0]
+        kinds = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
+        if other := next((kind for kind in kinds if kind is not torch.float32), None):
+            first += f"; it has weights of {other}: make them torch.float32, float()"
         raise ConfigError(
             f"model {name!r} does not take calibration inputs {list(sample.shape)}: {first}"
         ) from error
+    if keeps:
+        raise ConfigError(f"model {name!r} cannot be built for a board: {keeps}")
 
 
 def _generate(bakenn: Any, quantized: Any, folder: Path, target: str | None, **options: Any) -> Any:

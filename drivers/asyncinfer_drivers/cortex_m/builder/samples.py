@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def load_module(model: Any) -> nn.Module:
     """The module that ``model`` names or is, in evaluation mode on the CPU."""
     import torch
 
+    from asyncinfer_drivers._torch.copies import NoCopy, own_copy
     from asyncinfer_drivers._torch.load import load
 
     if isinstance(model, str | Path) and str(model).endswith((".pt", ".pth", ".ts")):
@@ -75,6 +77,9 @@ def load_module(model: Any) -> nn.Module:
     if isinstance(model, str | Path) and str(model).endswith((".onnx", ".tflite")):
         raise ConfigError(f"{model}: boards are built from PyTorch; export the module as .pt2")
     module = load(model, torch.device("cpu")).module
+    if module is model:  # calls may change it
+        with suppress(NoCopy):
+            module = own_copy(module, share=False)
     for part in module.modules():
         part.training = False  # a .pt2 file's module has no eval()
     return module
@@ -89,7 +94,7 @@ def load_samples(calibration: Any) -> Samples:
     elif isinstance(calibration, str | Path):
         samples = Samples(_read(Path(calibration)))
     else:
-        samples = Samples(np.asarray(calibration, dtype=np.float32))
+        samples = Samples(_numbers(calibration))
     if samples.inputs.ndim < 2 or len(samples.inputs) == 0:
         raise ConfigError(
             "calibration takes an array [n, ...] of at least one input, "
@@ -126,6 +131,37 @@ def _of_model(model: Any) -> Samples:
 def _read(path: Path) -> NDArray[np.float32]:
     try:
         # not np.load: it reads archives and pickles too, and believes any size
-        return np.array(np.lib.format.open_memmap(path, mode="r"), dtype=np.float32)
+        return _as_float32(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no file of calibration inputs: {error}") from error
+
+
+def _numbers(given: Any) -> NDArray[np.float32]:
+    """An array, a tensor, or a list of such."""
+    arrays = isinstance(given, list | tuple) or hasattr(given, "__array__")
+    if given is None or not arrays:
+        raise ConfigError(
+            f"calibration takes an array [n, ...] of inputs, not a {type(given).__name__}: stack "
+            "some of what it gives, np.stack or torch.stack"
+        )
+    try:
+        parts = [_plain(part) for part in given] if isinstance(given, list | tuple) else None
+        return _as_float32(np.asarray(_plain(given) if parts is None else parts))
+    except (ValueError, TypeError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigError(f"calibration takes an array [n, ...] of inputs: {first}") from error
+
+
+def _plain(part: Any) -> Any:
+    """A tensor without its gradient, and of a type that numpy has; all else as it is."""
+    if not hasattr(part, "detach"):
+        return part
+    tensor = part.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    if array.dtype.kind == "c":
+        raise ValueError("complex numbers, of which only the real part would be taken")
+    with np.errstate(over="ignore"):  # what is too large is refused as not finite
+        return np.array(array, dtype=np.float32)
