@@ -22,8 +22,12 @@ NEGLIGIBLE = 1 / 250
 PRESUMED_DEVIATION = 0.25
 #: calls vary, and late ones delay the end by about this part of their mean deviation
 LATE_SHARE = 1 / 8
-#: a resting device is given a task after it has rested for this many of its service times
-RETRY_REST = 200
+#: a resting device is given a task after it has rested for this many of its service times, or of
+#: the seconds for which that task can hold up others; sooner while it has answered few calls. The
+#: second factor is for its second call of all, with the first one counted as rest
+RETRY_REST, COLD_REST = 200, 50
+#: a call on trial is copied after so many seconds, and so many calls of the device for the copy
+TRIAL_GRACE, TRIAL_CALLS = 0.1, 5
 
 
 class EarliestFinish:
@@ -69,7 +73,7 @@ class EarliestFinish:
                 high = batch - 1
             batch = (low + high + 1) // 2
         if best is None and self._try_again(device, pool):
-            return Grant(waiting - 1, 1)
+            return Grant(waiting - 1, 1, trial=True)
         if best is None or self._is_gamble(device, best, pool):
             return ALL_REST
         return best
@@ -93,8 +97,29 @@ class EarliestFinish:
         return skip + batch > pool.waiting
 
     def _try_again(self, device: WorkerView, pool: PoolView) -> bool:
-        """Whether a device that seems too slow is to be given a task: it may have become faster."""
-        return pool.backlog and device.rested(pool.now) > RETRY_REST * device.latency
+        """Whether a device that seems too slow is to be given a task: it may have become faster.
+
+        A first call is often slow as everything is cold, so that one call says little: the next is
+        due at once if that was long and tasks queue, and later ones after rests of 1, 3, 7 ...
+        times as long. Who waits for such a call gets a copy soon. Where there can be none, only
+        what queues behind a window may be held up.
+        """
+        rested, calls = device.rested(pool.now), device.batches
+        if not device.repeatable:
+            return pool.backlog and rested > RETRY_REST * device.latency
+        if calls == 1 and pool.backlog:
+            return rested + device.latency > COLD_REST * _holds_up(device, pool)
+        rests = min(RETRY_REST, 2 ** min(calls, 10) / 2 - 1) if calls else RETRY_REST
+        if rested <= rests * device.latency:
+            return False
+        return rested > RETRY_REST * _holds_up(device, pool)
+
+
+def _holds_up(device: WorkerView, pool: PoolView) -> float:
+    """Seconds for which a call on trial can hold up others: until it ends, or a copy of it does."""
+    others = (d.latency for d in pool.devices if d is not device and d.repeatable)
+    quickest = min((latency for latency in others if latency > 0), default=math.inf)
+    return min(device.latency, TRIAL_GRACE + TRIAL_CALLS * quickest)
 
 
 def _alike(latency: float, pool: PoolView) -> int:

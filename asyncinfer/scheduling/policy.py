@@ -17,6 +17,8 @@ class Grant(NamedTuple):
     skip: int
     #: consecutive tasks for one call
     take: int
+    #: whether the call is to show how fast the device is now: who waits for it gets a copy soon
+    trial: bool = False
 
 
 #: answer of a policy: this device rests, and so would every device that needs longer for one task
@@ -36,6 +38,13 @@ class WorkerView(Protocol):
     latency: float
     #: time between two finished tasks while it is kept busy
     interval: float
+    #: calls that it has answered
+    batches: int
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a task that it runs may be run by another device as well."""
+        ...
 
     @property
     def in_flight(self) -> int:

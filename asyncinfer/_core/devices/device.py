@@ -415,7 +415,7 @@ class Device:
 
         Sooner if the device is suspect; while its speed is unknown, as soon as it may be.
         """
-        expected = self.expect(burst.running)
+        expected = burst.expected
         if math.isnan(expected):
             return burst.call_began + GRACE
         if self.suspect:
@@ -491,6 +491,11 @@ class Device:
         return min(self.batch_limit, math.ceil(tasks - 1e-6) - 1)
 
     @property
+    def repeatable(self) -> bool:
+        """Whether a task that it runs may be run by another device as well."""
+        return not (self.stateful or getattr(self.driver, "side_effects", False))
+
+    @property
     def deviation(self) -> float:
         """Mean relative deviation of the device's calls from what was expected, 0 to 1."""
         return self.estimator.deviation
@@ -544,6 +549,7 @@ class Burst:
         "runner",
         "spans",
         "tasks",
+        "trial",
     )
 
     def __init__(self, device: Device, spans: list[Span], batch: int, now: float) -> None:
@@ -553,6 +559,8 @@ class Burst:
         self.lane = spans[0].lane
         #: whether the device is to be reset before the first call, as a stream begins
         self.resets = False
+        #: whether it is to show how fast the device is now, so that nobody is to wait for it
+        self.trial = False
         #: what tells which devices ran when it began; ``None`` if that does not matter
         self.beside: int | None = None
         #: the inputs of all calls; what is removed from the end is not run
@@ -664,6 +672,11 @@ class Burst:
         spans = self.spans.take(count, len(self.outputs) + behind)
         self.tasks = self.passed_on + self.spans.tasks
         return spans
+
+    @property
+    def expected(self) -> float:
+        """Seconds that may be waited for the present call; ``nan`` if that is to be seen."""
+        return math.nan if self.trial else self.device.expect(self.running)
 
     def remaining(self, now: float) -> float:
         """Seconds until the present call ends; one that is overdue takes as long again.

@@ -53,6 +53,8 @@ class Estimator:
         self._batch_squared = 0.0
         self._product = 0.0
         self._outlier_side = 0
+        #: whether it comes from the first call of all, which may be slow as everything is cold
+        self._cold = False
         #: what each recent call took as a multiple of what was expected; ``None`` if nobody asks
         self.ratios: deque[float] | None = None
         #: whether the last call was given up, as a copy on another device was faster
@@ -68,6 +70,7 @@ class Estimator:
     def start_from(self, line: ServiceTime) -> None:
         """Believe a calibration until the first real call."""
         self.known = True
+        self._cold = False
         self.samples = 0
         self.line = line
 
@@ -97,6 +100,7 @@ class Estimator:
             self.deviation += gain * (off - self.deviation)
         if self.samples:
             seconds, gain = self._tamed(batch, seconds, gain)
+        self._cold = not self.known
         self.samples += 1
         self.batch += gain * (batch - self.batch)
         self._seconds += gain * (seconds - self._seconds)
@@ -117,10 +121,13 @@ class Estimator:
         self.given_up = True
 
     def _tamed(self, batch: float, seconds: float, gain: float) -> tuple[float, float]:
-        """Cut an outlier to ``OUTLIER`` times the estimate, or start anew from a second one."""
+        """Cut an outlier to ``OUTLIER`` times the estimate, or start anew from a second one.
+
+        The first call of all is started anew from if the second one is that much shorter.
+        """
         expected = self.expect(batch)
         side = (seconds > expected * OUTLIER) - (seconds * OUTLIER < expected)
-        again = side != 0 and side == self._outlier_side
+        again = side != 0 and (side == self._outlier_side or (side < 0 and self._cold))
         self._outlier_side = 0 if again else side
         if again:
             self.samples = 0

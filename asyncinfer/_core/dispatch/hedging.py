@@ -129,7 +129,7 @@ class Hedging:
         put_back(burst.take_reserved())
         if not self._in_demand(burst):
             return GRACE  # results that come between the calls of a burst cause no pass
-        late, times = now - burst.call_began - burst.device.expect(burst.running), 1.0
+        late, times = now - burst.call_began - burst.expected, 1.0
         if math.isnan(late):  # its own speed is unknown: that of the device for the copy has to do
             late, times = (now - burst.call_began - GRACE) / OVERDUE, OVERDUE
         while True:  # until no device is free for the rest of its tasks
@@ -344,7 +344,7 @@ def _hangs(burst: Burst, call_began: float) -> bool:
 
 def _has_effects(device: Device) -> bool:
     """Whether a device's driver says that running a task has effects besides its result."""
-    return device.stateful or bool(getattr(device.driver, "side_effects", False))
+    return not device.repeatable
 
 
 def _may_run_copy(device: Device) -> bool:

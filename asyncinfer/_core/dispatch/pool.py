@@ -259,7 +259,7 @@ class Pool:
             spans = self._take_granted(device, grant)
             if not spans:
                 return None
-            self._hand_out(device, spans, grant.take)
+            self._hand_out(device, spans, grant.take).trial = grant.trial
         return grant
 
     def _ask_policy(self, device: Device) -> Grant | None:
@@ -310,7 +310,7 @@ def _is_sound(grant: object) -> bool:
     """Whether a policy's answer is a grant that can be followed."""
     if not isinstance(grant, Grant):
         return False
-    skip, take = grant
+    skip, take = grant.skip, grant.take
     return isinstance(skip, int) and isinstance(take, int) and skip >= 0 and take >= 0
 
 
