@@ -313,6 +313,26 @@ async def test_a_net_that_takes_the_tasks_for_steps_in_time(caplog):
     assert details["batches"].startswith("one by one")
 
 
+class Crowded(nn.Module):
+    """Adds what is in the batch, where it has more than two tasks."""
+
+    def forward(self, x):
+        return x + (x.mean() if len(x) > 2 else 0)
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@ONE_LOOP
+async def test_what_a_later_batch_shows_is_told_too(isolation, caplog):
+    options = {"max_batch": 8, "warmup_input": items()[0], "isolation": isolation}
+    driver = TorchDriver(Crowded().eval(), **options)
+    await driver.open()
+    assert "batches" not in driver.details
+    await driver.infer(items(8))
+    assert "one by one: its answers depend" in driver.details["batches"]
+    assert driver.details["batches"] in caplog.text
+    await driver.close()
+
+
 # --- what cannot be told apart ------------------------------------------------------------------
 
 

@@ -127,6 +127,9 @@ class Engine:
         assert runner is not None  # noqa: S101  # it was loaded
         began = time.perf_counter()
         outputs = runner.run(batch)
+        reason = runner.division.reason
+        if reason and reason is not self.details.get("batches"):
+            self._tell(batches=reason)
         if not real:
             return outputs
         took = time.perf_counter() - began
