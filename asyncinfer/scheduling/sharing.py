@@ -441,7 +441,7 @@ class Group:
 
         Those that could not do ``least`` even if nobody slowed down another are left out.
         """
-        hopes: dict[int, float] = {}
+        hopes = self._hopes_alone(least)
         if self.model.nominal(self.available) <= least:
             return hopes
         samples = SAMPLES if len(self.model.members) <= ALL_SETS else 1
@@ -457,11 +457,25 @@ class Group:
             for devices, rate, limit in zip(sets, _rates(model, sets), most, strict=True):
                 if limit > least and rate > hopes.get(devices, 0.0):
                     hopes[devices] = rate
-        hopes |= {  # each by itself, once, whatever the models say
-            devices: limit
-            for devices, limit in zip(sets, most, strict=True)
-            if limit > least and devices.bit_count() == 1 and devices not in self._table
-        }
+        return hopes
+
+    def _hopes_alone(self, least: float) -> dict[int, float]:
+        """Each device by itself, once, whatever the models say, if it may do more than ``least``.
+
+        One that was not calibrated may have been slow only because of those beside it: by itself it
+        may do as many times as much as there were devices.
+        """
+        hopes = dict[int, float]()
+        alone = sum([ran for ran in self._table if ran.bit_count() == 1])
+        if self.available.bit_count() > ALL_SETS:
+            return hopes
+        for place in bits(self.available & ~alone):
+            rate = self.model.nominal(1 << place)
+            if math.isnan(self.model.members[place].alone):
+                beside = [ran.bit_count() for ran, calls in self._table.items() if place in calls]
+                rate *= min(beside, default=1)
+            if rate > least:
+                hopes[1 << place] = rate
         return hopes
 
     def _hopeful(self, model: Model) -> Model:

@@ -307,15 +307,24 @@ class Model:
         return cost, gradient, curvature
 
     def _first_guess(self, place: int, known: float) -> float:
-        """Seconds a task alone: calibrated, or the shortest that was measured."""
+        """Seconds a task alone: calibrated, or the shortest that was measured.
+
+        Of a device that nothing is known of yet, those of the quickest other one: it may be as
+        quick, and only a trial can show that.
+        """
         if known == known:
             return known
+        seen = {place: self._quickest_seen(place)}
+        if seen[place] == math.inf:
+            seen = {at: self._quickest_seen(at) for at in range(len(self.members))}
+            seen |= {at: m.alone for at, m in enumerate(self.members) if m.alone == m.alone}
+        least = min(seen.values())
+        return least if least < math.inf else 1.0
+
+    def _quickest_seen(self, place: int) -> float:
+        """The shortest seconds a task of one device that were measured; infinite if none were."""
         seen = [calls[place] for calls in self.table.values() if place in calls]
-        means = [calls.logs / calls.number for calls in seen]
-        if means:
-            return math.exp(min(means))
-        others = [member.alone for member in self.members if member.alone == member.alone]
-        return min(others, default=1.0)
+        return math.exp(min([calls.logs / calls.number for calls in seen], default=math.inf))
 
     def _slownesses(self) -> list[tuple[int, float, float]]:
         """For each set that was measured: its weight, and the logarithm of how slow it is."""

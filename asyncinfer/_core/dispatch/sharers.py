@@ -22,7 +22,8 @@ CALLS_OF_OTHER_SIZE = 8
 #: this, in seconds
 FIRST_CALLS, LONG_CALL = 2, 0.02
 #: a device's first calls of all do not count if they are shorter than this, in seconds: memory is
-#: taken, and whatever else has begun with it is still about
+#: taken, and whatever else has begun with it is still about. Of a device that nothing is known of,
+#: one call does not count in any case
 LONG_FIRST_CALL = 0.5
 
 
@@ -110,9 +111,9 @@ class Sharers:
 class _Seat:
     """What a group knows of one device."""
 
-    __slots__ = ("_others", "batch", "first_calls", "long_call", "mine", "place")
+    __slots__ = ("_others", "batch", "cold", "first_calls", "long_call", "mine", "place")
 
-    def __init__(self, place: int, batch: float) -> None:
+    def __init__(self, place: int, batch: float, *, cold: bool) -> None:
         self.place = place
         #: its bit in sets of devices
         self.mine = 1 << place
@@ -120,6 +121,9 @@ class _Seat:
         self.batch = batch
         #: calls after a rest that do not count yet, if they are shorter than ``long_call``
         self.first_calls, self.long_call = FIRST_CALLS, LONG_FIRST_CALL
+        #: whether its next call is the first of all of a device that nothing is known of: that does
+        #: not count however long it is, as it may be long only because everything is cold
+        self.cold = cold
         self._others = 0
 
     def is_usual(self, batch: float) -> bool:
@@ -172,8 +176,10 @@ class _Party:
         """Let the group know of a device once it is up, as its speed may be known then."""
         if not device.up:
             return None
-        place = self.group.add(_member(device, device.batch_limit))
-        seat = self.seats[device] = _Seat(place, device.batch_limit)
+        member = _member(device, device.batch_limit)
+        place = self.group.add(member)
+        cold = math.isnan(member.alone) and not device.batches
+        seat = self.seats[device] = _Seat(place, device.batch_limit, cold=cold)
         return seat
 
     def begin(self, device: Device) -> int | None:
@@ -183,11 +189,12 @@ class _Party:
     def ended(self, burst: Burst, begun: int, calls: int) -> None:
         """Tell the group of calls that have brought results, and follow what it chooses."""
         seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
+        cold, seat.cold = seat.cold, False
         if seat.first_calls and (now - burst.began) / calls < seat.long_call:
             seat.first_calls -= 1
-        elif seat.is_usual(tasks / calls):
+        elif not cold and seat.is_usual(tasks / calls):
             self.group.end(seat.place, begun, (now - burst.began) / tasks, now)
-        elif seat.is_other_size():
+        elif not cold and seat.is_other_size():
             self._take_in(burst.device, seat, tasks / calls)
         self._follow()
 

@@ -1,0 +1,88 @@
+"""Devices that share something and were not calibrated, as most drivers of one's own are not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from asyncinfer import Dispatcher
+from asyncinfer.scheduling.slowdown import Member, Model
+from asyncinfer.testing import SimulatedHost
+
+
+class Unknown:
+    """A call takes ``each`` for a task and ``once`` besides, and the first one ``cold`` more."""
+
+    concurrency = 1
+
+    def __init__(self, name, host, cores, each, *, max_batch=1, once=0.0, cold=0.0):
+        self.name, self.host, self.cores, self.shares = name, host, cores, [host.name]
+        self.each, self.once, self.cold, self.max_batch = each, once, cold, max_batch
+        self.calls = 0
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    async def infer(self, batch):
+        self.calls += 1
+        seconds = self.once + self.each * len(batch)
+        await self.host.run(seconds + (self.cold if self.calls == 1 else 0.0), self.cores)
+        return list(batch)
+
+
+async def rate(tasks, cores, contention, *devices, cold=0.0):
+    """Tasks a second in the second half; and which devices rest at the end."""
+    host = SimulatedHost(cores, contention, name="host")
+    drivers = [
+        Unknown(f"d{at}", host, demand, each, max_batch=batch, once=once, cold=cold * at)
+        for at, (demand, each, batch, once) in enumerate(devices)
+    ]
+    clock, number, half = asyncio.get_running_loop().time, 0, 0.0
+    async with Dispatcher(drivers) as dispatcher:
+        async for value in dispatcher.stream(range(tasks)):
+            assert value == number
+            number += 1
+            if number == tasks // 2:
+                half = clock()
+        rests = [device.rests is not None for device in dispatcher.stats().devices]
+        return (tasks - tasks // 2) / (clock() - half), rests
+
+
+#: what a call wants of the host, seconds a task, ``max_batch``, seconds a call
+SMALL, QUICK = (1.86, 0.0006, 8, 0.001), (0.11, 0.0001, 32, 0.001)
+
+
+@pytest.mark.parametrize("cold", [0.0, 10.0])
+def test_a_device_that_nothing_is_known_of_is_tried_beside_a_quick_one(virtual, cold):
+    """It was presumed to take a second for a task, so that it was never worth a trial."""
+    alone, _ = virtual(rate(8000, 3, 0.2, QUICK))
+    together, _ = virtual(rate(60_000, 3, 0.2, SMALL, QUICK, cold=cold))
+    assert together > 0.93 * alone
+
+
+def test_one_that_was_slow_only_beside_another_is_tried_by_itself(virtual):
+    """It ran beside another from the first, and was taken to be as slow by itself."""
+    hungry, better = (1.49, 0.0131, 8, 0.026), (1.23, 0.0054, 8, 0.011)
+    alone, _ = virtual(rate(2000, 1, 0.0, better))
+    together, rests = virtual(rate(6000, 1, 0.0, hungry, better))
+    assert together > 0.97 * alone
+    assert rests == [True, False]
+
+
+def test_a_first_call_that_was_slow_as_everything_was_cold_does_not_count(virtual):
+    devices = (1.97, 0.0037, 1, 0.0), (0.96, 0.0032, 1, 0.0)
+    alone, _ = virtual(rate(2000, 1, 0.2, devices[1]))
+    together, rests = virtual(rate(20_000, 1, 0.2, *devices, cold=10.0))
+    assert together > 0.97 * alone
+    assert rests == [True, False]
+
+
+def test_what_is_presumed_of_a_device_that_nothing_is_known_of():
+    model = Model([Member(0.004, 1, 1.0), Member(float("nan"), 1, 1.0), Member(0.002, 1, 1.0)])
+    model.fit({}, 0.1, random.Random(42))
+    assert model.alone == [0.004, 0.002, 0.002]
