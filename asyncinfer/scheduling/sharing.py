@@ -568,8 +568,9 @@ class Group:
         model = self.model
         for place, member in enumerate(model.members):
             member.demand = math.log(model.demands[place])
-            if math.isnan(member.alone):
-                member.alone = model.alone[place]
+            by_itself = self._table.get(1 << place, {}).get(place)
+            if math.isnan(member.alone) and by_itself is not None:
+                member.alone = by_itself.mean
         self._believe_for_longer(now)
         self._table = {}
         self._visits.forget()

@@ -539,6 +539,7 @@ class Burst:
         "device",
         "doubts",
         "failed",
+        "freed",
         "generation",
         "inputs",
         "lane",
@@ -563,6 +564,8 @@ class Burst:
         self.trial = False
         #: what tells which devices ran when it began; ``None`` if that does not matter
         self.beside: int | None = None
+        #: when the call before it ended, if the device has waited for nothing but the loop since
+        self.freed: float | None = None
         #: the inputs of all calls; what is removed from the end is not run
         self.inputs: list[Any] = list(chain.from_iterable([span.inputs for span in spans]))
         #: most tasks of one call

@@ -61,14 +61,16 @@ class Sharers:
             for burst in bursts:
                 mine = self._party_of.get(burst.device)
                 if mine is not None:
-                    burst.beside = mine.begin(burst.device) if saturated else None
+                    mine.begin(burst, saturated)
+            for party in self._parties:
+                party.forget_free()
 
     def ended(self, burst: Burst, calls: int) -> None:
         """The ``calls`` of ``burst`` have brought results."""
         party = self._party_of.get(burst.device)
-        if party is not None and burst.beside is not None:
+        if party is not None:
             try:
-                party.ended(burst, burst.beside, calls)
+                party.ended(burst, calls)
             except Exception:
                 self._give_up(party)
 
@@ -111,7 +113,17 @@ class Sharers:
 class _Seat:
     """What a group knows of one device."""
 
-    __slots__ = ("_others", "batch", "cold", "first_calls", "long_call", "mine", "place")
+    __slots__ = (
+        "_others",
+        "batch",
+        "cold",
+        "first_calls",
+        "freed",
+        "limit",
+        "long_call",
+        "mine",
+        "place",
+    )
 
     def __init__(self, place: int, batch: float, *, cold: bool) -> None:
         self.place = place
@@ -119,11 +131,15 @@ class _Seat:
         self.mine = 1 << place
         #: its usual number of tasks in a call
         self.batch = batch
+        #: most tasks that a call could have when the last one began
+        self.limit = batch
         #: calls after a rest that do not count yet, if they are shorter than ``long_call``
         self.first_calls, self.long_call = FIRST_CALLS, LONG_FIRST_CALL
         #: whether its next call is the first of all of a device that nothing is known of: that does
         #: not count however long it is, as it may be long only because everything is cold
         self.cold = cold
+        #: when calls have ended after which no pass was made yet
+        self.freed: list[float] = []
         self._others = 0
 
     def is_usual(self, batch: float) -> bool:
@@ -162,8 +178,10 @@ class _Party:
             if seat is None or not device.up or device.suspect or device.held:
                 continue
             available |= seat.mine
-            if device.aside and device.reread_max_batch():  # it may have found that out by now
-                self._take_in(device, seat, device.batch_limit)
+            if device.aside:
+                device.reread_max_batch()  # it may have found that out by now
+                if device.batch_limit != seat.limit:
+                    self._take_in(device, seat, device.batch_limit)
         self.group.offer(available, now)
         self._follow()
 
@@ -182,26 +200,44 @@ class _Party:
         seat = self.seats[device] = _Seat(place, device.batch_limit, cold=cold)
         return seat
 
-    def begin(self, device: Device) -> int | None:
-        """Tell the group that a call begins; its answer is to be given back, unless ``None``."""
-        return self.group.begin(self.seats[device].place)
+    def begin(self, burst: Burst, saturated: bool) -> None:
+        """Tell the group that calls begin, if tasks still wait: only then it matters how long.
 
-    def ended(self, burst: Burst, begun: int, calls: int) -> None:
+        A device that the loop left without a call for a while, as it was busy with others, takes
+        that much longer for its next one: what is compared is what a set gets done.
+        """
+        seat = self.seats[burst.device]
+        seat.limit = burst.device.batch_limit
+        freed = seat.freed.pop(0) if seat.freed else None
+        if saturated:
+            burst.beside, burst.freed = self.group.begin(seat.place), freed
+
+    def forget_free(self) -> None:
+        """What is free after a pass was given nothing: that is no delay by the loop."""
+        for seat in self.seats.values():
+            seat.freed.clear()
+
+    def ended(self, burst: Burst, calls: int) -> None:
         """Tell the group of calls that have brought results, and follow what it chooses."""
         seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
+        seat.freed.append(now)
+        begun = burst.beside
+        if begun is None:
+            return
         cold, seat.cold = seat.cold, False
         if seat.first_calls and (now - burst.began) / calls < seat.long_call:
             seat.first_calls -= 1
         elif not cold and seat.is_usual(tasks / calls):
-            self.group.end(seat.place, begun, (now - burst.began) / tasks, now)
+            began = burst.began if burst.freed is None else burst.freed
+            self.group.end(seat.place, begun, (now - began) / tasks, now)
         elif not cold and seat.is_other_size():
             self._take_in(burst.device, seat, tasks / calls)
         self._follow()
 
     def _take_in(self, device: Device, seat: _Seat, batch: float) -> None:
         """The device's calls are of another size from now on."""
-        before, seat.batch = seat.batch, batch
-        estimator, alone = device.estimator, self.group.model.alone[seat.place]
+        before, seat.batch, seat.limit = seat.batch, batch, device.batch_limit
+        estimator, alone = device.estimator, self.group.model.members[seat.place].alone
         if estimator.known:  # calls are slowed now, but alike whatever their size
             alone *= estimator.expect(batch) / batch
             alone /= estimator.expect(before) / before
