@@ -8,6 +8,7 @@ import random
 import pytest
 
 from asyncinfer import Dispatcher
+from asyncinfer.scheduling.sharing import Group
 from asyncinfer.scheduling.slowdown import Member, Model
 from asyncinfer.testing import SimulatedHost
 
@@ -86,3 +87,60 @@ def test_what_is_presumed_of_a_device_that_nothing_is_known_of():
     model = Model([Member(0.004, 1, 1.0), Member(float("nan"), 1, 1.0), Member(0.002, 1, 1.0)])
     model.fit({}, 0.1, random.Random(42))
     assert model.alone == [0.004, 0.002, 0.002]
+
+
+class Growing(Unknown):
+    """It finds out in one of its calls that it can take 64 tasks in each."""
+
+    after = 0
+
+    async def infer(self, batch):
+        outputs = await super().infer(batch)
+        if self.calls == self.after:
+            self.max_batch = 64
+        return outputs
+
+
+@pytest.mark.parametrize("after", [20, 53])
+def test_batches_that_grow_as_a_device_begins_to_rest_have_it_tried_again(virtual, after):
+    """It was taken to be as slow with 64 tasks in a call as it was with one, and rested for long."""
+
+    async def main():
+        host = SimulatedHost(1.0, name="host")
+        single = Unknown("single", host, 0.9, 0.001)
+        growing = Growing("growing", host, 0.9, 0.00001, once=0.0015)
+        growing.after = after
+        async with Dispatcher([single, growing]) as dispatcher:
+            began, count = asyncio.get_running_loop().time(), 0
+            async for _ in dispatcher.stream(range(200_000)):
+                count += 1
+                if asyncio.get_running_loop().time() > began + 0.6:
+                    break
+            return [device.rests is not None for device in dispatcher.stats().devices]
+
+    assert virtual(main()) == [True, False]
+
+
+def test_what_the_event_loop_costs_between_two_calls_counts(virtual, monkeypatch):
+    """A device is given its next call later, as the loop was busy with what its last one brought."""
+    told = []
+
+    def end(self, place, begun, seconds, now):
+        told.append(round(seconds, 4))
+
+    monkeypatch.setattr(Group, "end", end)
+
+    class Dear(Unknown):
+        async def infer(self, batch):
+            outputs = await super().infer(batch)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(setattr, loop._jumping, "now", loop.time() + 0.03)
+            return outputs
+
+    async def main():
+        dear = Dear("dear", SimulatedHost(4.0, name="host"), 0.5, 0.05)
+        async with Dispatcher([dear, Unknown("other", dear.host, 0.5, 1.0)]) as dispatcher:
+            assert [x async for x in dispatcher.stream(range(50))] == list(range(50))
+
+    virtual(main())
+    assert told[5:-5] == pytest.approx([0.08] * len(told[5:-5]), abs=0.001)

@@ -49,11 +49,12 @@ class Machine:
     ("seconds", "size"),
     [
         (lambda n: 1e-3 + 1e-6 * n, LIMIT),
-        (lambda n: 1e-3 * n, 1),
-        (lambda n: 1e-3 * max(n, 8), 8),
-        (lambda n: 1e-3 * n if n < 16 else 1.0, 1),
-        (lambda n: 1e-3 * n * (1.03 if n < 4 else 1.0), 4),
-        (lambda n: 1e-3 * n * (1.01 if n < 4 else 1.0), 1),
+        (lambda n: 1e-2 * n, 1),
+        (lambda n: 1e-2 * max(n, 8), 8),
+        (lambda n: 1e-2 * n if n < 16 else 10.0, 1),
+        (lambda n: 1e-2 * n * (1.03 if n < 4 else 1.0), 4),
+        (lambda n: 1e-2 * n * (1.01 if n < 4 else 1.0), 1),
+        (lambda n: 2e-5 * n, 128),  # handing a call over costs more than most of its tasks
     ],
 )
 def test_the_smallest_size_with_about_the_best_rate(seconds, size):
@@ -62,7 +63,7 @@ def test_the_smallest_size_with_about_the_best_rate(seconds, size):
 
 def test_sizes_are_compared_in_turns():
     """The machine was twice as fast for one of them only, when each was tried by itself."""
-    machine = Machine(lambda n: 1e-3 * n * (1.0 if machine.sizes[-4:].count(n) < 4 else 0.95))
+    machine = Machine(lambda n: 1e-2 * n * (1.0 if machine.sizes[-4:].count(n) < 4 else 0.95))
     assert machine.best() == 1
 
 

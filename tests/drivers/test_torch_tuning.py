@@ -70,6 +70,15 @@ def test_an_idle_thread_takes_all_steps():
     assert not idle.between.needed
 
 
+def test_a_thread_that_has_become_idle_takes_one_step_after_the_other():
+    """A device that rests may be found faster soon, and then takes part."""
+    idle = Idle(3)
+    idle.worked = 1.0
+    idle.between._spent = 2.0  # it had its part of the time while there were calls
+    idle.fill()
+    assert idle.began == [0.02, 1.02, 2.02]
+
+
 def test_a_busy_thread_gives_half_of_its_time():
     idle = Idle(1000, calls=itertools.repeat(0.0, 1), takes=0.3)
     spent = 0.0

@@ -48,11 +48,14 @@ class Between:
 
     def fill(self, came: Callable[[float], bool], ended: Callable[[], bool]) -> None:
         """Take steps until a call is due: ``came`` waits for one, for so many seconds."""
+        idle = False
         while self._chores.waiting and not ended():
             worked = self._chores.worked
-            due = worked > 0 and self._spent <= worked
-            if not due and came(_IDLE if worked else _IDLE_AT_FIRST):
-                return
+            due = not idle and worked > 0 and self._spent <= worked
+            if not due:
+                if came(0.0 if idle else _IDLE if worked else _IDLE_AT_FIRST):
+                    return
+                idle = worked > 0  # then one step follows the other until a call comes
             began = self._clock()
             done = False if ended() else self._chores.step()
             if due:

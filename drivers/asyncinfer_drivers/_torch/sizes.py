@@ -23,6 +23,8 @@ _AS_GOOD = 1.02
 _NEAR = 1.1
 #: a size is tried if its call should take at most this part of what one may
 _SURELY = 0.95
+#: seconds that each call costs besides: a thread is woken, its answer taken by the event loop
+_HAND_OVER = 80e-6
 #: the search ends after this many doublings in a row without a better rate
 _FRUITLESS_DOUBLINGS = 3
 #: the next batch, twice as large, may take at most this part of the memory that is left
@@ -41,6 +43,8 @@ def best_size(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Steps[tuple[int, dict[int, float]]]:
     """The smallest of 1, 2, 4, ... with about the best rate; and each size's tasks/s.
+
+    The rates count what it costs to hand over a call, so that small models get large batches.
 
     The last one is ``limit``, or as many as fit into ``longest`` seconds.
 
@@ -62,7 +66,7 @@ def best_size(
             break
         if rates and seconds > longest:
             break
-        rates[size] = size / seconds
+        rates[size] = size / (seconds + _HAND_OVER)
         since_best = 0 if rates[size] >= max(rates.values()) else since_best + 1
         left = memory()
         if before is not None and left is not None and 2 * (before - left) > _MEMORY_PART * left:
@@ -79,7 +83,7 @@ def best_size(
         return 1, rates
     best = yield from _smallest(
         rates,
-        lambda size: _seconds(run, size, timer) / size,
+        lambda size: (_seconds(run, size, timer) + _HAND_OVER) / size,
         enough=lambda: clock() - started > budget,
         wanted=wanted,
     )
@@ -91,8 +95,8 @@ def _fitting(rates: dict[int, float], longest: float) -> int:
     size, seconds = 0, 0.0
     each = math.inf
     for tried, rate in rates.items():
-        each = max((tried / rate - seconds) / (tried - size), 1e-12)
-        size, seconds = tried, tried / rate
+        each = max((tried / rate - _HAND_OVER - seconds) / (tried - size), 1e-12)
+        size, seconds = tried, tried / rate - _HAND_OVER
     left = _SURELY * longest - seconds
     return LIMIT if each * LIMIT <= left else size + int(left / each)
 
