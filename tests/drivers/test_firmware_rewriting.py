@@ -42,6 +42,10 @@ def after(layer, shape):
 
 #: what is done after a layer, and the shape that it is done to
 CASES = {
+    "one of a vector": (lambda x: x.softmax(1)[:, 1], VECTOR),
+    "one of a picture": (lambda x: x[:, 2, 1, 3], PICTURE),
+    "one without its axes": (lambda x: x[:, 2:3].squeeze(), VECTOR),
+    "picked by a list": (lambda x: x[:, [3, 0, 1, 1]], PICTURE),
     "same": (nn.Conv2d(4, 4, (3, 4), padding="same", dilation=(2, 1)), PICTURE),
     "same in time": (nn.Conv1d(4, 6, 4, padding="same"), SEQUENCE),
     "causal": (
@@ -158,7 +162,7 @@ def test_the_float_graph_is_the_module(name):
     with torch.inference_mode():
         right = module(torch.from_numpy(sample)).numpy()
     lies = port.from_board(board.reshape(1, *port.board_shape))
-    assert lies.shape == right.shape
+    assert lies.shape == (1, *right.shape[1:])  # without a batch if that is squeezed too
     np.testing.assert_allclose(lies, right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
 
 

@@ -208,8 +208,11 @@ class _Conversion:
         """The values that follow one another in the answer, and how torch sees them."""
         if not isinstance(held, Held):
             raise refuse(node, "does not depend on the input", "leave it out of the results")
-        held = self._net.whole(held)
-        shape = held.index.shape[1:] if held.index.shape[0] == 1 else held.index.shape
+        try:
+            held = self._net.whole(held)
+        except WrongLayout:
+            raise _unordered(node) from None
+        shape = held.index.shape[1:] if held.index.shape[:1] == (1,) else held.index.shape
         index = held.index.reshape(shape)
         if (axes := _axes(index)) is None and (moved := self._net.reordered_vector(held)):
             held, axes = moved, tuple(range(len(shape)))

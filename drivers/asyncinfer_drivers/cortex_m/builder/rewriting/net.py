@@ -275,9 +275,8 @@ class Net:
     def _picked(self, held: Held) -> Held:
         """A value made of the picked rows, columns and channels of another."""
         height, width, channels = self.board_shape(held.name)
-        if held.index.shape[:1] != (1,):
-            raise WrongLayout("")
-        tensor = held.index[0]
+        tensor = held.index[0] if held.index.shape[:1] == (1,) else held.index
+        tensor = tensor.reshape(tensor.shape or (1,))
         for roles in _ROLES.get(tensor.ndim, []):
             index = _by_roles(tensor, roles)
             across, channel = index // channels, index % channels
@@ -293,7 +292,7 @@ class Net:
                 name = self._taken(name, axis, chosen)
             _, *sizes = self.shape(name)
             found = Map(name, sizes[0], sizes[1], sizes[2], roles, np.arange(sizes[0]))
-            return found.held()
+            return Held(name, found.held().index.reshape(held.index.shape))
         raise WrongLayout("")
 
     def _taken(self, name: str, axis: int, chosen: Index) -> str:

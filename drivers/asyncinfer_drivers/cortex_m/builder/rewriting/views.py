@@ -38,6 +38,14 @@ def _move(net: Net, call: Call) -> Any:
     return tuple(Held(held.name, part.numpy()) for part in moved)
 
 
+@rule("index.Tensor")
+def _pick(net: Net, call: Call) -> Any:
+    picked = call["indices"]
+    if not isinstance(call["self"], Held) or any(isinstance(one, Held) for one in picked):
+        raise call.refuse("picks numbers by others that are computed", "pick at known places")
+    return _move(net, call)
+
+
 @rule(*NOTHING)
 def _nothing(net: Net, call: Call) -> Held:
     held: Held = call.helds[0]
