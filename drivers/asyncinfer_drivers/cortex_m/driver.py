@@ -44,6 +44,8 @@ class DriverStats:
     compute_seconds: float
     #: samples answered, since the driver was made
     samples: int
+    #: inputs with numbers that are beyond the board's range by over a tenth of it, and were cut off
+    cut_off: int = 0
 
 
 class CortexM4Driver(SharingDriver):
@@ -299,7 +301,8 @@ class CortexM4Driver(SharingDriver):
         """The counters of the board, the link and the driver; raises ``DeviceError``."""
         link = await self._connected()
         reply = await self._ask(frames.Stats)
-        return DriverStats(reply.stats, link.stats, self._compute_seconds, self._samples)
+        known = self._compute_seconds, self._samples, self._steps.cut_off
+        return DriverStats(reply.stats, link.stats, *known)
 
     async def reset(self) -> BoardSpec:
         """Have the board boot, and wait for it; calls in flight are repeated by themselves."""

@@ -183,10 +183,11 @@ class EmulatedCortexM4Driver(CortexM4Driver):
         return int((right != found).any(axis=1).sum())
 
     def report(self) -> Mapping[str, Any]:
-        """What ``asyncinfer run`` shows: bit-exact or not, sizes, kernels, signal to noise."""
+        """What ``asyncinfer run`` shows: bit-exact or not, what was cut off, sizes, precision."""
         facts: dict[str, Any] = {"emulated": True, "board": self._source[2]}
         facts["bit_exact"] = self.different == 0 if self.compared else None
         facts["compared"] = self.compared
+        facts["cut_off"] = self._steps.cut_off
         for key in ("flash_bytes", "ram_bytes", "kernels", "float_accuracy", "int8_accuracy"):
             facts[key] = getattr(self.firmware, key, None)
         facts["snr_db"] = getattr(getattr(self.firmware, "precision", None), "snr_db", None)

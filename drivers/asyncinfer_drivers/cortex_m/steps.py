@@ -8,6 +8,7 @@ from typing import Any
 
 from asyncinfer.errors import ConfigError, DeviceLost
 from asyncinfer_drivers._shared.worker import Worker
+from asyncinfer_drivers.cortex_m.log import logger
 from asyncinfer_drivers.cortex_m.options import BoardOptions
 from asyncinfer_drivers.cortex_m.results import ResultCodec, mapped
 from asyncinfer_drivers.cortex_m.specs import BoardSpec
@@ -31,6 +32,12 @@ class Steps:
         self._channels_first = options.channels_first
         self._worker: Worker | None = None
         self._codecs: tuple[InputCodec, ResultCodec] | None = None
+        self._warned = False
+
+    @property
+    def cut_off(self) -> int:
+        """How many inputs this board got with numbers far beyond its range."""
+        return self._codecs[0].cut_off if self._codecs else 0
 
     def start(self) -> None:
         """Start the thread, if there is anything for it to do."""
@@ -84,7 +91,23 @@ class Steps:
             except Exception as error:
                 samples.append(error)
             tensors.append(tensor)
+        if self.cut_off and not self._warned:
+            self._warn()
         return samples, tensors
+
+    def _warn(self) -> None:
+        """Say once that the board sees other numbers than it is given."""
+        self._warned = True
+        codec = self._codec()[0]
+        low, high = codec.range
+        logger.warning(
+            "%s: an input has %.4g, and the board takes %.4g to %.4g, as its calibration inputs "
+            "had: what is beyond is cut off. Scale inputs as those were, or calibrate with such",
+            self._name,
+            codec.beyond,
+            low,
+            high,
+        )
 
     def _after(self, outputs: list[Any], good: list[int], tensors: list[bool]) -> list[Any]:
         decode = self._codec()[1].decode

@@ -14,6 +14,9 @@ from asyncinfer_drivers.cortex_m.specs import TensorSpec
 
 __all__ = ("InputCodec", "OutputCodec", "is_torch")
 
+#: of the range of a datatype: numbers further beyond it than this are counted
+_MARGIN = 0.1
+
 _DTYPES = {
     Datatype.BOOL: np.dtype("?"),
     Datatype.UINT8: np.dtype("u1"),
@@ -45,6 +48,10 @@ class InputCodec:
         self, spec: TensorSpec, *, raw: bool = False, channels_first: bool | None = None
     ) -> None:
         self.spec = spec
+        #: inputs with a number that is beyond what the board has by over a tenth of its range
+        self.cut_off = 0
+        #: one of these numbers
+        self.beyond: float | None = None
         self._dtype = _DTYPES[spec.datatype]
         self._quantised = not raw and spec.scale != 0 and self._dtype.kind in "iu"
         self._order = InputOrder(spec, _order(raw, channels_first))
@@ -53,6 +60,13 @@ class InputCodec:
     def shapes(self) -> list[tuple[int, ...]]:
         """Of inputs; several if the board does not say which order is PyTorch's."""
         return self._order.shapes
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest number that the board has."""
+        ends = np.iinfo(self._dtype)
+        low, high = ((end - self.spec.zero_point) * self.spec.scale for end in (ends.min, ends.max))
+        return low, high
 
     def zeros(self) -> bytes:
         """A sample that stands for zeros, or the nearest number there is."""
@@ -76,9 +90,15 @@ class InputCodec:
 
     def _quantise(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         scaled = np.rint(np.asarray(array, np.float64) / self.spec.scale) + self.spec.zero_point
-        if np.isnan(scaled).any():
+        low, high = scaled.min(), scaled.max()
+        if np.isnan(low):
             raise InputError("NaN among the numbers")
         ends: Any = np.iinfo(self._dtype)
+        margin = _MARGIN * (ends.max - ends.min)
+        if low < ends.min - margin or high > ends.max + margin:
+            far = low if low < ends.min - margin else high
+            self.cut_off += 1
+            self.beyond = float((far - self.spec.zero_point) * self.spec.scale)
         return scaled.clip(ends.min, ends.max).astype(self._dtype)
 
     def _exact(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
