@@ -12,7 +12,11 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from asyncinfer_drivers.cortex_m.builder.compile import capture  # noqa: E402
-from asyncinfer_drivers.cortex_m.builder.samples import load_module, load_samples  # noqa: E402
+from asyncinfer_drivers.cortex_m.builder.samples import (  # noqa: E402
+    load_module,
+    load_samples,
+    model_name,
+)
 
 X = np.ones((4, 2), np.float32)
 
@@ -115,3 +119,82 @@ def test_a_file_of_complex_numbers_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", X + 1j)
     with pytest.raises(ConfigError, match="complex numbers"):
         load_samples(tmp_path / "x.npy")
+
+
+class Function(nn.Module):
+    """A function of a linear layer's numbers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.function = nn.Linear(12, 3), function
+
+    def forward(self, x):
+        return self.function(self.first(x))
+
+
+def observed():
+    import torch.ao.quantization as ao
+
+    module = nn.Sequential(nn.Linear(12, 3)).train()
+    module.qconfig = ao.get_default_qat_qconfig("fbgemm")
+    return ao.prepare_qat(module)
+
+
+def without_weights(weight, bias):
+    module = nn.Linear(12, 3)
+    nn.init.constant_(module.weight, weight)
+    nn.init.constant_(module.bias, bias)
+    return nn.Sequential(module)
+
+
+def in_bfloat16(x):
+    return (x.bfloat16() + 1 / 3).float()
+
+
+def by_its_numbers(x):
+    return x if x.sum() > 0 else -x
+
+
+def under_autocast(x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return functional.linear(x, torch.ones(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.trace(nn.Linear(12, 3), torch.ones(1, 12)), r"TorchScript.*nn\.Module"),
+        (observed, r"torch\.ao: give the float module"),
+        (lambda: Function(by_its_numbers), r"does not branch: compute the same .*if|x if x.sum"),
+        (lambda: Function(lambda x: x.data * 2), r"take x\.detach"),
+        (lambda: Function(lambda x: torch.from_numpy(x.numpy())), "without NumPy"),
+        (lambda: Function(under_autocast), r"leave out torch\.autocast"),
+        (lambda: Function(in_bfloat16), r"torch\.bfloat16: make it float32"),
+        (lambda: Function(lambda x: torch.where(x > 0, x, -x)), "compare with a number at the end"),
+        (lambda: without_weights(0, 1), r"layer '0' has weights that are all zero: leave it out"),
+        (lambda: without_weights(float("nan"), 1), r"0\.weight holds numbers that are not finite"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_a_remedy(make, message):
+    with pytest.raises(ConfigError, match=message):
+        capture(make().eval(), np.ones((1, 12), np.float32), "net")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(2, 2, device="meta"), "meta.*: load its weights first"),
+        (lambda: nn.LazyLinear(2), "has lazy layers: call it once"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_module_without_weights_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        load_module(make())
+
+
+def test_a_layer_called_name_names_nothing():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.name = nn.ReLU()
+    assert model_name(module) == "Sequential"

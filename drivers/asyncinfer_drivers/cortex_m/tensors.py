@@ -64,7 +64,7 @@ class InputCodec:
     @property
     def range(self) -> tuple[float, float]:
         """The least and the largest number that the board has."""
-        ends = np.iinfo(self._dtype)
+        ends: Any = np.iinfo(self._dtype)
         low, high = ((end - self.spec.zero_point) * self.spec.scale for end in (ends.min, ends.max))
         return low, high
 

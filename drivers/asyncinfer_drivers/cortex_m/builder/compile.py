@@ -14,6 +14,11 @@ import numpy as np
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.cortex_m.builder import adapted
 from asyncinfer_drivers.cortex_m.builder.pads import fold_pads
+from asyncinfer_drivers.cortex_m.builder.remedies import (
+    compiler_remedy,
+    export_remedy,
+    quantised_before,
+)
 from asyncinfer_drivers.cortex_m.builder.rewriting.convert import Converted, Port, convert
 from asyncinfer_drivers.cortex_m.builder.rewriting.program import Program, export
 from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal
@@ -34,6 +39,7 @@ _NAME = "model"
 _MOST_OUTPUTS = _LONGEST_NAME = 255
 #: bytes about outputs in the first answer of a board, of which a driver takes 4,096 in all
 _MOST_TOLD = 3584
+_REPORT = "please report this model"
 #: how far the float graph may be from the module, beside the largest output
 _TOLERANCE = 1e-3
 
@@ -132,7 +138,7 @@ def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Captur
     example = torch.from_numpy(np.ascontiguousarray(sample))
     try:
         with _refused(bakenn, name):
-            program = export(module, example)
+            program = _exported(module, example, name)
             converted = convert(program, _NAME)
             graph = fold_pads(converted.graph)
             captured = Captured(program, replace(converted, graph=graph))
@@ -141,6 +147,17 @@ def capture(module: nn.Module, sample: NDArray[np.float32], name: str) -> Captur
         raise ConfigError(f"model {name!r} cannot be built for a board: {refusal}") from refusal
     _check_conversion(captured, sample, name)
     return captured
+
+
+def _exported(module: nn.Module, example: Any, name: str) -> Program:
+    try:
+        return export(module, example)
+    except Refusal:
+        raise
+    except Exception as error:  # torch.export has errors of many kinds
+        first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
+        remedy = export_remedy(module, error)
+        raise ConfigError(f"model {name!r} cannot be exported: {first}: {remedy}") from error
 
 
 def _check_names(captured: Captured) -> None:
@@ -171,9 +188,11 @@ def _check_conversion(captured: Captured, sample: NDArray[np.float32], name: str
     right = np.concatenate([part.ravel() for part in captured.right(sample)])
     error = float(np.abs(board.ravel() - right).max())
     if not error <= _TOLERANCE * max(1e-6, float(np.abs(right).max())):
+        narrow = captured.program.narrow
+        remedy = f"it computes in {narrow}: make it float32, float()" if narrow else _REPORT
         raise ConfigError(
             f"model {name!r} cannot be built for a board: in its operators an output is off by "
-            f"{error:.3g}; please report this model"
+            f"{error:.3g}; {remedy}"
         )
 
 
@@ -232,7 +251,8 @@ def _refused(bakenn: Any, name: str) -> Iterator[None]:
         yield
     except bakenn.BakeNNError as error:
         first = str(error).partition("\n")[0].partition(";")[0]
-        raise ConfigError(f"model {name!r} cannot be built for a board: {first}") from error
+        text = ": ".join(filter(None, (first, compiler_remedy(first))))
+        raise ConfigError(f"model {name!r} cannot be built for a board: {text}") from error
     except (ConfigError, Refusal):
         raise
     except Exception as error:  # torch.export has errors of many kinds
@@ -255,6 +275,7 @@ def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
             f"model {name!r} does not take calibration inputs {list(sample.shape)}: {first}"
         ) from error
     if keeps:
+        keeps = quantised_before(module) or keeps
         raise ConfigError(f"model {name!r} cannot be built for a board: {keeps}")
 
 

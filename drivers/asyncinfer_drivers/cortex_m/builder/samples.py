@@ -57,7 +57,8 @@ def model_name(model: Any) -> str:
         return Path(model).stem
     if isinstance(model, str):
         return model.rpartition(":")[2]
-    return str(getattr(model, "name", type(model).__name__))
+    name = getattr(model, "name", None)  # of a module it may be a layer
+    return name if isinstance(name, str) else type(model).__name__
 
 
 def plain_name(name: str) -> str:
@@ -76,7 +77,17 @@ def load_module(model: Any) -> nn.Module:
         raise ConfigError(f"{model}: TorchScript cannot be built for a board; export it as .pt2")
     if isinstance(model, str | Path) and str(model).endswith((".onnx", ".tflite")):
         raise ConfigError(f"{model}: boards are built from PyTorch; export the module as .pt2")
-    module = load(model, torch.device("cpu")).module
+    try:
+        module = load(model, torch.device("cpu")).module
+    except NotImplementedError as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"model {model_name(model)!r}: {first}: load its weights first"
+        ) from error
+    if any(map(torch.nn.parameter.is_lazy, module.parameters())):
+        raise ConfigError(
+            f"model {model_name(model)!r} has lazy layers: call it once, with an input"
+        )
     if module is model:  # calls may change it
         with suppress(NoCopy):
             module = own_copy(module, share=False)

@@ -348,6 +348,8 @@ def _fully_connected(
         bias = (start + columns.astype(np.float64) @ shift).astype(np.float32)
         columns = (columns * scale).astype(np.float32)
         source = Held(net.view(name, net.shape(source.name)), source.index)
+    if bias is not None and bias.any() and not columns.any():
+        raise call.refuse("has weights that are all zero", "leave it out: its result never changes")
     args = _weights(net, call, columns, bias)
     return net.add("FloatLinearOp", call.label, (1, len(weight)), source.name, *args, ...)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ VIEWS = frozenset(f"aten.{name}" for name in (*MOVES, *NOTHING))
 
 def operator_name(node: fx.Node) -> str:
     """As tables have it: ``aten.conv2d.default``, ``getitem``."""
-    return "getitem" if node.target is operator.getitem else str(node.target)
+    if node.target is operator.getitem:
+        return "getitem"
+    if isinstance(node.target, FunctionType):  # whose text is an address
+        return node.target.__name__
+    return str(node.target)
 
 
 def layer_name(node: fx.Node) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncinfer_drivers.cortex_m.builder.rewriting.custom import Pointwise, operators
-from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import WrongLayout
+from asyncinfer_drivers.cortex_m.builder.rewriting.refusal import Refusal, WrongLayout
 
 __all__ = ("Held", "Map", "Net")
 
@@ -124,6 +124,11 @@ class Net:
         """A tensor of known numbers; ``source`` is its name in the module."""
         name = self._unique(name)
         array = np.ascontiguousarray(numbers, dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise Refusal(
+                f"{source or name} holds numbers that are not finite: load other weights, and use "
+                "a large number where infinity is meant"
+            )
         self._add_value(name, array.shape, self.model.FloatValueKind.CONSTANT, source)
         self.constants[name] = array
         return name

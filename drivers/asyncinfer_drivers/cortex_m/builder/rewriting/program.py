@@ -69,6 +69,15 @@ class Program:
     input: fx.Node
     results: tuple[Result, ...]
 
+    @property
+    def narrow(self) -> torch.dtype | None:
+        """A type with fewer bits than float32 that it computes in; ``None`` if there is none."""
+        import torch
+
+        made = (node.meta.get("val") for node in self.nodes)
+        kinds = (getattr(value, "dtype", None) for value in made)
+        return next((kind for kind in kinds if kind in (torch.float16, torch.bfloat16)), None)
+
     def board_part(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """In float, what the board should compute: a result each, as torch lays it out."""
         import torch

@@ -15,6 +15,15 @@ _NORMS = "normalise with BatchNorm, which costs nothing in integers"
 _SEQUENCE = "use convolutions over time (Conv1d, with dilation for a long memory)"
 _ATTENTION = "use convolutions, or squeeze-and-excite, which is supported"
 
+_BRANCH = "compute the same for all inputs: a board's program does not branch"
+_COMPARE = (
+    "compare with a number at the end of the model; in the middle use ReLU, Threshold, Hardtanh or "
+    "another function of one number"
+)
+_MASK = "multiply by a mask of ones and zeros if it is known; else use ReLU, Threshold or Hardtanh"
+_SPECTRUM = "compute the spectrum on the host, and let the model take it"
+_FLOAT = "give the float module, as the build quantises it itself"
+
 #: by the beginning of the operator's name
 _REMEDIES = {
     "aten.layer_norm": _NORMS,
@@ -43,9 +52,31 @@ _REMEDIES = {
     "aten.argmax": "leave it to the host at the end",
     "aten.topk": "leave it to the host at the end",
     "aten.cumsum": _SEQUENCE,
-    "aten._fft": "compute the spectrum on the host, and let the model take it",
-    "aten.stft": "compute the spectrum on the host, and let the model take it",
+    "aten._fft": _SPECTRUM,
+    "aten.stft": _SPECTRUM,
     "aten.adaptive": "take sizes that divide the input's, or 1",
+    "wrap_with_autocast": "leave out torch.autocast: the board's numbers are integers",
+    "cond": _BRANCH,
+    "while_loop": _BRANCH,
+    "aten.where": _MASK,
+    "aten.masked_fill": _MASK,
+    **{f"aten.{name}.": _COMPARE for name in ("gt", "ge", "lt", "le", "eq", "ne")},
+    "aten.maximum": "write maximum(a, b) as a + relu(b - a)",
+    "aten.minimum": "write minimum(a, b) as a - relu(a - b)",
+    "aten.max.default": "take it over an axis",
+    "aten.min.default": "take it over an axis",
+    "aten.std": _NORMS,
+    "aten.var": _NORMS,
+    "aten._upsample_nearest_exact": 'use mode="nearest"',
+    "aten.upsample_bicubic": 'use mode="bilinear"',
+    "aten.im2col": "use Conv2d",
+    "aten.fft": _SPECTRUM,
+    "aten.fake_quantize": _FLOAT,
+    "quantized_decomposed": _FLOAT,
+    "aten.max_pool2d_with_indices": "leave out return_indices",
+    "aten.zeros_like": "for zeros beside a tensor use F.pad",
+    "aten.div.Tensor": "divide by known numbers, or leave F.normalize to the host at the end",
+    "aten.bilinear": _ATTENTION,
 }
 _OTHERS = "put a supported one in its place (docs/firmware.md lists them)"
 
