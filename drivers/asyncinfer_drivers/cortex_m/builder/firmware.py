@@ -98,6 +98,10 @@ class Firmware:
         del record["directory"]
         (self.directory / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
+    def forget(self) -> None:
+        """Have ``load`` find nothing."""
+        (self.directory / _RECORD).unlink(missing_ok=True)
+
     @classmethod
     def load(cls, directory: Path) -> Firmware | None:
         """The firmware in ``directory``, or ``None`` if there is no whole one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from asyncinfer_drivers.cortex_m.builder.compile import (
     capture,
     compile_model,
 )
+from asyncinfer_drivers.cortex_m.builder.delivery import delivered, scratch_folder
 from asyncinfer_drivers.cortex_m.builder.firmware import Firmware
 from asyncinfer_drivers.cortex_m.builder.judge import float_accuracy, int8_accuracy
 from asyncinfer_drivers.cortex_m.builder.layout import plan_layout
@@ -96,15 +96,13 @@ def build_firmware(
     _check(made, model_name(model), min_snr)
     for text in made.on_host:
         logger.warning("model %r: the board leaves to the host %s", model_name(model), text)
-    return made if output is None else _copy(made, Path(output))
+    return made if output is None else delivered(made, Path(output))
 
 
 def cache_folder() -> Path:
-    """Where firmware is kept; made if it is not there."""
+    """Where firmware is kept, once there is some."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "asyncinfer" / "firmware"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(base) / "asyncinfer" / "firmware"
 
 
 def _is_builtin(name: Any) -> bool:
@@ -132,20 +130,6 @@ def _check(made: Firmware, name: str, min_snr: float | None) -> None:
         raise PrecisionError(text, made.precision)
     if text := made.precision.complaint(name) or made.precision.doubt(name):
         logger.warning("%s", text)
-
-
-def _copy(made: Firmware, folder: Path) -> Firmware:
-    """``made`` in a folder of the user's."""
-    folder = folder.expanduser().absolute()
-    copied = replace(made, directory=folder)
-    shutil.rmtree(copied.generated, ignore_errors=True)
-    shutil.copytree(made.generated, copied.generated)
-    for file in made.directory.iterdir():
-        # a library of the same name is the same, and this process may run in it
-        if file.is_file() and not (file.suffix == ".so" and (folder / file.name).exists()):
-            shutil.copyfile(file, folder / file.name)
-    copied.save()
-    return copied
 
 
 @dataclass(frozen=True)
@@ -190,14 +174,11 @@ class _Job:
 
     def build_once(self, folder: Path) -> Firmware:
         """Build beside ``folder`` and move it there whole: others may be building the same."""
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
+        with scratch_folder(folder) as scratch:
             self._build(scratch)
             with suppress(OSError):  # someone else was faster
                 scratch.rename(folder)
             return Firmware.load(folder) or self._build(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _build(self, folder: Path) -> Firmware:
         generated = folder / "generated"
