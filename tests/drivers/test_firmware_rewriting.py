@@ -36,6 +36,11 @@ class Does(nn.Module):
         return self.function(self.first(x))
 
 
+def returns(what):
+    """A module whose results are ``what`` of the numbers of a linear layer."""
+    return Does(what, VECTOR).eval()
+
+
 def after(layer, shape):
     return Does(layer, shape)
 
@@ -206,6 +211,7 @@ class Changes(nn.Module):
     ("module", "shape", "message"),
     [
         (nn.Sequential(nn.Linear(12, 12), nn.LayerNorm(12)), VECTOR, "layer_norm.*'1'.*BatchNorm"),
+        (returns(lambda x: x / (x + 1).norm(dim=1, keepdim=True)), VECTOR, "norm.default"),
         (nn.AdaptiveAvgPool2d((4, 4)), PICTURE, "adaptive_avg_pool2d.* divide 6 x 8"),
         (Changes(), VECTOR, r"add_\.Tensor changes a tensor .*: write it without the underscore"),
     ],
@@ -225,10 +231,12 @@ def test_a_rule_that_is_wrong_builds_nothing(monkeypatch):
 
 
 def test_the_end_of_a_model_is_left_to_the_host_by_name():
-    module = Does(lambda x: {"best": x.argmax(1), "first": x.topk(2).indices}, VECTOR)
+    module = Does(lambda x: {"best": x.argmax(1), "first": x.topk(2).indices.flip(1)}, VECTOR)
     captured = capture(module.eval(), np.ones((1, 12), np.float32), "net")
     assert captured.output_names == ("output['best'] | argmax(1)", "output['first']")
-    assert captured.on_host == ("output['first']: topk(2), indices",)  # no driver does that
+    assert captured.on_host == (
+        "output['first']: topk_indices(2), flip([1])",
+    )  # no driver does that
 
 
 @pytest.mark.parametrize(
@@ -250,11 +258,6 @@ def test_results_have_the_modules_structure(names, result):
     specs = [TensorSpec(name, Datatype.INT8, (2 - at,)) for at, name in enumerate(names)]
     (found,) = ResultCodec(specs).decode(bytes([1, 2, 3][: sum(spec.size for spec in specs)]), 1)
     assert _lists(found) == result
-
-
-def returns(what):
-    """A module whose results are ``what`` of the numbers of a linear layer."""
-    return Does(what, VECTOR).eval()
 
 
 @pytest.mark.parametrize(
@@ -300,6 +303,14 @@ def test_results_that_a_board_cannot_name_are_refused(what, message):
     [
         (lambda x: x.max(1), ("output[0] | amax(1)", "output[1] | argmax(1)")),
         (lambda x: x.min(1, keepdim=True)[1], ("output | argmin(1, True)",)),
+        (lambda x: x.topk(2, largest=False)[0], ("output | topk_values(2, -1, False)",)),
+        (lambda x: x.sort(1, True)[1], ("output | sort_indices(1, True)",)),
+        (lambda x: x.argsort(1), ("output | argsort(1)",)),
+        (lambda x: x.log_softmax(1)[:, 2], ("output | log_softmax(1) | select(1, 2)",)),
+        (lambda x: x.argmax(1, True).squeeze(1), ("output | argmax(1, True) | squeeze(1)",)),
+        (lambda x: x.norm(dim=1), ("output | vector_norm(2, 1, False)",)),
+        (functional.normalize, ("output | normalize(2.0, 1, 1e-12)",)),
+        (lambda x: x / x.norm(p=1, dim=1, keepdim=True), ("output | normalize(1, 1, 0.0)",)),
         (lambda x: (x.sigmoid() > 0.5).float(), ("output | gt(0.5) | to(torch.float32)",)),
     ],
 )

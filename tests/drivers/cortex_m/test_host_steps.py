@@ -100,9 +100,58 @@ def test_names_are_taken_apart_as_they_were_put_together():
         (("argmax(1)", "argmax(1)"), 1, False),
         (("log_softmax()",), 1, False),
         (("normalize",), 1, False),
-        (("topk(2)",), 1, False),
+        (("normalize(2.0, 1, 1e-12)",), 1, True),
+        (("normalize(2.0, 0, 1e-12)",), 1, False),
+        (("normalize(2.0, 1)",), 1, False),
+        (("topk_values(2)",), 1, True),
+        (("topk(2)",), 1, False),  # of both results it is not said which
+        (("sort_indices(0, True)",), 1, False),
+        (("select(1, 2)", "squeeze(1)"), 2, True),
+        (("select(1, 2)", "argmax(1)"), 1, False),
+        (("select(1)",), 1, False),
+        (("select(1, x)",), 1, False),
+        (("unsqueeze(2)",), 1, True),
+        (("unsqueeze(0)",), 1, False),
+        (("permute(0, 2, 1)",), 2, False),
+        (("to()",), 1, False),
         (("gt(x)",), 1, False),
     ],
 )
 def test_what_a_driver_can_do(steps, rank, can):
     assert known(steps, rank) is can
+
+
+IMAGES = np.random.default_rng(42).integers(-4, 4, (3, 5, 2)).astype(np.int8)
+
+
+@pytest.mark.parametrize(
+    ("steps", "function"),
+    [
+        ("topk_values(2, 1)", lambda x: x.topk(2, 1).values),
+        ("topk_values(2, -2, False)", lambda x: x.topk(2, -2, largest=False).values),
+        (
+            "topk_indices(2, 1)",
+            lambda x: x.sort(dim=1, descending=True, stable=True).indices[:, :2],
+        ),
+        ("sort_values(2, True)", lambda x: x.sort(2, descending=True).values),
+        ("sort_indices(2)", lambda x: x.sort(dim=2, stable=True).indices),
+        ("argsort(1, True)", lambda x: x.argsort(dim=1, descending=True, stable=True)),
+        ("vector_norm(2, 1, False)", lambda x: x.norm(dim=1)),
+        ("vector_norm(1, -1, True)", lambda x: x.norm(p=1, dim=-1, keepdim=True)),
+        ("normalize(2.0, 1, 1e-12)", lambda x: x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)),
+        ("normalize(inf, 3, 0.5)", lambda x: x / x.abs().amax(3, keepdim=True).clamp_min(0.5)),
+        ("softmax(1) | select(1, -2)", lambda x: x.softmax(1)[:, -2]),
+        ("argmax(1, True) | squeeze(1)", lambda x: x.argmax(1, keepdim=True).squeeze(1)),
+        ("argmax(2) | squeeze(1)", lambda x: x.argmax(2).squeeze(1)),
+        ("argmax(1) | unsqueeze(-1)", lambda x: x.argmax(1).unsqueeze(-1)),
+    ],
+)
+def test_steps_are_pytorchs(steps, function):
+    torch = pytest.importorskip("torch")
+    board = TensorSpec(f"output | {steps}", Datatype.INT8, IMAGES.shape, 0.5, 0, ())
+    codec = ResultCodec([board])
+    (one,) = codec.decode(IMAGES.tobytes(), 1)
+    right = function(torch.from_numpy(IMAGES).float()[None] / 2)[0].numpy()
+    assert one.dtype == right.dtype
+    assert codec.shape == right.shape
+    np.testing.assert_allclose(one, right, rtol=1e-6)

@@ -20,6 +20,12 @@ __all__ = ("Program", "Result", "export")
 
 _NO_PLACE = "write it without the underscore, as a new tensor"
 
+#: norms by their defaults for power, axes and whether these are kept
+_NORMS: Mapping[str, Sequence[Any]] = {
+    "aten.linalg_vector_norm.default": (2, None, False),
+    "aten.norm.ScalarOpt_dim": (2, None, False),
+    "aten.linalg_norm.default": (None, None, False),
+}
 #: operators that may be left to the host if only the result depends on them
 _ON_HOST = frozenset(
     {
@@ -31,12 +37,12 @@ _ON_HOST = frozenset(
         "aten.min.dim",
         "aten.topk.default",
         "aten.sort.default",
+        "aten.argsort.default",
         "aten.gt.Scalar",
         "aten.ge.Scalar",
         "aten.lt.Scalar",
         "aten.le.Scalar",
-        "aten.linalg_vector_norm.default",
-        "aten.norm.ScalarOpt_dim",
+        *_NORMS,
     }
 )
 
@@ -219,6 +225,8 @@ def _joined(steps: Sequence[str]) -> tuple[str, ...]:
     for step in steps:
         if found and step in _PARTS and found[-1].startswith(("max(", "min(")):
             found[-1] = _PARTS[step] + found[-1]
+        elif found and step in _PARTS and found[-1].startswith(("topk(", "sort(")):
+            found[-1] = found[-1].replace("(", f"_{step}(", 1)
         else:
             found.append(step)
     return tuple(found)
@@ -240,20 +248,35 @@ def _left_to_host(node: fx.Node) -> bool:
     if name in ("aten.max.dim", "aten.min.dim"):  # the largest itself the board can tell
         return any(operator_name(user) == "getitem" and user.args[1] for user in node.users)
     if name == "aten.div.Tensor":  # normalized to length 1
-        return _is_norm(node.args[1])
+        return _normalization(node) is not None
     if name == "aten.softmax.int":
         tensor = node.meta["val"]
         return bool(tensor.shape[node.args[1]] != tensor.numel())
     return name in _ON_HOST
 
 
-def _is_norm(node: Any) -> bool:
-    """Whether ``node`` is a norm, held off zero and expanded."""
+def _normalization(node: fx.Node) -> str | None:
+    """A tensor that is divided by its own norm, held off zero and expanded; as text."""
+    least: Any = 0.0
+    norm: Any = node.args[1]
     names = ("aten.expand.default", "aten.expand_as.default", "aten.clamp_min.default")
-    while getattr(node, "op", "") == "call_function" and operator_name(node) in names:
-        node = node.args[0]
-    norms = ("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
-    return getattr(node, "op", "") == "call_function" and operator_name(node) in norms
+    while getattr(norm, "op", "") == "call_function" and operator_name(norm) in names:
+        least = norm.args[1] if "clamp_min" in operator_name(norm) else least
+        norm = norm.args[0]
+    if getattr(norm, "op", "") != "call_function" or operator_name(norm) not in _NORMS:
+        return None
+    power, axis, kept = _norm_of(norm)
+    if norm.args[0] is not node.args[0]:
+        return None
+    return f"normalize({power}, {axis}, {least})" if kept and axis is not None else "normalize"
+
+
+def _norm_of(node: fx.Node) -> tuple[Any, Any, Any]:
+    """Power, the one axis, and whether it is kept."""
+    given = [*node.args[1:], *_NORMS[operator_name(node)][len(node.args) - 1 :]]
+    power, axes, kept = given[:3]
+    axis = axes[0] if isinstance(axes, Sequence) and len(axes) == 1 else None
+    return 2 if power is None else power, axis, kept
 
 
 def _text(node: fx.Node) -> str:
@@ -262,6 +285,8 @@ def _text(node: fx.Node) -> str:
     if name == "getitem":
         return {0: "values", 1: "indices"}.get(int(str(node.args[1])), str(node))
     if name == "aten.div.Tensor":
-        return "normalize"
+        return str(_normalization(node))
+    if name in _NORMS and _norm_of(node)[1] is not None:
+        return f"vector_norm({', '.join(map(str, _norm_of(node)))})"
     args = ", ".join(str(arg) for arg in node.args[1:] if arg is not None)
     return f"{name.split('.')[1]}({args})"
