@@ -1,5 +1,7 @@
 """What a build is given: modules that a board cannot be, and calibration inputs of all kinds."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -198,3 +200,14 @@ def test_a_layer_called_name_names_nothing():
     module = nn.Sequential(nn.Linear(2, 2))
     module.name = nn.ReLU()
     assert model_name(module) == "Sequential"
+
+
+def test_models_are_exported_in_several_threads():
+    def build():
+        for _ in range(5):
+            layers = [layer for _ in range(8) for layer in (nn.Linear(12, 12), nn.Tanh())]
+            capture(nn.Sequential(*layers), np.ones((1, 12), np.float32), "net")
+
+    with ThreadPoolExecutor(3) as pool:  # as boards that are opened at once
+        for made in [pool.submit(build) for _ in range(3)]:
+            made.result()

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from asyncinfer_drivers._torch.exported import EXPORTING
+
 __all__ = ("Cache", "cached", "compiled", "possible")
 
 
@@ -107,7 +109,8 @@ def _build(
     else:
         shapes = None
     with torch.no_grad():
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+        with EXPORTING:
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
         options = {"freezing": True, "cpp.threads": cache.threads}
         inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
 

@@ -1,10 +1,14 @@
-"""What an exported program says of the sizes that it takes."""
+"""``torch.export``: one at a time, and what an exported program says of the sizes that it takes."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
-__all__ = ("size_range",)
+__all__ = ("EXPORTING", "size_range")
+
+#: to be held while a module is exported: torch has one stack of modes for all threads meanwhile
+EXPORTING = threading.Lock()
 
 
 def size_range(size: Any, ranges: Any) -> tuple[int, int | None]:

@@ -101,7 +101,9 @@ def export(module: nn.Module, example: torch.Tensor) -> Program:
     """Export ``module``; raises what ``torch.export`` raises."""
     import torch
 
-    with torch.no_grad():
+    from asyncinfer_drivers._torch.exported import EXPORTING
+
+    with EXPORTING, torch.no_grad():
         # without running bytecode, which takes seconds and refuses more
         exported = torch.export.export(module, (example,), strict=False)
     for node in list(exported.graph.nodes):
