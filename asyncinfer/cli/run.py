@@ -189,7 +189,7 @@ def _show(facts: Mapping[str, Any]) -> None:
     if facts["interrupted"]:
         text += "; interrupted"
     screen.print(text, markup=False)
-    if "bit_exact" in facts:
+    if facts.get("flash_bytes") is not None:  # else there is no board, or its ELF was given
         exact = {True: "yes", False: "NO", None: "not compared"}[facts["bit_exact"]]
         kernels = ", ".join(facts["kernels"])
         screen.print(

@@ -57,6 +57,16 @@ def test_a_device_that_opens_slowly_holds_up_nobody(cli, tiny, monkeypatch, wait
         assert facts["troubles"]["cpu-2"].startswith("opening for ")
 
 
+def test_a_board_that_does_not_open_is_told_beside_the_results(cli, tiny):
+    pytest.importorskip("serial")
+    pytest.importorskip("torch")
+    ran = cli("run", "--model", "tiny", "--devices", "cpu", "cortex_m4")
+    assert [row["output"] for row in ran.rows] == [2 * i for i in range(20)]
+    assert (ran.status, ran.err.count("20 tasks in")) == (0, 1)
+    assert "cortex_m4: " in ran.err
+    assert "bit-exact" not in ran.err
+
+
 def test_a_bad_file_is_one_row_and_the_rest_intact(cli, tiny, numbers):
     ran = cli("run", "--model", "tiny", "--devices", "cpu", "--inputs", "?.txt", "gone.txt")
     assert ran.status == 1

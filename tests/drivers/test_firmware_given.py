@@ -150,7 +150,7 @@ def without_weights(weight, bias):
 
 
 def in_bfloat16(x):
-    return (x.bfloat16() + 1 / 3).float()
+    return ((x * 0).bfloat16() + 1.003).float()  # which is 1 there
 
 
 def by_its_numbers(x):
@@ -174,6 +174,8 @@ def under_autocast(x):
         (lambda: Function(under_autocast), r"leave out torch\.autocast"),
         (lambda: Function(in_bfloat16), r"torch\.bfloat16: make it float32"),
         (lambda: Function(lambda x: torch.where(x > 0, x, -x)), "compare with a number at the end"),
+        (nn.Module, "has no forward"),
+        (lambda: nn.Bilinear(12, 12, 2), "a board's model takes one tensor"),
         (lambda: without_weights(0, 1), r"layer '0' has weights that are all zero: leave it out"),
         (lambda: without_weights(float("nan"), 1), r"0\.weight holds numbers that are not finite"),
     ],
@@ -211,3 +213,10 @@ def test_models_are_exported_in_several_threads():
     with ThreadPoolExecutor(3) as pool:  # as boards that are opened at once
         for made in [pool.submit(build) for _ in range(3)]:
             made.result()
+
+
+def test_a_file_for_several_inputs_at_once_is_refused(tmp_path):
+    file = tmp_path / "four.pt2"
+    torch.export.save(torch.export.export(nn.Linear(12, 3), (torch.ones(4, 12),)), file)
+    with pytest.raises(ConfigError, match="export it for a batch of one"):
+        capture(load_module(file), np.ones((1, 12), np.float32), "net")

@@ -153,7 +153,10 @@ class EmulatedCortexM4Driver(CortexM4Driver):
         if isinstance(model, str) and model in model_names():
             return build_firmware(model, model if calibration is None else calibration, board=board)
         if calibration is None:
-            raise ConfigError(f"{self.name}: quantising {model!r} needs calibration: inputs, .npy")
+            raise ConfigError(
+                f"{self.name}: quantising {model!r} needs calibration, inputs or a .npy file: in a "
+                'config, driver = "cortex_m4_emulated" with calibration = "inputs.npy"'
+            )
         return build_firmware(model, calibration, board=board)  # kept in the user's cache
 
     async def _connect_to_board(self, receiver: Receiver) -> ByteTransport:

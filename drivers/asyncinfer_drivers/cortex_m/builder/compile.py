@@ -15,6 +15,7 @@ from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.cortex_m.builder import adapted
 from asyncinfer_drivers.cortex_m.builder.pads import fold_pads
 from asyncinfer_drivers.cortex_m.builder.remedies import (
+    call_remedy,
     compiler_remedy,
     export_remedy,
     quantised_before,
@@ -269,6 +270,8 @@ def _try(module: nn.Module, sample: NDArray[np.float32], name: str) -> None:
     except Exception as error:  # of whatever kind the module raises
         first = str(error).strip().partition("\n")[0]
         kinds = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
+        if remedy := call_remedy(error, first):
+            first += f": {remedy}"
         if other := next((kind for kind in kinds if kind is not torch.float32), None):
             first += f"; it has weights of {other}: make them torch.float32, float()"
         raise ConfigError(

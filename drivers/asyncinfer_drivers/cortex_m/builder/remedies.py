@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ("compiler_remedy", "export_remedy", "quantised_before")
+__all__ = ("call_remedy", "compiler_remedy", "export_remedy", "quantised_before")
 
 _BRANCHES = (
     "it decides by the numbers of its input, and a board's program does not branch: compute the "
@@ -26,6 +26,12 @@ _OF_EXPORT = {
     "data-dependent": _BRANCHES,
     "fake tensor": "take x.detach() in the place of x.data, and keep no tensor for another call",
     ".numpy()": "write it with torch's operators, without NumPy",
+}
+#: by what a call with one input says
+_OF_CALL = {
+    "size()[0] ==": "export it for a batch of one, or of any size",
+    "flatten user inputs": "a board's model takes one tensor",
+    "missing 1 required positional": "a board's model takes one tensor",
 }
 #: by what the compiler says
 _OF_COMPILER = {
@@ -54,6 +60,13 @@ def quantised_before(module: nn.Module) -> str:
     """What to do if parts of ``module`` are of torch's own quantisation; empty if none is."""
     kinds = (type(part).__module__ for part in module.modules())
     return _QUANTISED if any(kind.startswith(("torch.ao.", "torchao.")) for kind in kinds) else ""
+
+
+def call_remedy(error: Exception, first: str) -> str:
+    """What to do about ``error`` of a call with one input, which begins so; empty if unknown."""
+    if isinstance(error, NotImplementedError):
+        return "it has no forward()"
+    return next((text for sign, text in _OF_CALL.items() if sign in first), "")
 
 
 def compiler_remedy(said: str) -> str:

@@ -74,7 +74,10 @@ def load_module(model: Any) -> nn.Module:
     from asyncinfer_drivers._torch.load import load
 
     if isinstance(model, str | Path) and str(model).endswith((".pt", ".pth", ".ts")):
-        raise ConfigError(f"{model}: TorchScript cannot be built for a board; export it as .pt2")
+        raise ConfigError(
+            f"{model}: what torch.jit or torch.save wrote cannot be built for a board; "
+            "export the module as .pt2"
+        )
     if isinstance(model, str | Path) and str(model).endswith((".onnx", ".tflite")):
         raise ConfigError(f"{model}: boards are built from PyTorch; export the module as .pt2")
     try:

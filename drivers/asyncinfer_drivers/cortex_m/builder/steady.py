@@ -16,7 +16,7 @@ _REMEMBERS = (
 )
 _DRAWS = (
     "it draws random numbers, and answers the same input otherwise each time: leave them out, as "
-    "F.dropout(x, training=self.training) does"
+    "F.dropout(x, training=self.training) does, and call eval() before you export a .pt2 file"
 )
 
 
