@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from asyncinfer.errors import ConfigError, InputError
+from asyncinfer.registry import model_names
 
 pytest.importorskip("bakenn")
 torch = pytest.importorskip("torch")
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from asyncinfer_drivers.cortex_m.build import BOARDS, build_firmware  # noqa: E402
-from asyncinfer_drivers.cortex_m.builder import toolchain  # noqa: E402
+from asyncinfer_drivers.cortex_m.builder import pipeline, toolchain  # noqa: E402
 from asyncinfer_drivers.cortex_m.builder.firmware import Firmware  # noqa: E402
 from asyncinfer_drivers.cortex_m.builder.layout import plan_layout  # noqa: E402
 
@@ -74,6 +75,23 @@ def test_it_is_built_once(digits):
     again = build_firmware("digits", "digits")
     assert again == digits
     assert Firmware.load(digits.directory) == digits
+
+
+def test_a_model_that_others_register_is_built_by_its_content(tmp_path, monkeypatch):
+    made = tmp_path / "mine-1.0.dist-info"
+    made.mkdir()
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (made / "entry_points.txt").write_text("[asyncinfer.models]\nmine = mine:MODEL\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "mine" in model_names()
+    assert (pipeline._is_own("digits"), pipeline._is_own("mine")) == (True, False)
+
+
+def test_few_calibration_inputs_are_warned_of(caplog):
+    for count in (8, 7):
+        build_firmware(small(), pictures(count), board="mps2_an386")
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "calibrated on 7 inputs: what others make larger is cut off" in warned
 
 
 def test_the_reference_takes_only_its_shape(digits):

@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from asyncinfer.registry import model_names
+from asyncinfer.registry import MODELS
 from asyncinfer_drivers.cortex_m.builder import toolchain
 from asyncinfer_drivers.cortex_m.builder.boards import Board, find_board
 from asyncinfer_drivers.cortex_m.builder.comparison import compare, compare_layers
@@ -43,6 +43,8 @@ __all__ = ("build_firmware", "cache_folder")
 
 #: more samples than this make calibration slower, not better
 _CALIBRATION = 256
+#: with fewer the build warns
+_FEW = 8
 #: samples that are compared layer by layer
 _TRACED = 8
 
@@ -82,7 +84,7 @@ def build_firmware(
     versions = [digest(), _version("bakenn"), _version("torch"), toolchain.version()]
     key = [*versions, target.name, *defines, *(["emulated"] if emulated else [])]
     tell = progress or (lambda text: None)
-    if _is_builtin(model) and _is_builtin(calibration):
+    if _is_own(model) and _is_own(calibration):
         folder = _folder(model, target, [*key, model, calibration])
         made = Firmware.load(folder)
         if made is None:
@@ -105,8 +107,15 @@ def cache_folder() -> Path:
     return Path(base) / "asyncinfer" / "firmware"
 
 
-def _is_builtin(name: Any) -> bool:
-    return isinstance(name, str) and name in model_names()
+def _is_own(name: Any) -> bool:
+    """Whether it names a model of this project: of these ``digest`` knows the files.
+
+    Models of others, which they register, change with their own packages.
+    """
+    if not isinstance(name, str):
+        return False
+    found = (entry.value for entry in entry_points(group=MODELS) if entry.name == name)
+    return any(value.startswith("asyncinfer_drivers.models.") for value in found)
 
 
 def _version(package: str) -> str:
@@ -128,6 +137,13 @@ def _check(made: Firmware, name: str, min_snr: float | None) -> None:
         return
     if min_snr is not None and (text := made.precision.complaint(name, min_snr)):
         raise PrecisionError(text, made.precision)
+    if made.precision.samples < _FEW:
+        logger.warning(
+            "model %r was calibrated on %d inputs: what others make larger is cut off, and its "
+            "precision was measured on the same ones. Give some hundred like those that will come",
+            name,
+            made.precision.samples,
+        )
     if text := made.precision.complaint(name) or made.precision.doubt(name):
         logger.warning("%s", text)
 
