@@ -211,7 +211,11 @@ class Changes(nn.Module):
     ("module", "shape", "message"),
     [
         (nn.Sequential(nn.Linear(12, 12), nn.LayerNorm(12)), VECTOR, "layer_norm.*'1'.*BatchNorm"),
-        (returns(lambda x: x / (x + 1).norm(dim=1, keepdim=True)), VECTOR, "norm.default"),
+        (
+            returns(lambda x: x / (x + 1).norm(dim=1, keepdim=True)),
+            VECTOR,
+            r"norm\.default.* by its own norm",
+        ),
         (nn.AdaptiveAvgPool2d((4, 4)), PICTURE, "adaptive_avg_pool2d.* divide 6 x 8"),
         (Changes(), VECTOR, r"add_\.Tensor changes a tensor .*: write it without the underscore"),
     ],

@@ -22,6 +22,7 @@ _COMPARE = (
 )
 _MASK = "multiply by a mask of ones and zeros if it is known; else use ReLU, Threshold or Hardtanh"
 _SPECTRUM = "compute the spectrum on the host, and let the model take it"
+_OWN_NORM = "divide a tensor by its own norm, at the end of the model"
 _FLOAT = "give the float module, as the build quantises it itself"
 
 #: by the beginning of the operator's name
@@ -77,6 +78,7 @@ _REMEDIES = {
     "aten.zeros_like": "for zeros beside a tensor use F.pad",
     "aten.div.Tensor": "divide by known numbers, or leave F.normalize to the host at the end",
     "aten.bilinear": _ATTENTION,
+    **dict.fromkeys(("aten.linalg_vector_norm", "aten.linalg_norm", "aten.norm"), _OWN_NORM),
 }
 _OTHERS = "put a supported one in its place (docs/firmware.md lists them)"
 
