@@ -103,7 +103,7 @@ class Growing(Unknown):
 
 @pytest.mark.parametrize("after", [20, 53])
 def test_batches_that_grow_as_a_device_begins_to_rest_have_it_tried_again(virtual, after):
-    """It was taken to be as slow with 64 tasks in a call as it was with one, and rested for long."""
+    """It was taken to be as slow with 64 tasks in a call as with one, and rested for long."""
 
     async def main():
         host = SimulatedHost(1.0, name="host")
@@ -122,7 +122,7 @@ def test_batches_that_grow_as_a_device_begins_to_rest_have_it_tried_again(virtua
 
 
 def test_what_the_event_loop_costs_between_two_calls_counts(virtual, monkeypatch):
-    """A device is given its next call later, as the loop was busy with what its last one brought."""
+    """A device got its next call later, as the loop was busy with what its last one brought."""
     told = []
 
     def end(self, place, begun, seconds, now):
