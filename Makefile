@@ -105,7 +105,7 @@ bench-peers: setup  ## install the peers, each in an environment of its own, and
 interop: setup  ## install Triton, KServe and MLServer, each by itself (1 GB), and try everything with each
 	ASYNCINFER_INTEROP=$(INTEROP) .venv/bin/python -W ignore tests/interop/run.py
 	ASYNCINFER_INTEROP=$(INTEROP) .venv/bin/python -W ignore tests/interop/rates.py
-	.venv/bin/pytest -q tests/drivers/open_inference/test_mlserver.py
+	ASYNCINFER_INTEROP=$(INTEROP) .venv/bin/pytest -q tests/drivers/open_inference/test_mlserver.py
 
 aarch64: setup  ## run the core's tests as programs of the Raspberry Pi's processor, emulated; not in CI
 	tests/hardware/aarch64.sh build/aarch64 tests/core

@@ -77,7 +77,8 @@ def is_torch(item: object) -> bool:
 def to_array(item: Any, datatype: str, name: str) -> Array:
     """``item`` in that datatype; ``InputError`` about input ``name`` if its numbers would change.
 
-    Real numbers may lose digits, as from float64 to float32. An array of numbers is contiguous.
+    Real numbers may lose digits, as from float64 to float32, and do not become infinite. An array
+    of numbers is contiguous.
     """
     wanted = DATATYPES[datatype]
     try:
@@ -95,9 +96,21 @@ def to_array(item: Any, datatype: str, name: str) -> Array:
     elif array.dtype.kind in "fiub":
         with np.errstate(all="ignore"):
             cast = array.astype(wanted, "C")
-        if np.can_cast(array.dtype, wanted, "same_kind") or np.array_equal(cast, array):
+        if _are_the_same(array, cast):
             return cast
+        text = f"the model takes {datatype}, which not all of its numbers are"
+        raise InputError(f"input {name!r} is {array.dtype}, {text}")
     raise InputError(f"input {name!r} is {array.dtype}, the model takes {datatype}")
+
+
+def _are_the_same(numbers: Array, cast: Array) -> bool:
+    """Whether numbers are still what they were; real ones may have lost digits."""
+    if np.can_cast(numbers.dtype, cast.dtype, "safe"):
+        return True
+    if cast.dtype.kind != "f":  # an integer too large wraps around, into its own kind too
+        return np.array_equal(cast, numbers)
+    finite = np.isfinite(cast)
+    return bool(finite.all()) or np.array_equal(finite, np.isfinite(numbers))
 
 
 def _plain(item: Any) -> Any:

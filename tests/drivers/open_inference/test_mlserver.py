@@ -20,7 +20,8 @@ from asyncinfer.testing import check_driver
 from asyncinfer_drivers.open_inference import OpenInferenceDriver
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-MLSERVER = CACHE / "asyncinfer" / "interop" / "mlserver" / "bin" / "mlserver"
+HOME = Path(os.environ.get("ASYNCINFER_INTEROP") or CACHE / "asyncinfer" / "interop")
+MLSERVER = HOME / "mlserver" / "bin" / "mlserver"
 
 pytestmark = pytest.mark.skipif(not MLSERVER.exists(), reason="no MLServer: make interop")
 

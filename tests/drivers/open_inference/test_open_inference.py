@@ -122,6 +122,30 @@ async def test_numbers_that_would_change_are_refused(server, opened, given):
     assert "the model takes UINT8" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("given", "datatype"),
+    [
+        (np.int64([300]), "INT8"),
+        ([2**40], "INT32"),
+        (torch.tensor([-(2**31) - 1]), "INT32"),
+        (np.uint64([2**63]), "INT64"),
+        (np.uint16([256]), "UINT8"),
+        (np.float64([1e300]), "FP32"),
+        (np.float32([-7e4]), "FP16"),
+        ([70000], "FP16"),
+    ],
+)
+def test_numbers_too_large_for_their_own_kind_are_refused(given, datatype):
+    with pytest.raises(InputError, match=f"the model takes {datatype}"):
+        tensors.to_array(given, datatype, "x")
+
+
+def test_numbers_of_a_larger_kind_are_taken_if_they_fit():
+    assert tensors.to_array([2**31 - 1, -1], "INT32", "x").tolist() == [2**31 - 1, -1]
+    odd = tensors.to_array([np.inf, -np.inf, np.nan, 0.1], "FP16", "x")
+    assert np.array_equal(odd, np.float16([np.inf, -np.inf, np.nan, 0.1]), equal_nan=True)
+
+
 async def test_a_batch_is_one_request_of_what_fits_together(server, opened):
     server.inputs = [tensor("x", "FP32", [-1, -1])]
     server.outputs = [tensor("y", "FP32", [-1, -1])]

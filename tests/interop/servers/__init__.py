@@ -79,9 +79,8 @@ def install(name: str, python: str) -> Path:
         pip = [home / "bin" / "python", "-m", "pip", "install", "-q"]
         subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
         if name == "triton":  # its backend looks beside itself; with numpy 2 its outputs are empty
-            subprocess.run(
-                [*pip, "--target", _triton(home) / "backends/python", "numpy<2"], check=True
-            )
+            target = ["--target", _triton(home) / "backends/python"]
+            subprocess.run([*pip, "--no-deps", *target, "numpy<2"], check=True)
         done.touch()
     return home
 
