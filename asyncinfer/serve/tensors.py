@@ -189,13 +189,13 @@ def _floats(values: Sequence[Any], spec: TensorSpec, typed: bool) -> Array:
         wide = np.array(values, np.float64)
     except OverflowError:
         raise _out_of_range(spec) from None
-    beyond = ~(np.abs(wide) <= float(np.finfo(spec.dtype).max))
-    if not typed and any(
-        type(values[at]) in (int, float) for at in np.flatnonzero(beyond).tolist()
-    ):
-        raise _out_of_range(spec)
     with np.errstate(over="ignore"):
-        return wide.astype(spec.dtype)
+        array = wide.astype(spec.dtype)
+    # rounded first: the shortest text of the largest number is a little more than that number
+    beyond = np.flatnonzero(~np.isfinite(array)).tolist()
+    if not typed and any(type(values[at]) in (int, float) for at in beyond):
+        raise _out_of_range(spec)
+    return array
 
 
 def _out_of_range(spec: TensorSpec) -> BadRequest:

@@ -12,6 +12,8 @@ from serve_models import simulated, slow_down, until
 
 from asyncinfer import Dispatcher
 from asyncinfer.errors import ConfigError
+from asyncinfer.serve.http.server import _Gathered
+from asyncinfer.serve.tensors import TensorSpec, from_values
 from asyncinfer.testing import SimulatedDriver
 from asyncinfer_drivers.open_inference import OpenInferenceDriver
 
@@ -211,6 +213,41 @@ async def test_paths_and_methods_that_are_not_there(serve):
         assert (await http.get(INFER)).status_code == 405
         described = (await http.get("/openapi.json")).json()
         assert "/v2/models/{model}/infer" in described["paths"]
+
+
+@pytest.mark.parametrize("more", [b"junk", gzip.compress(b" ", mtime=0)], ids=["junk", "gzip"])
+async def test_a_packed_body_is_one_stream(serve, more):
+    packed = {"Content-Encoding": "gzip"}
+    async with serve() as core, client(core) as http:
+        content = gzip.compress(json.dumps(body()).encode())
+        assert (await http.post(INFER, content=content, headers=packed)).status_code == 200
+        answer = await http.post(INFER, content=content + more, headers=packed)
+    assert answer.status_code == 400
+    assert "more than one" in answer.json()["error"]
+
+
+def test_the_largest_numbers_in_their_shortest_text():
+    """As Rust, C++ and numpy write a float32: read as a float64 it is a little more than that."""
+    values = json.loads("[3.4028235e38, -3.4028235e+38]")
+    array = from_values(values, TensorSpec("x", "FP32", (2,)), (1, 2))
+    largest = np.finfo(np.float32).max
+    assert array.tolist() == [[largest, -largest]]
+
+
+async def test_an_answer_to_a_client_that_has_gone_is_dropped():
+    class Gone:
+        def is_closing(self):
+            return True
+
+        def write(self, data):  # as uvloop's transports do
+            raise RuntimeError("the handler is closed")
+
+    wrong = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: wrong.append(context))
+    _Gathered(Gone(), loop).write(b"an answer")
+    await asyncio.sleep(0)
+    assert wrong == []
 
 
 async def chunks(size, count):

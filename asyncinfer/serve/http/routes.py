@@ -237,6 +237,8 @@ def _unpacked(body: bytearray, most: int) -> bytearray:
         raise TooLarge(f"the request, unpacked, is larger than {most} bytes")
     if not stream.eof:
         raise BadRequest("the packed body is cut off")
+    if stream.unused_data:
+        raise BadRequest("the packed body is more than one stream")
     return unpacked
 
 

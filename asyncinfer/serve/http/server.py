@@ -107,7 +107,7 @@ class _Gathered:
 
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
-        if parts:
+        if parts and not self._transport.is_closing():  # the client may have gone
             self._transport.write(b"".join(parts))
 
     def __getattr__(self, name: str) -> Any:
