@@ -132,6 +132,8 @@ class OpenInferenceDriver(SessionDriver[Session]):
         if spec.most is not None and options.max_batch > spec.most:
             text = f"the model takes {spec.most} input a request, not max_batch={options.max_batch}"
             raise ConfigError(f"{self.name}: {text}")
+        session.told(metadata)
+        spec = spec.as_before(self.name, self.spec)
         session.sizes = Sizes(self._bounded(config.most))
         self.max_batch = session.sizes.most
         if not ready:
@@ -216,7 +218,10 @@ class OpenInferenceDriver(SessionDriver[Session]):
                 results = await self._results(session, codec, job, slow)
             except Exception as error:
                 tasks = len(job.indexes)
-                if isinstance(error, DeviceError) or 1 < tasks <= session.sizes.taken:
+                if isinstance(error, DeviceError):
+                    raise
+                await session.check_model()
+                if 1 < tasks <= session.sizes.taken:
                     raise
                 results = [error]
                 if tasks > 1:  # so many were never taken: that may be why

@@ -40,6 +40,8 @@ class Kind(Enum):
     TOO_LARGE = "answers too much"
     #: it failed at this request
     FAILED = "failed"
+    #: the answer is none of a model's server, but of what stands before it
+    STRANGE = "does not answer itself"
 
 
 class Failure(Exception):

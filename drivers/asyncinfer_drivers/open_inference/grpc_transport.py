@@ -52,6 +52,9 @@ _LOST_TEXTS = (
     "onnection re",
 )
 
+#: how it says that something on the way has answered or hung up, whatever the code
+_STRANGE_TEXTS = ("Received http2 header with status", "Received RST_STREAM", "Stream removed")
+
 #: requests may have any size; the channel shares no connection with others, since their pauses
 #: before they connect again would be its own too; no proxy is asked: devices are in this network
 _OPTIONS = (
@@ -90,6 +93,7 @@ class GrpcTransport:
         self._metadata = tuple(access.all_headers().items())
         self._credentials: grpc.ChannelCredentials | None = None
         if address.tls:
+            access.ssl_context()  # gRPC itself does not say what is wrong with the files
             self._credentials = grpc.ssl_channel_credentials(*access.certificates())
         self._channel: grpc.aio.Channel | None = None
         self._infer: Any = None
@@ -244,6 +248,8 @@ class GrpcTransport:
             return Failure(Kind.TOO_LARGE, f"{text}; max_reply_bytes is the most that it may")
         if kind is Kind.UNAVAILABLE and not self._came(text):
             kind = Kind.LOST
+        if kind is Kind.FAILED and text.startswith(_STRANGE_TEXTS):
+            kind = Kind.STRANGE
         return Failure(kind, text, _wait(error.trailing_metadata()))
 
     def _came(self, text: str) -> bool:

@@ -329,8 +329,24 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 def _failure(response: aiohttp.ClientResponse, answer: bytes) -> Failure:
     kind = _KINDS.get(response.status, Kind.FAILED)
-    text = _said(answer) or f"status {response.status} {response.reason}"
-    return Failure(kind, text, _seconds(response.headers.get("Retry-After", "")))
+    status = f"status {response.status} {response.reason}"
+    if _is_strange(response, kind, answer):
+        to = response.headers.get("Location")
+        return Failure(Kind.STRANGE, f"{status}{f' to {to}' if to else ''}, as of a proxy")
+    return Failure(kind, _said(answer) or status, _seconds(response.headers.get("Retry-After", "")))
+
+
+def _is_strange(response: aiohttp.ClientResponse, kind: Kind, answer: bytes) -> bool:
+    """Whether what would blame a task is said by a proxy on the way, which knows no tasks.
+
+    It says so with a page, or with a status that servers of models do not have by themselves; their
+    models may choose any, and then say why in JSON. That a body is too large is true of it anyway.
+    """
+    if kind not in (Kind.INPUT, Kind.FAILED) or response.status == 413:
+        return False
+    if response.status < 400 or response.content_type == "text/html":
+        return True
+    return response.status != 500 and response.status not in _KINDS and not _is_object(answer)
 
 
 def _seconds(told: str) -> float:
@@ -359,6 +375,13 @@ def _loaded(body: bytes) -> Any:
         return json.loads(body)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+
+
+def _is_object(body: bytes) -> bool:
+    try:
+        return bool(_parsed(body))
+    except ValueError:
+        return False
 
 
 def _said(body: bytes) -> str:

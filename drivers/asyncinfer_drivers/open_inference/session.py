@@ -6,15 +6,15 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from asyncinfer.errors import AsyncInferError, DeviceError, DeviceLost
+from asyncinfer.errors import AsyncInferError, DeviceError, DeviceLost, ProtocolError
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
-from asyncinfer_drivers.open_inference.faults import Failure, Kind, while_running
+from asyncinfer_drivers.open_inference.faults import Failure, Kind, one_line, while_running
 from asyncinfer_drivers.open_inference.flow import Flow, Place
 from asyncinfer_drivers.open_inference.sizes import Sizes
 from asyncinfer_drivers.open_inference.tensors import Message
@@ -34,6 +34,8 @@ _LONGEST_PAUSE = 0.25
 _LONGEST_WAIT = 60.0
 #: so many requests at which a model fails are remembered
 _BLAMED = 64
+#: seconds to wait for a server to tell its model's tensors again
+_COMPARING_SECONDS = 1.0
 #: seconds for which an answer of a server that it is ready, or is not, is believed
 _READY_SECONDS = 0.25
 
@@ -70,6 +72,10 @@ class Session:
         #: whether the server said that it is ready, and when it was asked
         self._is_ready, self._ready_at = False, -math.inf
         self._asking = asyncio.Lock()
+        #: the model's tensors as told when it was opened, and now; how often that was asked
+        self._told = self._now = ""
+        self._compared = 0
+        self._comparing = asyncio.Lock()
         self._transport: Transport | None = None
         self._codec: Codec | None = None
 
@@ -95,6 +101,39 @@ class Session:
     def ready(self, codec: Codec) -> None:
         """Let it be used, with this codec."""
         self._codec = codec
+
+    def told(self, metadata: Mapping[str, Any]) -> None:
+        """The server has told this of its model."""
+        self._told = self._now = _tensors(metadata)
+
+    async def check_model(self) -> None:
+        """Raise ``DeviceError`` if the server has another model now, or none, than when opened.
+
+        To be called when it refuses a request. Several that were refused meanwhile share an answer.
+        """
+        known = self._compared
+        async with self._comparing:
+            if self._compared == known:
+                self._compared += 1
+                try:
+                    self._now = await self._tensors()
+                except asyncio.CancelledError as error:
+                    raise self.error(error, while_running)  # noqa: B904
+        if self._now != self._told:
+            text = f"the server's model is another one now: {self._now}, not {self._told}"
+            raise ProtocolError(self._name, one_line(text))
+
+    async def _tensors(self) -> str:
+        """The tensors that the server tells of its model now; if it tells none, those of before."""
+        limit = min(self._limits.connect_timeout, _COMPARING_SECONDS)
+        try:
+            return _tensors(await self.transport.metadata(limit))
+        except Failure as failure:
+            if failure.kind is Kind.UNKNOWN:
+                return "none"
+        except (ValueError, TypeError, AttributeError):
+            pass
+        return self._now
 
     async def connect(self, make: Callable[[], Transport]) -> Transport:
         """Make the transport in the thread, and let it connect."""
@@ -250,6 +289,16 @@ class _Patience:
             raise failure
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
         return pause
+
+
+def _tensors(metadata: Mapping[str, Any]) -> str:
+    """The model's tensors, in whatever order they are told."""
+    sides = [metadata.get("inputs") or (), metadata.get("outputs") or ()]
+    return " to ".join(", ".join(sorted(map(_tensor, side))) or "any" for side in sides)
+
+
+def _tensor(table: Mapping[str, Any]) -> str:
+    return f"{table.get('name')} {table.get('datatype')} {table.get('shape')}"
 
 
 def _light(error: E) -> E:

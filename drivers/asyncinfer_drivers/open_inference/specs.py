@@ -60,6 +60,44 @@ class ModelSpec(NamedTuple):
         """The inputs that every task has."""
         return tuple(one for one in self.inputs if not one.optional)
 
+    def as_before(self, name: str, before: ModelSpec | None) -> ModelSpec:
+        """The same with its tensors in the order of ``before``: tuples keep theirs.
+
+        Raises ``ConfigError`` if it is another model.
+        """
+        if before is None:
+            return self
+        inputs, outputs = (
+            _in_order(self.inputs, before.inputs),
+            _in_order(self.outputs, before.outputs),
+        )
+        alike = _alike(inputs, before.inputs) and self.batched == before.batched
+        untold = not (outputs and before.outputs)
+        if not (alike and (untold or _alike(outputs, before.outputs))):
+            raise ConfigError(
+                f"{name}: the model was opened with {before}, and is another one now, with {self}: "
+                "if that is right, make a new driver"
+            )
+        return self._replace(inputs=inputs, outputs=outputs)
+
+    def __str__(self) -> str:
+        return f"inputs {_list(self.inputs)} and outputs {_list(self.outputs) or 'of its own'}"
+
+
+def _in_order(
+    found: tuple[TensorSpec, ...], before: tuple[TensorSpec, ...]
+) -> tuple[TensorSpec, ...]:
+    """Those ``found`` in the order of others, if they have the same names."""
+    named = {one.name: one for one in found}
+    if named.keys() != {one.name for one in before} or len(found) != len(before):
+        return found
+    return tuple(named[one.name] for one in before)
+
+
+def _alike(some: tuple[TensorSpec, ...], others: tuple[TensorSpec, ...]) -> bool:
+    """Whether these tensors can be those, one by one."""
+    return len(some) == len(others) and all(a.fits(b) for a, b in zip(some, others, strict=True))
+
 
 @lru_cache(maxsize=256)
 def fits(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
