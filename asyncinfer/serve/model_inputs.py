@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from asyncinfer.model import Model
 from asyncinfer.registry import did_you_mean
 from asyncinfer.serve.tensors import DATATYPES, Array, TensorSpec, datatype_of
 
-__all__ = ("Input", "datatype_in", "inputs_of", "shape_of", "told")
+__all__ = ("Input", "datatype_in", "in_order", "inputs_of", "shape_of", "told")
 
 _KEYS = ("name", "datatype", "shape", "optional")
 #: the size of an example where any will do
@@ -101,11 +101,7 @@ def told(model: Model, devices: Iterable[DeviceConfig]) -> tuple[Input, ...]:
     A driver tells it by a static method ``model_inputs``, which is given the model. ``ConfigError``
     where it knows names and no more.
     """
-    for device in devices:
-        ask = getattr(device.check(), "model_inputs", None)
-        facts = ask(model.loaded) if ask is not None else ()
-        if not facts:
-            continue
+    for facts in _known_to(model, devices):
         unknown = [fact["name"] for fact in facts if fact["shape"] is None]
         if len(facts) == 1 and unknown:
             return ()
@@ -113,6 +109,30 @@ def told(model: Model, devices: Iterable[DeviceConfig]) -> tuple[Input, ...]:
             raise ConfigError(_needed(model.name, facts))
         return tuple(_known(fact, model.name) for fact in facts)
     return ()
+
+
+def in_order(
+    inputs: Sequence[Input], model: Model, devices: Iterable[DeviceConfig]
+) -> tuple[Input, ...]:
+    """Those of a config in the order that the model itself has, where a driver knows it.
+
+    A task that is a tuple then means the same to a client as to the model.
+    """
+    for facts in _known_to(model, devices):
+        places = {fact["name"]: at for at, fact in enumerate(facts)}
+        if all(one.name in places for one in inputs):
+            return tuple(sorted(inputs, key=lambda one: places[one.name]))
+    return tuple(inputs)
+
+
+def _known_to(
+    model: Model, devices: Iterable[DeviceConfig]
+) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """What the drivers that can tell it know of the model's inputs."""
+    for device in devices:
+        ask = getattr(device.check(), "model_inputs", None)
+        if ask is not None and (facts := ask(model.loaded)):
+            yield facts
 
 
 def _known(fact: Mapping[str, Any], model: str) -> Input:

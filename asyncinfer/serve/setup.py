@@ -17,7 +17,14 @@ from asyncinfer.model import MODEL_FILES, Model, resolve
 from asyncinfer.options import Timeouts
 from asyncinfer.registry import did_you_mean
 from asyncinfer.serve.limits import Limits
-from asyncinfer.serve.model_inputs import Input, datatype_in, inputs_of, shape_of, told
+from asyncinfer.serve.model_inputs import (
+    Input,
+    datatype_in,
+    in_order,
+    inputs_of,
+    shape_of,
+    told,
+)
 from asyncinfer.serve.served import Served
 from asyncinfer.serve.tensors import Array, TensorSpec
 
@@ -111,6 +118,8 @@ def _served(
     example: Any
     shape: Any
     inputs = given.inputs or _told(model, given, devices)
+    if len(given.inputs) > 1:
+        inputs = in_order(inputs, model, devices)
     if len(inputs) == 1 and inputs[0].alone:
         example, shape, inputs = inputs[0].example(), inputs[0].shape, ()
     elif inputs:

@@ -167,6 +167,15 @@ def test_a_config_that_does_not_say_enough(text, message):
         served(text)
 
 
+def test_inputs_are_told_in_the_models_order():
+    """A client's tuple is in that order, as a ``TorchDriver``'s of the same model beside it."""
+    names = ("scale", "b", "a")
+    text = "".join(f'{INPUTS}name = "{name}"\nshape = [4]\n' for name in names)
+    assert list(served(text).example) == ["a", "b", "scale"]
+    other = text.replace('"a"', '"of_another"')
+    assert list(served(other).example) == ["scale", "b", "of_another"]
+
+
 def test_an_exported_program_tells_all_of_it(tmp_path):
     import torch
     from serve_nets import Two
