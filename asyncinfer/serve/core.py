@@ -208,6 +208,7 @@ class Job:
                 size = len(results) * sum(array.nbytes for array in results[0].values())
                 outputs = await self._core.apart(size, stacked, results)
         self._rows = request.count
+        served.notice(outputs)
         return {name: outputs[name] for name in wanted}
 
     def end(self, seconds: float, outcome: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -216,6 +216,17 @@ class Served:
                     f"was {spec.datatype} for the model's example: {_ALIKE}"
                 )
         return {spec.name: found[spec.name] for spec in self.outputs}
+
+    def notice(self, outputs: Mapping[str, Array]) -> None:
+        """Tell a size as any once it differs from the example's: some depend on the numbers."""
+        for at, spec in enumerate(self.outputs):
+            shape = outputs[spec.name].shape[1:]
+            if shape == spec.shape or len(shape) != len(spec.shape):
+                continue
+            sizes = tuple(a if a == b else -1 for a, b in zip(spec.shape, shape, strict=True))
+            if sizes != spec.shape:
+                wider = replace(spec, shape=sizes)
+                self.outputs = (*self.outputs[:at], wider, *self.outputs[at + 1 :])
 
     def metadata(self) -> dict[str, Any]:
         """As the protocol describes a model."""

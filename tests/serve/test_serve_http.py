@@ -183,6 +183,24 @@ async def test_outputs_unlike_those_of_the_example_are_told(serve, output, text)
             assert "put a module around the model" in answer.json()["error"]
 
 
+async def test_sizes_that_depend_on_the_numbers_become_any_size(serve):
+    """An example of zeros tells no size; a driver that believed it would lose its device."""
+    changing = simulated(function=lambda x: {"a": x, "boxes": np.ones((int(x[0]), 4))})
+    async with serve(changing) as core, client(core) as http:
+        shapes = []
+        for first in (0.0, 3.0):
+            assert (await http.post(INFER, json=body([first, 1.0]))).status_code == 200
+            told = (await http.get("/v2/models/m")).json()["outputs"]
+            shapes.append([one["shape"] for one in told])
+        driver = OpenInferenceDriver(core.url, "m", max_batch=4)
+        async with Dispatcher([driver]) as dispatcher:
+            items = [np.float32([n % 5, n]) for n in range(40)]
+            results = [result async for result in dispatcher.stream(items)]
+            assert dispatcher.stats().devices[0].errors == 0
+    assert shapes == [[[-1, 2], [-1, 0, 4]], [[-1, 2], [-1, -1, 4]]]
+    assert [len(result["boxes"]) for result in results] == [n % 5 for n in range(40)]
+
+
 async def test_rows_whose_outputs_differ_in_shape(serve):
     changing = simulated(function=lambda x: {"a": x, "boxes": np.zeros(int(x[0]), np.float32)})
     async with serve(changing) as core, client(core) as http:

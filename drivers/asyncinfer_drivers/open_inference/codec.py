@@ -160,7 +160,12 @@ class Codec:
         return arrays, any(map(is_torch, items.values()))
 
     def _named(self, made: Any) -> Mapping[str, Any]:
-        """What was given, by the names of the model's inputs."""
+        """What was given, by the names of the model's inputs; ``None`` is no optional one."""
+        items = self._named_all(made)
+        absent = [n for n, item in items.items() if item is None and n not in self._needed]
+        return {n: item for n, item in items.items() if n not in absent} if absent else items
+
+    def _named_all(self, made: Any) -> Mapping[str, Any]:
         if isinstance(made, Mapping):
             if not (made and self._needed <= made.keys() <= self._inputs.keys()):
                 raise InputError(

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from asyncinfer.errors import AsyncInferError, DeviceError, DeviceLost, ProtocolError
+from asyncinfer.errors import AsyncInferError, ConfigError, DeviceError, DeviceLost, ProtocolError
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers.open_inference.codec import Codec
 from asyncinfer_drivers.open_inference.faults import Failure, Kind, one_line, while_running
 from asyncinfer_drivers.open_inference.flow import Flow, Place
 from asyncinfer_drivers.open_inference.sizes import Sizes
+from asyncinfer_drivers.open_inference.specs import TensorSpec, alike, tensor_specs
 from asyncinfer_drivers.open_inference.tensors import Message
 from asyncinfer_drivers.open_inference.transport import Transport
 
@@ -73,7 +74,7 @@ class Session:
         self._is_ready, self._ready_at = False, -math.inf
         self._asking = asyncio.Lock()
         #: the model's tensors as told when it was opened, and now; how often that was asked
-        self._told = self._now = ""
+        self._told = self._now = tuple[TensorSpec, ...]()
         self._compared = 0
         self._comparing = asyncio.Lock()
         self._transport: Transport | None = None
@@ -119,19 +120,20 @@ class Session:
                     self._now = await self._tensors()
                 except asyncio.CancelledError as error:
                     raise self.error(error, while_running)  # noqa: B904
-        if self._now != self._told:
-            text = f"the server's model is another one now: {self._now}, not {self._told}"
+        if not alike(self._now, self._told):
+            now, told = (", ".join(map(str, specs)) or "none" for specs in (self._now, self._told))
+            text = f"the server's model is another one now, with {now}, not {told}"
             raise ProtocolError(self._name, one_line(text))
 
-    async def _tensors(self) -> str:
+    async def _tensors(self) -> tuple[TensorSpec, ...]:
         """The tensors that the server tells of its model now; if it tells none, those of before."""
         limit = min(self._limits.connect_timeout, _COMPARING_SECONDS)
         try:
             return _tensors(await self.transport.metadata(limit))
         except Failure as failure:
             if failure.kind is Kind.UNKNOWN:
-                return "none"
-        except (ValueError, TypeError, AttributeError):
+                return ()
+        except (ValueError, ConfigError):
             pass
         return self._now
 
@@ -291,14 +293,10 @@ class _Patience:
         return pause
 
 
-def _tensors(metadata: Mapping[str, Any]) -> str:
-    """The model's tensors, in whatever order they are told."""
-    sides = [metadata.get("inputs") or (), metadata.get("outputs") or ()]
-    return " to ".join(", ".join(sorted(map(_tensor, side))) or "any" for side in sides)
-
-
-def _tensor(table: Mapping[str, Any]) -> str:
-    return f"{table.get('name')} {table.get('datatype')} {table.get('shape')}"
+def _tensors(metadata: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    """The model's inputs, then its outputs, in whatever order they are told."""
+    sides = [tensor_specs(metadata.get(kind), kind) for kind in ("inputs", "outputs")]
+    return tuple(spec for side in sides for spec in sorted(side, key=lambda spec: spec.name))
 
 
 def _light(error: E) -> E:

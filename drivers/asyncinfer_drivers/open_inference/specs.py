@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from asyncinfer.errors import ConfigError
 from asyncinfer_drivers.open_inference.tensors import DATATYPES
 
-__all__ = ("ModelSpec", "TensorSpec", "model_spec", "tensor_specs")
+__all__ = ("ModelSpec", "TensorSpec", "alike", "fits", "model_spec", "tensor_specs")
 
 
 class TensorSpec(NamedTuple):
@@ -71,9 +71,9 @@ class ModelSpec(NamedTuple):
             _in_order(self.inputs, before.inputs),
             _in_order(self.outputs, before.outputs),
         )
-        alike = _alike(inputs, before.inputs) and self.batched == before.batched
+        same = alike(inputs, before.inputs) and self.batched == before.batched
         untold = not (outputs and before.outputs)
-        if not (alike and (untold or _alike(outputs, before.outputs))):
+        if not (same and (untold or alike(outputs, before.outputs))):
             raise ConfigError(
                 f"{name}: the model was opened with {before}, and is another one now, with {self}: "
                 "if that is right, make a new driver"
@@ -94,7 +94,7 @@ def _in_order(
     return tuple(named[one.name] for one in before)
 
 
-def _alike(some: tuple[TensorSpec, ...], others: tuple[TensorSpec, ...]) -> bool:
+def alike(some: tuple[TensorSpec, ...], others: tuple[TensorSpec, ...]) -> bool:
     """Whether these tensors can be those, one by one."""
     return len(some) == len(others) and all(a.fits(b) for a, b in zip(some, others, strict=True))
 

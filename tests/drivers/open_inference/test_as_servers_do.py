@@ -344,6 +344,8 @@ async def test_optional_inputs_may_be_left_out(server, opened, told):
         assert len(server.sizes) == 2
         assert np.array_equal(outputs, [2 * ROW, ROW, ROW, 2 * ROW + 1])
         assert "the model's inputs are a, b (optional), not b" in str(wrong)
+        absent = await driver.infer([{"a": ROW, "b": None}])  # as TorchDriver has it
+        assert np.array_equal(absent, [ROW])
     if told:
         async with opened(server, inputs=[{"name": "a"}]) as driver:
             assert np.array_equal(await driver.infer([ROW]), [ROW])

@@ -103,7 +103,7 @@ async def test_a_refusal_by_another_model_is_the_devices_fault(server, opened):
         (refused,) = await driver.infer([ROW])
         assert type(refused) is InputError
         another(server)
-        with pytest.raises(ProtocolError, match=r"another one now: z FP32 \[-1, 4\] to y"):
+        with pytest.raises(ProtocolError, match="another one now, with 'z' FP32"):
             await driver.infer([ROW])
         server.model = "gone"
         with pytest.raises(DeviceError):
