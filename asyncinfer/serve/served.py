@@ -144,7 +144,8 @@ class Served:
             TensorSpec(
                 name,
                 datatype_of(array.dtype, f"output {name!r} of model {self.name!r}"),
-                array.shape if fixed else (-1,) * array.ndim,
+                # what was 0 once, as of boxes in a black picture, is not always so
+                tuple(size or -1 for size in array.shape) if fixed else (-1,) * array.ndim,
             )
             for name, array in found.items()
         )

@@ -185,7 +185,9 @@ async def test_outputs_unlike_those_of_the_example_are_told(serve, output, text)
 
 async def test_sizes_that_depend_on_the_numbers_become_any_size(serve):
     """An example of zeros tells no size; a driver that believed it would lose its device."""
-    changing = simulated(function=lambda x: {"a": x, "boxes": np.ones((int(x[0]), 4))})
+    changing = simulated(
+        function=lambda x: {"a": x, "boxes": np.ones((int(x[0]), 4)), "c": np.ones(int(x[0]) + 1)}
+    )
     async with serve(changing) as core, client(core) as http:
         shapes = []
         for first in (0.0, 3.0):
@@ -197,7 +199,8 @@ async def test_sizes_that_depend_on_the_numbers_become_any_size(serve):
             items = [np.float32([n % 5, n]) for n in range(40)]
             results = [result async for result in dispatcher.stream(items)]
             assert dispatcher.stats().devices[0].errors == 0
-    assert shapes == [[[-1, 2], [-1, 0, 4]], [[-1, 2], [-1, -1, 4]]]
+    assert shapes == [[[-1, 2], [-1, -1, 4], [-1, 1]], [[-1, 2], [-1, -1, 4], [-1, -1]]]
+    assert [len(result["c"]) for result in results] == [n % 5 + 1 for n in range(40)]
     assert [len(result["boxes"]) for result in results] == [n % 5 for n in range(40)]
 
 
