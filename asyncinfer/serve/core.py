@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncinfer.serve.errors import (
     BadRequest,
     Internal,
     NotFound,
+    ServeError,
     TooMany,
     Unavailable,
     as_answer,
@@ -139,24 +141,9 @@ class Core:
             )
         return served
 
-    @contextmanager
-    def job(self, protocol: str) -> Iterator[Job]:
-        """One request from its admission to its answer, counted; errors become answers."""
-        job = Job(self, protocol)
-        started = time.perf_counter()
-        outcome = "cancelled"
-        try:
-            with self.gate.request():
-                yield job
-            outcome = "ok"
-        except Exception as error:
-            answer = as_answer(error)
-            outcome = type(answer).__name__
-            if isinstance(answer, Internal):
-                logger.exception("a %s request failed", protocol)
-            raise answer from error
-        finally:
-            job.end(time.perf_counter() - started, outcome)
+    def job(self, protocol: str) -> Job:
+        """One request from its admission to its answer: ``with``."""
+        return Job(self, protocol)
 
     async def apart(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
         """Run ``work``: here if it has few bytes to work on, else in a thread."""
@@ -167,7 +154,7 @@ class Core:
 
 
 class Job:
-    """One request in work."""
+    """One request from its admission to its answer, counted; errors become answers."""
 
     def __init__(self, core: Core, protocol: str) -> None:
         self._core = core
@@ -176,6 +163,32 @@ class Job:
         self._rows = 0
         #: when it was received, when its rows were there, and when their outputs were
         self._times: list[float] = []
+
+    def __enter__(self) -> Job:
+        self._started = time.perf_counter()
+        try:
+            self._core.gate.enter()
+        except Exception as error:
+            self._end(type(self._refused(error)).__name__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._core.gate.leave()
+        if error is None:
+            self._end("ok")
+        elif isinstance(error, Exception):
+            answer = self._refused(error)
+            self._end(type(answer).__name__)
+            if answer is not error:
+                raise answer from error
+        else:
+            self._end("cancelled")
 
     def model(self, name: str, wanted: str = "") -> Served:
         """The model it is for. Raises ``NotFound``."""
@@ -191,32 +204,36 @@ class Job:
         served = self._served
         if served is None:
             raise RuntimeError("model() comes first")
-        known = [output.name for output in served.outputs]
-        wanted = known if request.outputs is None else request.outputs
-        for name in wanted:
-            if name not in known:
-                raise BadRequest(
-                    f"model {served.name!r} has no output {quoted(name)}; there is "
-                    f"{', '.join(known)}"
-                )
+        wanted = served.wanted(request.outputs)
         self._times.append(time.perf_counter())
-        limit = self._core.limits.request_timeout
-        with self._core.gate.some_rows(request.count):
+        limit, count = self._core.limits.request_timeout, request.count
+        self._core.gate.add_rows(count)
+        try:
             async with asyncio.timeout(min(request.timeout or limit, limit)):
                 results = await served.run(request.inputs)
                 self._times.append(time.perf_counter())
                 size = len(results) * sum(array.nbytes for array in results[0].values())
                 outputs = await self._core.apart(size, stacked, results)
-        self._rows = request.count
+        finally:
+            self._core.gate.rows -= count
+        self._rows = count
         served.notice(outputs)
         return {name: outputs[name] for name in wanted}
 
-    def end(self, seconds: float, outcome: str) -> None:
+    def _refused(self, error: Exception) -> ServeError:
+        """What to answer, logged if it is a fault of the server."""
+        answer = as_answer(error)
+        if isinstance(answer, Internal):
+            logger.error("a %s request failed", self._protocol, exc_info=error)
+        return answer
+
+    def _end(self, outcome: str) -> None:
         """Count it."""
-        name = self._served.name if self._served else ""
-        if self._served is not None and outcome != TooMany.__name__:
-            self._times.append(time.perf_counter())
-            self._served.counters.count(self._times, self._rows if outcome == "ok" else 0)
+        now, served = time.perf_counter(), self._served
+        if served is not None and outcome != TooMany.__name__:
+            self._times.append(now)
+            served.counters.count(self._times, self._rows if outcome == "ok" else 0)
+        name, seconds = served.name if served else "", now - self._started
         self._core.metrics.request(name, self._protocol, outcome, seconds, self._rows)
 
 

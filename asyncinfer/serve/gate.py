@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
 
 from asyncinfer.serve.errors import TimedOut, TooLarge, TooMany, Unavailable
 from asyncinfer.serve.limits import Limits
@@ -33,9 +34,8 @@ class Gate:
         self._receiving: set[asyncio.Timeout] = set()
         self._turns: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """The place of one request. Raises ``Unavailable`` or ``TooMany``."""
+    def enter(self) -> None:
+        """Take the place of one request, until ``leave``. Raises ``Unavailable`` or ``TooMany``."""
         if self.closed:
             raise Unavailable(self.closed)
         if self.requests >= self.limits.max_requests:
@@ -43,13 +43,14 @@ class Gate:
         if self.rows >= self.limits.max_rows:
             raise TooMany(f"{self.rows} rows are in work: try again")
         self.requests += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.requests -= 1
-            if not self.requests:
-                self._idle.set()
+        if self.requests == 1:
+            self._idle.clear()
+
+    def leave(self) -> None:
+        """Give back the place of one request."""
+        self.requests -= 1
+        if not self.requests:
+            self._idle.set()
 
     def close(self, reason: str) -> None:
         """Admit nothing more. What has not come whole has a moment left to come."""
@@ -59,23 +60,12 @@ class Gate:
             when = limit.when()
             limit.reschedule(latest if when is None else min(when, latest))
 
-    @asynccontextmanager
-    async def receiving(self) -> AsyncIterator[None]:
-        """Around what waits for a client to send its request.
+    def receiving(self) -> _Receiving:
+        """Around what waits for a client to send its request: ``async with``.
 
         Raises ``TimedOut`` after the time for that, ``Unavailable`` if the server ends before.
         """
-        try:
-            async with asyncio.timeout(self.limits.receive_timeout) as limit:
-                self._receiving.add(limit)
-                try:
-                    yield
-                finally:
-                    self._receiving.discard(limit)
-        except TimeoutError:
-            if self.closed:
-                raise Unavailable(self.closed) from None
-            raise TimedOut("the request did not come within the receive timeout") from None
+        return _Receiving(self, self._receiving)
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -90,19 +80,14 @@ class Gate:
         finally:
             self.streams -= 1
 
-    @contextmanager
-    def some_rows(self, count: int) -> Iterator[None]:
-        """The places of a request's rows. Raises ``TooLarge`` or ``TooMany``."""
+    def add_rows(self, count: int) -> None:
+        """Take places for a request's rows. Raises ``TooLarge`` or ``TooMany``."""
         most = min(self.limits.max_batch, self.limits.max_rows)
         if count > most:
             raise TooLarge(f"{count} rows in one request; the server takes {most}")
         if self.rows + count > self.limits.max_rows:
             raise TooMany(f"{self.rows} rows are in work, no place for {count} more: try again")
         self.rows += count
-        try:
-            yield
-        finally:
-            self.rows -= count
 
     def hold(self) -> Held:
         """A place for a request's bytes, empty as yet."""
@@ -143,6 +128,33 @@ class Gate:
         await self._idle.wait()
 
 
+class _Receiving:
+    """A time limit that ends sooner when the server does; no generator, which would cost more."""
+
+    def __init__(self, gate: Gate, others: set[asyncio.Timeout]) -> None:
+        self._gate = gate
+        self._others = others
+        self._limit = asyncio.timeout(gate.limits.receive_timeout)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._others.add(self._limit)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._others.discard(self._limit)
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            if self._gate.closed:
+                raise Unavailable(self._gate.closed) from None
+            raise TimedOut("the request did not come within the receive timeout") from None
+
+
 class Held:
     """The bytes that one request holds; a context manager, which gives them back."""
 
@@ -172,8 +184,9 @@ class Held:
 
     def only(self, count: int) -> None:
         """Keep room for so many; give back the rest."""
-        self._gate.give_back(self.count - count)
-        self.count = count
+        if count != self.count:
+            self._gate.give_back(self.count - count)
+            self.count = count
 
     def __enter__(self) -> Held:
         return self

@@ -14,7 +14,7 @@ import numpy as np
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.serve.errors import BadRequest, Internal
+from asyncinfer.serve.errors import BadRequest, Internal, quoted
 from asyncinfer.serve.tensors import Array, TensorSpec, datatype_of
 from asyncinfer.stats import DispatcherStats
 
@@ -115,6 +115,7 @@ class Served:
             self.dispatcher = Dispatcher(self.drivers, **self.options)
             await stack.enter_async_context(self.dispatcher)
             self.outputs = await self._probe()
+            self.output_specs = {spec.name: spec for spec in self.outputs}
             self._stack = stack.pop_all()
         return self
 
@@ -176,6 +177,16 @@ class Served:
     def ready(self) -> bool:
         """Whether at least one device answers, or may: see ``Dispatcher.ready``."""
         return self.dispatcher.ready
+
+    def wanted(self, names: Sequence[str] | None) -> Sequence[str]:
+        """The names of the outputs of a request; ``BadRequest`` for one there is not."""
+        for name in names or ():
+            if name not in self.output_specs:
+                raise BadRequest(
+                    f"model {self.name!r} has no output {quoted(name)}; there is "
+                    f"{', '.join(self.output_specs)}"
+                )
+        return list(self.output_specs) if names is None else names
 
     async def run(self, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
         """The outputs of each row, by name.

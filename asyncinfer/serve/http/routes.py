@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import zlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asyncinfer.serve import describe
-from asyncinfer.serve.core import Core, Job, Request
-from asyncinfer.serve.errors import (
-    ANSWERS,
-    BadRequest,
-    Cancelled,
-    Internal,
-    ServeError,
-    TooLarge,
-)
-from asyncinfer.serve.gate import Held
-from asyncinfer.serve.http.body import JSON_LENGTH, decode, encode
+from asyncinfer.serve.core import Core
+from asyncinfer.serve.errors import ANSWERS, Internal, NotFound, ServeError
+from asyncinfer.serve.http.inference import HEADERS, Inference
 from asyncinfer.serve.http.openapi import openapi
 from asyncinfer.serve.metrics import CONTENT_TYPE_LATEST
 from asyncinfer.serve.security import Security
-from asyncinfer.serve.tensors import Array
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,9 +28,6 @@ __all__ = ("application",)
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
 
 _INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
-#: seconds after which it is looked whether the client is still there: most are answered before
-_LONG = 0.02
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 def application(core: Core, security: Security) -> ASGIApp:
@@ -61,7 +46,7 @@ def application(core: Core, security: Security) -> ASGIApp:
             (f"{model}/ready", api.model_ready, "GET"),
             (f"{model}/config", api.model_config, "GET"),
             (f"{model}/stats", api.model_stats, "GET"),
-            (f"{model}/infer", api.infer, "POST"),
+            (f"{model}/infer", _elsewhere, "POST"),
         ]
     routes = [
         Route("/v2/health/live", api.live, methods=["GET"]),
@@ -73,7 +58,7 @@ def application(core: Core, security: Security) -> ASGIApp:
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False
-    return _Front(app, _answering(api.infer, security))
+    return _Front(app, Inference(core, security))
 
 
 class _Front:
@@ -82,7 +67,7 @@ class _Front:
     Its middleware and its search among all paths would take as long as all that is done here.
     """
 
-    def __init__(self, others: ASGIApp, infer: Handler) -> None:
+    def __init__(self, others: ASGIApp, infer: Inference) -> None:
         self._others = others
         self._infer = infer
 
@@ -92,9 +77,12 @@ class _Front:
         if found is None:
             await self._others(scope, receive, send)
             return
-        scope["path_params"] = found.groupdict("")
-        response = await self._infer(HttpRequest(scope, receive))
-        await response(scope, receive, send)
+        await self._infer(scope, receive, send, *found.groups(""))
+
+
+async def _elsewhere(request: HttpRequest) -> Response:
+    """What ``_Front`` answers: the path is here for its other methods, which are refused."""
+    raise NotFound("no such path")
 
 
 def _answering(handler: Handler, security: Security) -> Handler:
@@ -112,8 +100,7 @@ def _answering(handler: Handler, security: Security) -> Handler:
 
 def _error(error: ServeError) -> Response:
     status, _ = ANSWERS[type(error)]
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(status)
-    return JSONResponse({"error": str(error)}, status, headers)
+    return JSONResponse({"error": str(error)}, status, HEADERS.get(status))
 
 
 async def _no_route(request: HttpRequest, error: Exception) -> Response:
@@ -180,105 +167,6 @@ class _Api:
         stats = [describe.statistics(served) for served in self._core.models_open()]
         return JSONResponse({"model_stats": stats})
 
-    async def infer(self, request: HttpRequest) -> Response:
-        """One inference request."""
-        with self._core.job("http") as job, self._core.gate.hold() as held:
-            served = job.model(*_wanted(request))
-            body = await self._body(request, held)
-            job.received()
-            apart, limits = self._core.apart, self._core.limits
-            header = request.headers.get(JSON_LENGTH)
-            decoded = await apart(len(body), decode, body, header, served, limits)
-            outputs = await _while_connected(request, job, decoded.request)
-            size = sum(array.nbytes for array in outputs.values())
-            content, length = await apart(size, encode, decoded, served, outputs)
-        binary = length < len(content)
-        return Response(
-            content,
-            media_type="application/octet-stream" if binary else "application/json",
-            headers={JSON_LENGTH: str(length)} if binary else None,
-        )
-
-    async def _body(self, request: HttpRequest, held: Held) -> bytearray:
-        """The body, no more of it than the limits allow, unpacked if it is packed."""
-        declared = request.headers.get("content-length", "")
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if declared.isascii() and declared.isdigit() and len(declared) < 19:
-            held.add(int(declared))  # refuses what is too large before it comes
-        body = bytearray()
-        try:
-            async with self._core.gate.receiving():
-                async for chunk in request.stream():
-                    held.add(max(0, len(body) + len(chunk) - held.count))
-                    body += chunk
-        except ClientDisconnect:
-            raise Cancelled("the client went away") from None
-        if encoding in ("", "identity"):
-            return body
-        if encoding not in ("gzip", "deflate"):
-            raise BadRequest("the content encoding must be gzip, deflate or none")
-        body = await self._core.apart(len(body), _unpacked, body, held.limit)
-        held.add(max(0, len(body) - held.count))
-        return body
-
 
 def _wanted(request: HttpRequest) -> tuple[str, str]:
     return request.path_params["model"], request.path_params.get("version", "")
-
-
-def _unpacked(body: bytearray, most: int) -> bytearray:
-    """What a gzip or zlib stream holds; ``TooLarge`` if that is more than ``most`` bytes."""
-    stream = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        unpacked = bytearray(stream.decompress(body, most + 1))
-    except zlib.error as error:
-        raise BadRequest(f"the body cannot be unpacked: {error}") from None
-    if len(unpacked) > most:
-        raise TooLarge(f"the request, unpacked, is larger than {most} bytes")
-    if not stream.eof:
-        raise BadRequest("the packed body is cut off")
-    if stream.unused_data:
-        raise BadRequest("the packed body is more than one stream")
-    return unpacked
-
-
-async def _while_connected(request: HttpRequest, job: Job, wanted: Request) -> dict[str, Array]:
-    """The outputs, unless the client goes away: then its tasks are withdrawn."""
-    watch = _Watch(request)
-    try:
-        return await job.infer(wanted)
-    except asyncio.CancelledError:
-        if watch.gone and watch.working.uncancel() == 0:
-            raise Cancelled("the client went away") from None
-        raise
-    finally:
-        await watch.end()
-
-
-class _Watch:
-    """Cancels the task that works on a request once its client has gone."""
-
-    def __init__(self, request: HttpRequest) -> None:
-        working = asyncio.current_task()
-        assert working is not None  # noqa: S101  # it is made in one
-        self.working = working
-        self.gone = False
-        self._request = request
-        self._watching: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_LONG, self._begin)
-
-    def _begin(self) -> None:
-        self._watching = asyncio.ensure_future(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        self.working.cancel()
-
-    async def end(self) -> None:
-        """Look no further."""
-        self._timer.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from asyncinfer.serve.http.exchange import Exchange
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.security import Security
 
@@ -121,8 +123,10 @@ class _Limited(HttpToolsProtocol):
     _head = 0
     _in_head = True
     _timer: asyncio.TimerHandle | None = None
+    _exchanges: deque[Exchange]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._exchanges = deque()  # those not answered yet
         super().connection_made(cast("asyncio.Transport", _Gathered(transport, self.loop)))
         self._await_request()
 
@@ -139,7 +143,21 @@ class _Limited(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self._exchanges.append(Exchange(self.scope, self.cycle))
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if self._exchanges and len(cycle.body) + len(body) <= self._exchanges[-1].room:
+            cycle.body += body
+        else:
+            super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        self._exchanges.popleft()
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._stop_timer()
@@ -149,6 +167,8 @@ class _Limited(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        for exchange in self._exchanges:
+            exchange.lost()
 
     def _await_request(self) -> None:
         self._stop_timer()
