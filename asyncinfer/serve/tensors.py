@@ -21,6 +21,7 @@ __all__ = (
     "datatype_of",
     "from_bytes",
     "from_values",
+    "to_bytes",
     "to_text",
 )
 
@@ -119,7 +120,7 @@ def from_bytes(
     array = np.frombuffer(data, spec.dtype)
     if spec.datatype == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
         raise BadRequest(f"input {spec.name!r} is BOOL, and has bytes other than 0 and 1")
-    return np.require(array, requirements="A").reshape(shape)
+    return (array if array.flags.aligned else array.copy()).reshape(shape)
 
 
 def from_values(
@@ -138,6 +139,11 @@ def from_values(
     for start in range(0, len(flat), _CHUNK):
         array[start : start + _CHUNK] = _numbers(flat[start : start + _CHUNK], spec, typed)
     return array.reshape(shape)
+
+
+def to_bytes(array: Array) -> bytes:
+    """The numbers of a tensor, row by row."""
+    return array.tobytes()
 
 
 def to_text(array: Array) -> str:

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
 
 from asyncinfer.serve.core import Request, option
 from asyncinfer.serve.errors import BadRequest, TooLarge, quoted
 from asyncinfer.serve.inputs import alike, checked
 from asyncinfer.serve.limits import Limits
 from asyncinfer.serve.served import VERSION, Served
-from asyncinfer.serve.tensors import Array, Constant, TensorSpec, from_bytes, from_values, to_text
+from asyncinfer.serve.tensors import (
+    Array,
+    Constant,
+    TensorSpec,
+    from_bytes,
+    from_values,
+    to_bytes,
+    to_text,
+)
 
-__all__ = ("JSON_LENGTH", "Decoded", "decode", "encode", "request_timeout")
+__all__ = ("JSON_LENGTH", "Decoded", "Decoder", "encode", "request_timeout")
 
 #: the header that says how much of a body is JSON; the rest is tensors
 JSON_LENGTH = "Inference-Header-Content-Length"
 
 #: bytes of JSON above which other threads get a turn while it is parsed
 _LARGE = 64 * 1024
+#: bytes of JSON up to which it is remembered what it says
+_SHORT = 2048
+#: how many such, and heads of answers
+_REMEMBERED = 256
 #: parameters of tensors that ask for what is not done here
 _UNSUPPORTED = ("classification", "shared_memory_region")
+#: name, datatype, shape, and bytes behind the JSON of an output
+_Facts: TypeAlias = tuple[str, str, tuple[int, ...], int | None]
 
 
 @dataclass(frozen=True)
@@ -38,47 +53,108 @@ class Decoded:
     binary_default: bool = False
 
 
-def decode(body: bytearray, json_length: str | None, served: Served, limits: Limits) -> Decoded:
-    """Check and convert a body. Raises ``BadRequest`` or ``TooLarge``."""
-    length = _json_length(json_length, len(body))
-    if length > limits.max_json_bytes:
-        raise TooLarge(
-            f"{length} bytes of JSON; the server takes {limits.max_json_bytes}: send tensors as "
-            "binary data"
-        )
-    document = _object(_parse(body[:length]), "the body")
-    parameters = _parameters(document, "the body")
-    inputs = _inputs(document, memoryview(body)[length:], served)
-    binary = _outputs(document.get("outputs"))
-    identifier = document.get("id")
-    if not isinstance(identifier, str | None):
-        raise BadRequest("'id' must be a text")
-    return Decoded(
-        Request(inputs, list(binary) or None, request_timeout(parameters)),
-        identifier,
-        {name: value for name, value in binary.items() if value is not None},
-        option(parameters, "binary_data_output", bool, False),
-    )
+@dataclass(frozen=True)
+class _Given:
+    """An input as the JSON has it."""
+
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    #: bytes behind the JSON that are its numbers; ``None`` if these are ``values``
+    size: int | None
+    values: list[Any]
+
+    def array(self, tail: memoryview) -> Array:
+        """Its rows, of bytes that begin with its own."""
+        if self.size is None:
+            return from_values(self.values, self.spec, self.shape)
+        if self.size > len(tail):
+            raise _wrong_size(self.spec, self.size, len(tail))
+        return from_bytes(tail[: self.size], self.spec, self.shape)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the JSON of a request says."""
+
+    inputs: Sequence[_Given]
+    #: the outputs asked for; empty for all
+    wanted: Sequence[str]
+    #: of those for which it is said, whether as bytes
+    binary: Mapping[str, bool]
+    id: str | None
+    timeout: float | None
+    binary_default: bool
+
+
+class Decoder:
+    """Checks and converts the bodies of requests for one model.
+
+    It remembers what short JSON says that has bytes behind it: most requests have the same as one
+    before.
+    """
+
+    def __init__(self, served: Served, limits: Limits) -> None:
+        self._most = limits.max_json_bytes
+        self._head: Callable[[bytes], _Head] = partial(_head, served)
+        self._known_head = lru_cache(maxsize=_REMEMBERED)(self._head)
+
+    def __call__(self, body: bytearray, json_length: str | None) -> Decoded:
+        """What is in the body. Raises ``BadRequest`` or ``TooLarge``."""
+        length = _json_length(json_length, len(body))
+        if length > self._most:
+            raise TooLarge(
+                f"{length} bytes of JSON; the server takes {self._most}: send tensors as binary "
+                "data"
+            )
+        view = memoryview(body)
+        short = length < len(body) and length <= _SHORT
+        head = (self._known_head if short else self._head)(bytes(view[:length]))
+        inputs = _inputs(head.inputs, view[length:])
+        request = Request(inputs, head.wanted or None, head.timeout)
+        return Decoded(request, head.id, head.binary, head.binary_default)
 
 
 def encode(decoded: Decoded, served: Served, outputs: Mapping[str, Array]) -> tuple[bytes, int]:
     """The answer's body, and how much of it is JSON (all, if nothing is behind it)."""
-    tensors: list[str] = []
     tail: list[bytes] = []
+    facts: list[_Facts] = []
+    texts: list[str] = []
     for name, array in outputs.items():
-        spec = next(output for output in served.outputs if output.name == name)
+        spec = served.output_specs[name]
         array = array.astype(spec.dtype, copy=False)
-        facts = {"name": name, "datatype": spec.datatype, "shape": list(array.shape)}
-        if decoded.binary.get(name, decoded.binary_default):
-            tail.append(array.tobytes())
-            tensors.append(json.dumps({**facts, "parameters": {"binary_data_size": len(tail[-1])}}))
+        binary = decoded.binary.get(name, decoded.binary_default)
+        if binary:
+            tail.append(to_bytes(array))
         else:
-            tensors.append(f'{json.dumps(facts)[:-1]}, "data": [{to_text(array)}]}}')
-    head = {"model_name": served.name, "model_version": VERSION}
-    if decoded.id is not None:
-        head["id"] = decoded.id
-    text = f'{json.dumps(head)[:-1]}, "outputs": [{", ".join(tensors)}]}}'.encode()
+            texts.append(to_text(array))
+        facts.append((name, spec.datatype, array.shape, len(tail[-1]) if binary else None))
+    if texts or decoded.id is not None:
+        text = _answer_head(served.name, decoded.id, tuple(facts), texts)
+    else:
+        text = _known_answer_head(served.name, tuple(facts))
     return b"".join([text, *tail]), len(text)
+
+
+def _answer_head(
+    model: str, identifier: str | None, tensors: Sequence[_Facts], texts: Iterable[str] = ()
+) -> bytes:
+    """The JSON of an answer; ``texts`` has the numbers of those tensors that are not bytes."""
+    told, numbers = list[str](), iter(texts)
+    for name, datatype, shape, size in tensors:
+        facts: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
+        if size is not None:
+            told.append(json.dumps({**facts, "parameters": {"binary_data_size": size}}))
+        else:
+            told.append(f'{json.dumps(facts)[:-1]}, "data": [{next(numbers)}]}}')
+    head = {"model_name": model, "model_version": VERSION}
+    if identifier is not None:
+        head["id"] = identifier
+    return f'{json.dumps(head)[:-1]}, "outputs": [{", ".join(told)}]}}'.encode()
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _known_answer_head(model: str, tensors: tuple[_Facts, ...]) -> bytes:
+    return _answer_head(model, None, tensors)
 
 
 def request_timeout(parameters: Mapping[str, Any]) -> float | None:
@@ -97,7 +173,7 @@ def _json_length(header: str | None, total: int) -> int:
     return int(header)
 
 
-def _parse(text: bytearray) -> Any:
+def _parse(text: bytes) -> Any:
     """The JSON document; ``BadRequest`` if it is none."""
     hooks: dict[str, Any] = {"parse_constant": Constant}
     if len(text) > _LARGE:
@@ -140,33 +216,54 @@ def _supported(tensor: Mapping[str, Any], what: str) -> dict[str, Any]:
     return parameters
 
 
-def _inputs(document: Mapping[str, Any], tail: memoryview, served: Served) -> dict[str, Array]:
-    """The inputs' rows; ``tail`` has those that are bytes, in the order of the inputs."""
+def _head(served: Served, text: bytes) -> _Head:
+    """What the JSON says, checked."""
+    document = _object(_parse(text), "the body")
+    parameters = _parameters(document, "the body")
     tensors = [_object(one, "an input") for one in _list(document.get("inputs"), "'inputs'")]
     specs = checked([tensor.get("name") for tensor in tensors], served)
+    inputs = [_given(tensor, spec) for tensor, spec in zip(tensors, specs, strict=True)]
+    outputs, identifier = _outputs(document.get("outputs")), document.get("id")
+    if not isinstance(identifier, str | None):
+        raise BadRequest("'id' must be a text")
+    default = option(parameters, "binary_data_output", bool, False)
+    binary = {name: value for name, value in outputs.items() if value is not None}
+    timeout = request_timeout(parameters)
+    return _Head(inputs, list(outputs), binary, identifier, timeout, default)
+
+
+def _inputs(given: Iterable[_Given], tail: memoryview) -> Mapping[str, Array]:
+    """The inputs' rows; ``tail`` has those that are bytes, in the order of the inputs."""
     found, used = dict[str, Array](), 0
-    for tensor, spec in zip(tensors, specs, strict=True):
-        found[spec.name], size = _rows(tensor, tail[used:], spec)
-        used += size
+    for one in given:
+        found[one.spec.name] = one.array(tail[used:])
+        used += one.size or 0
     if used != len(tail):
         raise BadRequest(f"{len(tail)} bytes follow the JSON, the inputs have {used}")
-    return dict(alike(found))
+    return alike(found)
 
 
-def _rows(tensor: Mapping[str, Any], tail: memoryview, spec: TensorSpec) -> tuple[Array, int]:
-    """An input's rows, and how many bytes of ``tail`` they are."""
+def _given(tensor: Mapping[str, Any], spec: TensorSpec) -> _Given:
     shape = spec.check(tensor.get("datatype"), _list(tensor.get("shape"), "a shape"))
     parameters = _supported(tensor, f"input {spec.name!r}")
     if "binary_data_size" not in parameters:
         values = _list(tensor.get("data"), f"the data of input {spec.name!r}")
-        return from_values(values, spec, shape), 0
+        return _Given(spec, shape, None, values)
     size = option(parameters, "binary_data_size", int, 0)
-    if "data" in tensor or not 0 <= size <= len(tail):
+    if "data" in tensor:
         raise BadRequest(
-            f"input {spec.name!r} has a binary_data_size of {quoted(size)}; {len(tail)} bytes "
-            "follow the JSON, and 'data' must be absent"
+            f"input {spec.name!r} has a binary_data_size of {quoted(size)}: 'data' must be absent"
         )
-    return from_bytes(tail[:size], spec, shape), size
+    if size < 0:
+        raise _wrong_size(spec, size, 0)
+    return _Given(spec, shape, size, [])
+
+
+def _wrong_size(spec: TensorSpec, size: int, left: int) -> BadRequest:
+    return BadRequest(
+        f"input {spec.name!r} has a binary_data_size of {quoted(size)}; {left} bytes follow "
+        "the JSON"
+    )
 
 
 def _outputs(value: Any) -> dict[str, bool | None]:

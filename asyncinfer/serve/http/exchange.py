@@ -23,7 +23,7 @@ _KEY = "asyncinfer.exchange"
 class Exchange:
     """Made by the protocol once the headers are there; ``cycle`` is uvicorn's state of it."""
 
-    def __init__(self, scope: Scope, cycle: Any) -> None:
+    def __init__(self, scope: Any, cycle: Any) -> None:
         scope[_KEY] = self
         self._cycle = cycle
         self._receive: Receive = cycle.receive

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from asyncinfer.serve.core import Core, Job, Request
 from asyncinfer.serve.errors import ANSWERS, BadRequest, Cancelled, ServeError, TooLarge
 from asyncinfer.serve.gate import Held
-from asyncinfer.serve.http.body import JSON_LENGTH, decode, encode
+from asyncinfer.serve.http.body import JSON_LENGTH, Decoder, encode
 from asyncinfer.serve.http.exchange import Exchange
 from asyncinfer.serve.security import Security
 from asyncinfer.serve.tensors import Array
@@ -36,6 +36,8 @@ class Inference:
     def __init__(self, core: Core, security: Security) -> None:
         self._core = core
         self._security = security
+        #: by the names of the models
+        self._decoders: dict[str, Decoder] = {}
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, model: str, version: str
@@ -68,8 +70,10 @@ class Inference:
             served = job.model(model, version)
             body = await self._body(exchange, headers, held)
             job.received()
-            header = _text(headers, _LENGTH)
-            decoded = await core.apart(len(body), decode, body, header, served, core.limits)
+            decoder = self._decoders.get(model)
+            if decoder is None:
+                decoder = self._decoders[model] = Decoder(served, core.limits)
+            decoded = await core.apart(len(body), decoder, body, _text(headers, _LENGTH))
             outputs = await _while_connected(exchange, job, decoded.request)
             size = sum(array.nbytes for array in outputs.values())
             return await core.apart(size, encode, decoded, served, outputs)

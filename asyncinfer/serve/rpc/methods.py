@@ -21,7 +21,7 @@ from asyncinfer.serve.errors import (
     as_answer,
 )
 from asyncinfer.serve.gate import Held
-from asyncinfer.serve.rpc.message import decode, encode, parse, pb
+from asyncinfer.serve.rpc.message import Decoder, encode, in_stream, parse, pb
 from asyncinfer.serve.security import Security
 
 __all__ = ("handlers",)
@@ -91,9 +91,10 @@ async def _guarded(
 ) -> Any:
     """Check the token, run ``call``, and turn errors into the call's status."""
     try:
-        metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
-        authorization = metadata.get("authorization")
-        security.check(authorization if isinstance(authorization, str) else None)
+        if security.token:
+            metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
+            authorization = metadata.get("authorization")
+            security.check(authorization if isinstance(authorization, str) else None)
         return await call(context)
     except grpc.aio.AbortError:
         raise
@@ -152,6 +153,7 @@ class _Inference:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._decode = Decoder()
         self._readings: set[asyncio.Task[bytes | None]] = set()
 
     def end_streams(self) -> None:
@@ -162,8 +164,7 @@ class _Inference:
     async def one(self, context: Context) -> bytes:
         """One request, one answer."""
         with self._core.job("grpc") as job, self._core.gate.hold() as held:
-            answer = await self._infer(job, await _only(self._core, held, context))
-            return bytes(answer.SerializeToString())
+            return await self._infer(job, await _only(self._core, held, context))
 
     async def stream(self, context: Context) -> None:
         """Many requests; answers, and errors that are one request's own, in their order."""
@@ -215,24 +216,21 @@ class _Inference:
 
     async def _answer(self, data: bytes) -> bytes:
         """One message of a stream: the answer to it, or why there is none."""
-        response = pb.ModelStreamInferResponse()
         try:
             with self._core.job("grpc_stream") as job:
-                response.infer_response.CopyFrom(await self._infer(job, data))
+                return in_stream(await self._infer(job, data))
         except ServeError as error:
-            response.error_message = str(error)
+            response = pb.ModelStreamInferResponse(error_message=str(error))
             response.infer_response.id = _identifier(data)
-        return bytes(response.SerializeToString())
+            return bytes(response.SerializeToString())
 
-    async def _infer(self, job: Job, data: bytes) -> Any:
+    async def _infer(self, job: Job, data: bytes) -> bytes:
         job.received()
         apart = self._core.apart
-        message = await apart(len(data), parse, pb.ModelInferRequest, data)
-        served = job.model(message.model_name, message.model_version)
-        request = await apart(len(data), decode, message, served)
-        outputs = await job.infer(request)
+        decoded = await apart(len(data), self._decode, data, job.model)
+        outputs = await job.infer(decoded.request)
         size = sum(array.nbytes for array in outputs.values())
-        return await apart(size, encode, served, message.id, outputs)
+        return await apart(size, encode, decoded.served, decoded.id, outputs)
 
 
 async def _read(context: Context) -> bytes | None:
