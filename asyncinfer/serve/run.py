@@ -29,8 +29,9 @@ __all__ = ("Address", "Server", "limits_of", "models_of", "name_of", "run", "ser
 
 #: seconds a transport may take to end once nothing is in work
 _GRACE = 1.0
-#: seconds between two looks of a thread at whether it should let another one run
-_SWITCH = 0.001
+#: seconds between two looks of a thread at whether it should let another one run: the models'
+#: threads ask for their turn after each operation, and the event loop does not sleep under load
+_SWITCH = 0.0002
 
 
 @dataclass(frozen=True)

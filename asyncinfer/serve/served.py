@@ -14,7 +14,7 @@ import numpy as np
 from asyncinfer.dispatcher import Dispatcher
 from asyncinfer.driver import Driver
 from asyncinfer.errors import AsyncInferError, ConfigError
-from asyncinfer.serve.errors import BadRequest, Internal, quoted
+from asyncinfer.serve.errors import BadRequest, Internal, ModelFailed, quoted
 from asyncinfer.serve.tensors import Array, TensorSpec, datatype_of
 from asyncinfer.stats import DispatcherStats
 
@@ -256,7 +256,10 @@ def _by_name(example: Array | Mapping[str, Array]) -> Mapping[str, Array]:
 
 
 def stacked(results: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The outputs of all rows by name, batch first."""
+    """The outputs of all rows by name, batch first.
+
+    Raises ``ModelFailed`` if they are no tensor together: the request is as the metadata asks.
+    """
     if len(results) == 1:
         return {name: array[None] for name, array in results[0].items()}
     found: dict[str, Array] = {}
@@ -264,8 +267,9 @@ def stacked(results: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         try:
             found[name] = np.stack([row[name] for row in results])
         except ValueError as error:
-            raise BadRequest(
-                f"output {name!r} differs in shape from row to row: send one row in a request"
+            raise ModelFailed(
+                f"output {name!r} differs in shape from row to row, so there is no tensor of all: "
+                "send one row in a request, or have the model pad its outputs"
             ) from error
     return found
 

@@ -208,7 +208,7 @@ async def test_rows_whose_outputs_differ_in_shape(serve):
     changing = simulated(function=lambda x: {"a": x, "boxes": np.zeros(int(x[0]), np.float32)})
     async with serve(changing) as core, client(core) as http:
         answer = await http.post(INFER, json=body([[1, 2], [3, 4]], (2, 2)))
-        assert answer.status_code == 400
+        assert answer.status_code == 500
         assert "output 'boxes' differs in shape" in answer.json()["error"]
         assert (await http.post(INFER, json=body([[3, 4]]))).status_code == 200
 
