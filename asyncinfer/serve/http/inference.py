@@ -25,8 +25,8 @@ __all__ = ("HEADERS", "Inference")
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
 _LENGTH = JSON_LENGTH.lower().encode()
-_JSON = (b"content-type", b"application/json")
-_BINARY = (b"content-type", b"application/octet-stream")
+_JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+_BINARY: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -52,7 +52,10 @@ class Inference:
             status, _ = ANSWERS[type(error)]
             content = json.dumps({"error": str(error)}).encode()
             more = HEADERS.get(status, {}).items()
-            told = [_JSON, *((name.lower().encode(), value.encode()) for name, value in more)]
+            told: list[tuple[bytes, bytes]] = [
+                _JSON,
+                *((name.lower().encode(), value.encode()) for name, value in more),
+            ]
         else:
             status, told = 200, [_JSON]
             if length < len(content):
