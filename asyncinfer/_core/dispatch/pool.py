@@ -78,6 +78,8 @@ class Pool:
         self._passes = 0
         #: which of the resting devices was asked last, counted among these
         self._other = 0
+        #: whether calls of ``infer`` come before the next failed task of a stream: they take turns
+        self._calls_turn = False
         #: how many of the waiting tasks each device would get if all got the same
         self._share = 0.0
 
@@ -122,7 +124,7 @@ class Pool:
             self._update()
             self._review()  # a call that was given up may have left a healthy device free
         if self._retries:
-            for retry in self._retries.pairs(now):
+            for retry in self._retries.pairs(now, self._goes_now):
                 self._run_again(retry)
             self._update()
         rest = self._follow_streams() if self._roster.stateful else self._pull_all()
@@ -162,6 +164,39 @@ class Pool:
         if self._trust.questionable:
             self._try_distrusted()
         return rest and self.waiting > 0
+
+    def _goes_now(self, device: Device, task: Span) -> bool:
+        """Whether a task that failed is the next for the device.
+
+        If not, the device has been given waiting tasks: those of the same stream that come before
+        it, or calls of ``infer`` if it is their turn.
+        """
+        calls = self._lanes.calls_beside(task.lane) if self._calls_turn else None
+        self._calls_turn = not self._calls_turn
+        if device.held or device.aside or not (calls or _waits_before(task)):
+            return True
+        self._reserved = self._roster.reserved
+        grant = self._ask_policy(device)
+        if not (grant and grant.take):
+            return True
+        if calls is not None and not grant.skip:
+            self._lanes.took_turn(calls)
+            spans = calls.waiting.take(1 if device.suspect else grant.take)
+        else:
+            spans = self._take_before(task, device, grant)
+        if spans:
+            self._hand_out(device, spans, grant.take).trial = grant.trial
+        return not spans
+
+    def _take_before(self, task: Span, device: Device, grant: Grant) -> list[Span]:
+        """Take what the policy grants the device, if that comes before ``task`` in its stream."""
+        skip = max(0, grant.skip - self._reserved)
+        if skip >= self._lanes.waiting:
+            return []
+        lane, offset = self._lanes.locate(skip)
+        if lane is not task.lane or lane.waiting.index(offset) > task.first:
+            return []
+        return self._take_granted(device, grant)
 
     def _run_again(self, retry: Retry) -> None:
         """Hand out tasks that failed; with fresh ones beside them where that does no harm."""
@@ -304,6 +339,12 @@ class Pool:
             self._hedging.look_soon(device, self.now)
         self._bursts.append(burst)
         return burst
+
+
+def _waits_before(task: Span) -> bool:
+    """Whether tasks of the same stream wait that come before this one, which has failed."""
+    waiting = task.lane.waiting
+    return len(waiting) > 0 and next(iter(waiting)).first < task.first
 
 
 def _is_sound(grant: object) -> bool:

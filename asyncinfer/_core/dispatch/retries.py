@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator
-from heapq import heappop, heappush
+from bisect import insort
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple
 
 from asyncinfer._core.devices.device import Device
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.trust import Trust
+from asyncinfer._core.dispatch.placing import Place, idle_and_fast_first, place
 from asyncinfer._core.tasks.spans import Span
 from asyncinfer.errors import ConfigError, DeviceError
 
@@ -53,22 +53,34 @@ class _Kind(NamedTuple):
     refused: frozenset[str] = frozenset()
 
 
-#: a task, behind what it is sorted by: when it was accepted, then its turn
-_Entry = tuple[float, int, Span]
+#: a task, behind what it is sorted by: when it was accepted, its index, then its turn
+_Entry = tuple[float, int, int, Span]
 
 
 class _Group(NamedTuple):
-    """Tasks of one call that failed, to be run together once more on another device."""
+    """Tasks of one call that failed, to be run together once more on another device.
 
+    They are sorted by what comes first, as single tasks are.
+    """
+
+    submitted: float
+    first: int
+    turn: int
     tasks: list[Span]
     doubts: tuple[Device, BaseException]
+
+
+#: whether a device may run a task that failed, and none that waits and comes before it
+Precedence = Callable[[Device, Span], bool]
 
 
 class Retries:
     """Single tasks that have failed and are to be run again, on a device they have not failed on.
 
-    They wait by kind, the oldest first. So a pass looks for a device once for each kind and each
-    call that it starts, however many tasks wait.
+    They wait by kind, the oldest first, and are run in that order; tasks that have not failed and
+    come before them go first. So a pass looks for a device once for each kind and each call that it
+    starts, however many tasks wait. It is the device that is done soonest: a slow one that is free
+    leaves them to a quick one that is busy, as far as that will have done them before.
 
     A task that ran when a device was lost is a suspect: it may have caused the loss. (This is not
     the state of a suspect device.) The rules for suspects keep them from taking down all devices:
@@ -89,11 +101,11 @@ class Retries:
         self._roster = roster
         self._trust = trust
         self._most_retries = most_retries
-        #: those that wait, as a heap for each kind
+        #: those that wait, sorted for each kind
         self._waiting: dict[_Kind, list[_Entry]] = {}
         self._turns = count()
-        #: those that wait to be run together
-        self._groups: deque[_Group] = deque()
+        #: those that wait to be run together, sorted for each device that failed them
+        self._groups: dict[Device, list[_Group]] = {}
         #: the suspects that run now, each with its device
         self._suspects: dict[Span, Device] = {}
         #: how many suspects may run at once
@@ -104,8 +116,9 @@ class Retries:
     @property
     def tasks(self) -> list[Span]:
         """Those that wait."""
-        alone = [task for waiting in self._waiting.values() for _, _, task in waiting]
-        together = [task for group in self._groups for task in group.tasks]
+        alone = [entry[-1] for waiting in self._waiting.values() for entry in waiting]
+        groups = [group for groups in self._groups.values() for group in groups]
+        together = [task for group in groups for task in group.tasks]
         return [task for task in alone + together if not task.done]
 
     def __bool__(self) -> bool:
@@ -139,48 +152,70 @@ class Retries:
         met = zip(task.devices, task.causes, strict=True)
         refused = frozenset(device for device, cause in met if isinstance(cause, ConfigError))
         kind = _Kind(tried, suspect, last, task.lane.number, alone, blamed, refused)
-        heappush(self._waiting.setdefault(kind, []), (task.submitted, next(self._turns), task))
+        entry = (task.submitted, task.first, next(self._turns), task)
+        insort(self._waiting.setdefault(kind, []), entry)
 
     def queue_together(self, tasks: list[Span], doubts: tuple[Device, BaseException]) -> None:
         """Have tasks that failed in one call run in one call of another device."""
-        self._groups.append(_Group(tasks, doubts))
+        if tasks:
+            first = min(tasks, key=_age)
+            group = _Group(*_age(first), next(self._turns), tasks, doubts)
+            insort(self._groups.setdefault(doubts[0], []), group)
 
     def forget_done(self) -> None:
         """Keep no task that has an outcome, or that nobody wants any more."""
         for kind, waiting in list(self._waiting.items()):
-            left = [entry for entry in waiting if not entry[2].done]  # it is a heap still
-            if len(left) < len(waiting):
-                self._put(kind, sorted(left))
+            self._put(kind, [entry for entry in waiting if not entry[-1].done])
 
     # ---- which of them run now
 
-    def pairs(self, now: float) -> Iterator[Retry]:
-        """Remove the tasks that a device is free for, and yield them, to be started together."""
+    def pairs(self, now: float, may_go: Precedence) -> Iterator[Retry]:
+        """Remove the tasks that a device is free for, and yield them, to be started together.
+
+        ``may_go`` is asked before: where it gives the device a task that comes first, it says no.
+        """
         self._clear()
         self._due_in, self._blocked = math.inf, False
-        yield from self._together(now)
-        kinds = dict.fromkeys(self._waiting)
+        self._part_groups(now)
+        kinds: list[_Kind | Device] = [*self._groups, *self._waiting]
         while kinds:
-            kind = min(kinds, key=lambda kind: self._waiting[kind][0])
-            retry = self._next(kind, now)
+            kind = min(kinds, key=self._oldest)
+            retry = self._next_of(kind, now, may_go)
             if retry is not None:
                 yield retry
-            if retry is None or kind not in self._waiting:
-                del kinds[kind]
+            if retry is None or not (kind in self._waiting or kind in self._groups):
+                kinds.remove(kind)
 
-    def _next(self, kind: _Kind, now: float) -> Retry | None:
+    def _oldest(self, kind: _Kind | Device) -> tuple[float, int]:
+        """What the first of these is sorted by."""
+        if isinstance(kind, Device):
+            return self._groups[kind][0][:2]
+        return self._waiting[kind][0][:2]
+
+    def _next_of(self, kind: _Kind | Device, now: float, may_go: Precedence) -> Retry | None:
+        """The next call for these, if a device is free for one."""
+        if isinstance(kind, Device):
+            return self._next_group(kind, now, may_go)
+        return self._next(kind, now, may_go)
+
+    def _next(self, kind: _Kind, now: float, may_go: Precedence) -> Retry | None:
         """The next call for tasks of this kind, if a device is free for one."""
         waiting = self._waiting[kind]
-        while waiting and waiting[0][2].done:
-            heappop(waiting)
+        while waiting and waiting[0][-1].done:
+            del waiting[0]
         ripe = self._ripe(waiting, now) if kind.suspect else waiting
         shares = self._shares(kind)
-        device = self._device_for(kind, shares, now) if ripe else None
-        if device is None:
+        found: Place | None = None
+        while ripe:
+            found = self._device_for(kind, shares, len(ripe), now)
+            if found is None or may_go(found.device, ripe[min(found.skip, len(ripe) - 1)][-1]):
+                break
+        if not ripe or found is None:
             self._put(kind, waiting)
             return None
+        device = found.device
         shares = shares and not device.suspect
-        tasks = _taken(waiting, ripe, device.batch_limit if shares else 1)
+        tasks = _taken(waiting, ripe, found.skip, device.batch_limit if shares else 1)
         self._put(kind, waiting)
         if kind.suspect:
             self._suspects.update(dict.fromkeys(tasks, device))
@@ -203,24 +238,37 @@ class Retries:
         else:
             self._waiting.pop(kind, None)
 
-    def _together(self, now: float) -> Iterator[Retry]:
-        """The calls for tasks that failed together; alone if no other device takes several."""
-        for _ in range(len(self._groups)):
-            group = self._groups.popleft()
-            tasks = [task for task in group.tasks if not task.done]
-            others = self._trust.others_for_batches(group.doubts[0], now)
-            free = [device for device in others if device.free]
-            while tasks and free:
-                device = min(free, key=_idle_and_fast_first)
-                yield Retry(device, tasks[: device.batch_limit], doubts=group.doubts)
-                del tasks[: device.batch_limit]
-                free = [device for device in free if device.free]
-            if not others:
-                for task in tasks:
-                    self.queue(task, alone=True)
-            elif tasks:
-                self._blocked = True
-                self._groups.append(_Group(tasks, group.doubts))
+    def _part_groups(self, now: float) -> None:
+        """What failed together is run alone where no other device takes several."""
+        for device in list(self._groups):
+            if not self._trust.others_for_batches(device, now):
+                for group in self._groups.pop(device):
+                    for task in group.tasks:
+                        if not task.done:
+                            self.queue(task, alone=True)
+
+    def _next_group(self, failed: Device, now: float, may_go: Precedence) -> Retry | None:
+        """The next call for tasks that failed together there, if a device is free for one."""
+        groups = self._groups[failed]
+        group = groups[0]
+        tasks = [task for task in group.tasks if not task.done]
+        others = self._trust.others_for_batches(failed, now)
+        found: Place | None = None
+        while tasks:
+            found = place(others, len(tasks), now, shares=True)
+            if found is None or may_go(found.device, tasks[0]):
+                break
+        if tasks and found is None:
+            self._blocked = True
+            return None
+        del groups[0]
+        if not groups:
+            del self._groups[failed]
+        if found is None:
+            return self._next_group(failed, now, may_go) if groups else None
+        most = found.device.batch_limit
+        self.queue_together(tasks[most:], group.doubts)
+        return Retry(found.device, tasks[:most], doubts=group.doubts)
 
     def _clear(self) -> None:
         """Forget suspects that have ended; each without an error lets one more run at once."""
@@ -228,8 +276,8 @@ class Retries:
             del self._suspects[task]
             self._at_once += task.error is None
 
-    def _device_for(self, kind: _Kind, shares: bool, now: float) -> Device | None:
-        """The fastest free device on which the tasks have not failed, a resting one if need be.
+    def _device_for(self, kind: _Kind, shares: bool, tasks: int, now: float) -> Place | None:
+        """The device that has not failed the ``tasks`` and does them first, if that is free.
 
         If they have failed on all devices that are up and not stuck, any free device will do. For a
         last attempt the surest of the healthy devices is waited for that has not failed them.
@@ -241,35 +289,42 @@ class Retries:
         up = [device for device in able if not device.held]
         if kind.refused and not up:  # what is held back may be set up as the task needs it
             idle = [device for device in able if not device.bursts]
-            return min(idle, key=_idle_and_fast_first, default=None)
+            device = min(idle, key=idle_and_fast_first, default=None)
+            return Place(device, 0) if device else None
         sure = kind.last or (kind.suspect and shares)
         surest = self._trust.surest(now, kind.tried) if sure else []
         untried = surest or [d for d in up if d.name not in kind.tried and not d.stuck(now)]
         active = [device for device in untried if not device.aside]
-        free = [device for device in active or untried or up if device.free]
+        able = active or untried or up
         if kind.suspect:
-            free = [device for device in free if device not in self._suspects.values()]
-        self._blocked = self._blocked or not free
-        return min(free, key=_idle_and_fast_first, default=None)
+            able = [device for device in able if device not in self._suspects.values()]
+            tasks = 1
+        found = place(able, tasks, now, shares=shares)
+        self._blocked = self._blocked or found is None
+        return found
 
     def _ripe(self, waiting: list[_Entry], now: float) -> list[_Entry]:
         """The suspects that need not wait for a second device to be up."""
         roster = self._roster
         if len(roster.up) > 1 or len(roster.members) < POISON or now > self._guilt + SUSPECT_WAIT:
             return waiting
-        waits = [(task.run.finished + SUSPECT_WAIT - now, task) for _, _, task in waiting]
-        self._due_in = min([self._due_in, *(wait for wait, _ in waits if wait > 0)])
-        return [entry for entry, (wait, _) in zip(waiting, waits, strict=True) if wait <= 0]
+        waits = [entry[-1].run.finished + SUSPECT_WAIT - now for entry in waiting]
+        self._due_in = min([self._due_in, *(wait for wait in waits if wait > 0)])
+        return [entry for entry, wait in zip(waiting, waits, strict=True) if wait <= 0]
 
 
-def _taken(waiting: list[_Entry], ripe: list[_Entry], most: int) -> list[Span]:
-    """Remove the oldest of ``ripe`` from the heap ``waiting``; return those not done."""
+def _taken(waiting: list[_Entry], ripe: list[_Entry], skip: int, most: int) -> list[Span]:
+    """Remove the oldest of ``ripe`` behind ``skip`` from ``waiting``; return those not done."""
+    taken = ripe[skip : skip + most]
     if ripe is waiting:
-        taken = [heappop(waiting) for _ in range(min(most, len(waiting)))]
+        del waiting[skip : skip + most]
     else:
-        taken = sorted(ripe)[:most]
-        waiting[:] = sorted(entry for entry in waiting if entry not in taken)
-    return [task for _, _, task in taken if not task.done]
+        waiting[:] = [entry for entry in waiting if entry not in taken]
+    return [entry[-1] for entry in taken if not entry[-1].done]
+
+
+def _age(task: Span) -> tuple[float, int]:
+    return task.submitted, task.first
 
 
 def strikes(task: Span) -> int:
@@ -278,7 +333,3 @@ def strikes(task: Span) -> int:
         return 0
     met = zip(task.devices, task.causes, strict=True)
     return len({device for device, cause in met if isinstance(cause, DeviceError)})
-
-
-def _idle_and_fast_first(device: Device) -> tuple[bool, float]:
-    return len(device.bursts) > 0, device.quickest

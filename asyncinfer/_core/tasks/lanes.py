@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncinfer._core.tasks.lane import Lane
+from asyncinfer._core.tasks.spans import SpanHome
 
 __all__ = ("Lanes",)
 
@@ -80,3 +81,8 @@ class Lanes:
         if self._lanes[-1] is not lane:
             self._lanes.remove(lane)
             self._lanes.append(lane)
+
+    def calls_beside(self, lane: SpanHome) -> Lane | None:
+        """The lane of ``infer``, if calls wait there and ``lane`` is another one."""
+        calls = (each for each in self._lanes if not each.one_context and each is not lane)
+        return next((each for each in calls if each.waiting), None)

@@ -30,6 +30,8 @@ class SpanHome(Protocol):
     head: int
     #: the ``contextvars`` context in which the stream was made
     context: contextvars.Context
+    #: the tasks that may be started
+    waiting: Waiting
 
     def finish(self, spans: list[Span]) -> None:
         """Take in ``spans``, which have results or errors."""
