@@ -57,7 +57,8 @@ class ClosedError(AsyncInferError):
 class InputError(AsyncInferError):
     """The input is wrong in itself (shape, dtype, unreadable file), on whatever device.
 
-    Drivers raise it, or put it in the output in that task's place. Such a task is not retried.
+    Drivers raise it, or put it in the output in that task's place. Such a task is not retried, but
+    for one look on another device, until the first one was right about some.
     """
 
 

@@ -341,7 +341,7 @@ class Run:
             assert len(set(error.devices)) >= 3
         if type(error) is TaskError:
             given_up = error.attempts > self.plan.retries
-            assert given_up or isinstance(error.causes[-1], InputError)
+            assert given_up or any(isinstance(cause, InputError) for cause in error.causes)
 
     # ---- callers, and those who plug devices in and out
 

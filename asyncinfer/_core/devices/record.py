@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from asyncinfer.errors import InputError
+
 __all__ = ("FIRST_PAUSE", "IN_A_ROW", "Record", "likely_worse")
 
 #: share of its tasks that a device may fail by its own fault and be worth having: the rest of them
@@ -19,6 +21,12 @@ IN_A_ROW = 3
 BROKEN = 5
 #: results and faults that are remembered; with more, all counts are halved
 WINDOW = 256
+#: a device is believed that an input is bad once so many in a row of which it said so failed
+#: elsewhere as well; after each that did not, twice as many are needed
+CONFIRMED = 3
+#: of those that are believed then, one in so many is looked at elsewhere nevertheless: those whose
+#: multiple of the golden ratio has the smallest fractions, which are as many of any regular ones
+LOOK_AGAIN, GOLDEN = 8, (math.sqrt(5) - 1) / 2
 #: seconds until a device that is held back is given its first task on trial; each trial that fails
 #: doubles the pause
 FIRST_PAUSE = 0.1
@@ -45,8 +53,12 @@ class Record:
     """
 
     __slots__ = (
+        "_believable",
+        "_confirmed",
         "_lost_by",
         "_mixed",
+        "_needed",
+        "_refused",
         "_suspects",
         "answered",
         "distrusted",
@@ -81,6 +93,10 @@ class Record:
         self.distrusted = False
         #: results in a row since it was distrusted
         self.well_in_a_row = 0
+        #: inputs that it has called bad since its last result, and those before which were believed
+        self._refused = self._believable = 0
+        #: how many of them failed elsewhere as well, in a row, and how many that have to be
+        self._confirmed, self._needed = 0, CONFIRMED
         #: whether the results to come are of a call that brought errors too
         self._mixed = False
         #: when it may be given its next task on trial, and the pause after one that fails
@@ -111,7 +127,7 @@ class Record:
     def result(self, tasks: int) -> None:
         """It has done ``tasks``."""
         self.answered = True
-        self.in_a_row = 0
+        self.in_a_row = self._refused = 0
         self.results += tasks
         self.well_in_a_row = 0 if self._mixed else self.well_in_a_row + tasks
         self._mixed = False
@@ -123,12 +139,30 @@ class Record:
 
         ``mixed`` says whether the same call brought results of other tasks.
         """
-        if self.spotless:
-            self.results = max(self.results, min(WINDOW / 2, done))
-        self.spotless = False
+        self._count_again(done)
         self._mixed = mixed
         self.in_a_row += not mixed
         self.well_in_a_row = 0
+
+    def refusal(self, done: int, *, mixed: bool) -> bool:
+        """It calls an input bad, and has ``done`` so many so far; return whether that is believed.
+
+        That is so while the last ones that were looked at elsewhere failed there too, and it does
+        others: of several in a row that it calls bad only the first is believed.
+        """
+        believed = self._confirmed >= self._needed and (mixed or not self._refused)
+        self._refused += 1
+        if believed:
+            self._believable += 1
+            believed = self._believable * GOLDEN % 1 >= 1 / LOOK_AGAIN
+        self._count_again(done)
+        return believed
+
+    def _count_again(self, done: int) -> None:
+        """Count results from now on; it has ``done`` so many so far."""
+        if self.spotless:
+            self.results = max(self.results, min(WINDOW / 2, done))
+        self.spotless = False
 
     def loss(self, cause: BaseException, tasks: int) -> None:
         """The device was lost by ``cause`` while it ran ``tasks``; one of them may be to blame."""
@@ -143,14 +177,17 @@ class Record:
             self._suspects -= 1
             if self._suspects:
                 return
+        if isinstance(cause, InputError):
+            self._confirmed, self._needed = 0, min(2 * self._needed, WINDOW)
         self.faults += 1
         self.total_faults += 1
         self.spotless = False
         self._fade()
 
-    def own_fault(self) -> None:
-        """What failed there fails elsewhere as well."""
+    def own_fault(self, cause: BaseException | None = None) -> None:
+        """What failed there, by ``cause``, fails elsewhere as well."""
         self.own += 1
+        self._confirmed += isinstance(cause, InputError)
         self.uncleared = 0.0
         self.in_a_row = 0
 
@@ -163,6 +200,7 @@ class Record:
         """It is well again."""
         self.distrusted = False
         self.faults = self.uncleared = 0.0
+        self._needed = CONFIRMED
         self.pause = max(FIRST_PAUSE, self.pause / 2)
 
 

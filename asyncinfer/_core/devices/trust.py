@@ -87,6 +87,16 @@ class Trust:
             self._hold_back(device)
         return in_standing
 
+    def believes(self, name: str, tried: Iterable[str], *, mixed: bool) -> bool:
+        """Whether an input is bad because the device says so, as no other is to be asked.
+
+        ``tried`` names the devices that the task has failed on before.
+        """
+        device = self._roster.named(name)
+        if device is None or device.record.refusal(device.tasks - device.errors, mixed=mixed):
+            return True
+        return not self.healthy(self._clock(), but=(name, *tried))
+
     def distrusts(self, names: Iterable[str]) -> bool:
         """Whether all devices of these names are distrusted."""
         return all(record.distrusted for record in self._records(names))
@@ -122,12 +132,13 @@ class Trust:
     def gave_up(self, task: Span) -> None:
         """A task failed for good: where it failed on several devices it was its own fault."""
         devices = [self._roster.named(name) for name in dict.fromkeys(task.devices)]
+        causes = dict(zip(task.devices, task.causes, strict=True))
         lost = isinstance(task.causes[-1], DeviceError)
         for device in devices:
             if device is None:
                 continue
             if any(other and not other.record.distrusted for other in devices if other != device):
-                device.record.own_fault()
+                device.record.own_fault(causes[device.name])
             elif not lost and self.healthy(self._clock(), but=task.devices):
                 device.record.uncleared += 1
                 device.record.spotless = False

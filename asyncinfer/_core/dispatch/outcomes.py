@@ -251,30 +251,52 @@ class Outcomes:
         if task.done:
             return
         refused_anew = isinstance(error, ConfigError) and run.device not in task.devices
+        looks = isinstance(error, InputError) and self._looks_elsewhere(task, run.device, mixed)
         task.attempt_failed(error, run)
         if in_standing is None:
-            in_standing = self._trusted(run.device, error, mixed)
+            in_standing = self._trusted(run.device, error, mixed, looks)
         blamed = isinstance(error, DeviceError | ConfigError) or not in_standing
         if blamed and self._runs_elsewhere(task, run.device):
             task.spared += 1  # a copied task has failed only once both of its calls have
             return
-        if refused_anew and self._may_try_another(task):
+        if looks or (refused_anew and self._may_try_another(task)):
             task.spared += 1
         if strikes(task) >= POISON:
             text = f"{POISON} devices were lost while it ran"
             self._recorder.quarantined += 1
             self._fail_for_good([task], run.finished, PoisonTask, text, error)
-        elif self._is_final(task, error) and not (not in_standing and self._spares(task, error)):
-            self._trust.gave_up(task)
+        elif not looks and self._ends(task, error, in_standing):
+            if len(task.causes) > 1 or not isinstance(error, InputError):
+                self._trust.gave_up(task)
             self._fail_for_good([task], run.finished, TaskError, "", error)
         else:
             self._recorder.retried += 1
             self._retry(task, run.device, blamed=not in_standing)
             self._recorder.task_event("task.retried", task, error)
 
-    def _trusted(self, device: str, error: BaseException, mixed: bool) -> bool:
-        """Whether the device was in standing before it failed a task with ``error``."""
-        if isinstance(error, InputError):
+    def _looks_elsewhere(self, task: Span, device: str, mixed: bool) -> bool:
+        """Whether another device is to be asked about an input that this one calls bad.
+
+        No other is where one failed it before, or where it runs on one that seems to hang.
+        """
+        before = any(_is_tasks_own(cause) for cause in task.causes)
+        if self._roster.stateful or before or self._runs_elsewhere(task, device):
+            return False
+        return not self._trust.believes(device, task.devices, mixed=mixed)
+
+    def _ends(self, task: Span, error: BaseException, in_standing: bool) -> bool:
+        """Whether the task ends with this error of a device that was, or was not, in standing."""
+        said_before = any(isinstance(cause, InputError) for cause in task.causes)
+        if said_before and in_standing and _is_tasks_own(error):
+            return True
+        return self._is_final(task, error) and (in_standing or not self._spares(task, error))
+
+    def _trusted(self, device: str, error: BaseException, mixed: bool, looks: bool) -> bool:
+        """Whether the device was in standing before it failed a task with ``error``.
+
+        ``looks`` says whether another one is asked if the input is bad.
+        """
+        if isinstance(error, InputError) and not looks:
             return True
         return self._trust.failed(self._roster.named(device), mixed=mixed)
 
@@ -343,6 +365,11 @@ class Outcomes:
         tasks[0].lane.finish(tasks)
         for task in tasks:
             self._recorder.task_event("task.failed", task, last or task.error)
+
+
+def _is_tasks_own(error: BaseException) -> bool:
+    """Whether the error is that of a model or its input, and says nothing against the device."""
+    return not isinstance(error, DeviceError | ConfigError)
 
 
 def _has_errors(outputs: list[Any]) -> bool:

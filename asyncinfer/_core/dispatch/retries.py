@@ -13,7 +13,7 @@ from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.trust import Trust
 from asyncinfer._core.dispatch.placing import Place, idle_and_fast_first, place
 from asyncinfer._core.tasks.spans import Span
-from asyncinfer.errors import ConfigError, DeviceError
+from asyncinfer.errors import ConfigError, DeviceError, InputError
 
 __all__ = ("POISON", "Retries", "Retry", "strikes")
 
@@ -41,7 +41,7 @@ class _Kind(NamedTuple):
     tried: frozenset[str]
     #: whether it may have cost a device
     suspect: bool
-    #: whether it has one attempt left
+    #: whether it has one attempt left, or is to show whether its input is bad
     last: bool
     #: the number of its lane: only others of that may share its call
     lane: int
@@ -146,7 +146,8 @@ class Retries:
             if strikes(task) > 1:
                 self._guilt = task.run.finished
         suspect = strikes(task) > 0
-        last = task.attempts >= self._most_retries
+        looks = any(isinstance(cause, InputError) for cause in task.causes)
+        last = looks or task.attempts >= self._most_retries
         alone = alone or (suspect and len(task.causes) > 1)
         tried = frozenset(task.devices)
         met = zip(task.devices, task.causes, strict=True)

@@ -36,6 +36,10 @@ class Defect(Exception):
     """Raised by a device that fails what others can do."""
 
 
+class Refusal(Defect, InputError):
+    """Raised by a device that calls an input bad that others can do."""
+
+
 class Unusual(BaseException):
     """Neither an Exception nor one that asyncio knows."""
 
@@ -339,13 +343,14 @@ class FaultyDriver(Driver[Any, Any]):
         if not (plan.at_once and all(defects)):
             seconds = self.plan.batch_cost + self.plan.service_time * len(call.inputs)
             await self._work(seconds * self.factor, pulled)
+        error = Refusal if plan.refuses else Defect
         if plan.raises:
-            raise Defect("of the device")
+            raise error("of the device")
         outputs: list[Any] = [("out", x, call.number) for x in call.inputs]
         self._bad_inputs(call.inputs, outputs)
         for at, fails in enumerate(defects):
             if fails:
-                outputs[at] = Defect("of the device")
+                outputs[at] = error("of the device")
         return outputs
 
     async def _work(self, seconds: float, pulled: asyncio.Event) -> None:

@@ -220,7 +220,7 @@ class Generator:
     def broken(self) -> Broken:
         """A device fails some of its tasks, or all of them."""
         choose = self.chance.choice
-        return Broken(
+        broken = Broken(
             0.0,
             self.name(),
             share=choose((0.1, 0.2, 0.5, 1.0, 1.0)),
@@ -229,6 +229,7 @@ class Generator:
             raises=choose((True, False)),
             at_once=choose((True, False)),
         )
+        return replace(broken, refuses=Random(repr(broken)).random() < 1 / 3)
 
     def slow(self) -> Slow:
         """A device changes its pace."""

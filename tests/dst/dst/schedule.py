@@ -209,7 +209,7 @@ class Flap(Step):
 class Broken(Step):
     """From its n-th call on, and for so many, a device fails a share of its tasks, at once or not.
 
-    It raises, or puts errors in the places of outputs.
+    It raises, or puts errors in the places of outputs, and may call the inputs bad.
     """
 
     device: str = ""
@@ -218,6 +218,7 @@ class Broken(Step):
     calls: int = 1_000_000
     raises: bool = True
     at_once: bool = True
+    refuses: bool = False
 
 
 @dataclass(frozen=True)

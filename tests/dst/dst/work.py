@@ -321,6 +321,7 @@ class Work:
         limit: float | None = None
         if type(error) is TaskError:
             final = error.attempts > settings.retries or isinstance(error.causes[-1], FINAL)
+            final = final or any(isinstance(cause, InputError) for cause in error.causes)
             final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
             defects = all(isinstance(cause, Defect) for cause in error.causes)
