@@ -161,6 +161,8 @@ class Group:
         #: when one is tried next; what its speed should be, and by which measurements
         self._probe_at, self._expected = math.inf, 1.0
         self._measured_before: dict[int, Calls] = {}
+        #: when the look was due that the probe has put off
+        self._look_due = math.inf
 
     # ---- what is told
 
@@ -256,6 +258,7 @@ class Group:
         self._started += idle
         self._counted += idle
         self._look_at += idle
+        self._look_due += idle
         self._probe_at += idle
         self._steady_until += idle
 
@@ -629,7 +632,7 @@ class Group:
             self._probe_at = math.inf
             return
         self._probes += 1
-        self._probed_from = self.chosen
+        self._probed_from, self._look_due = self.chosen, self._look_at
         devices = self.chosen | 1 << place
         self._expected = self.model.blended(devices, self.model.speed(devices))
         self._measured_before = self._table.pop(devices, {})
@@ -651,7 +654,7 @@ class Group:
                 kept.setdefault(place, Calls()).merge(calls)
         self._take(self.chosen, now)
         self._needed = LONGEST_PATIENCE
-        self._look_at = now + self._pause(now)
+        self._look_at = min(self._look_due, now + self._pause(now))  # however often one is made
         self._plan_probe(now)
 
     def _fared_otherwise(self, measured: dict[int, Calls], before: dict[int, Calls]) -> bool:

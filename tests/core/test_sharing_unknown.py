@@ -144,3 +144,13 @@ def test_what_the_event_loop_costs_between_two_calls_counts(virtual, monkeypatch
 
     virtual(main())
     assert told[5:-5] == pytest.approx([0.08] * len(told[5:-5]), abs=0.001)
+
+
+def test_trials_of_resting_devices_do_not_put_off_all_looks_for_a_better_set(virtual):
+    """They came every 0.3 s, and each of them put off the next look by a second."""
+    each = [(0.56, 0.0121), (1.27, 0.102), (0.83, 0.0033), (1.81, 0.0025), (1.99, 0.0414)]
+    devices = [(demand, seconds, 1, 0.0) for demand, seconds in [*each, (1.12, 0.0023)]]
+    together, _ = virtual(rate(6000, 2, 0.134, *devices))
+    host = SimulatedHost(2, 0.134)
+    best = (1 / 0.0033 + 1 / 0.0023) * host.speed([0.83, 1.12])
+    assert together > 0.9 * best
