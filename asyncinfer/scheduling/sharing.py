@@ -175,7 +175,10 @@ class Group:
 
     def replace(self, place: int, member: Member) -> None:
         """A device is not what it was, as its batches have changed: forget how it ran."""
-        self.model.members[place] = member
+        before, self.model.members[place] = self.model.members[place], member
+        if math.isnan(before.alone) and not any(place in calls for calls in self._table.values()):
+            member.alone = before.alone  # it is only presumed
+            member.least = before.least * min(1.0, before.batch / member.batch)
         mine = 1 << place
         self._table = {
             devices: calls for devices, calls in self._table.items() if not devices & mine
@@ -220,6 +223,7 @@ class Group:
         It counts if the same devices ran from its beginning to its end.
         """
         self._leave_out_idle_time(now)
+        self.glimpse(place, seconds)
         self._done += self.model.members[place].batch
         brief = seconds * self.model.members[place].batch < BRIEF
         self._brief = self._brief & ~(1 << place) | brief << place
@@ -242,6 +246,14 @@ class Group:
             self._forget(now)
         else:
             self._count(now)
+
+    def glimpse(self, place: int, seconds: float) -> None:
+        """Note a call that took ``seconds`` a task, as one of the usual size takes no less.
+
+        Those beside it may have slowed it down, by as many times as there were.
+        """
+        member = self.model.members[place]
+        member.least = min(member.least, seconds / max(1, self._running.bit_count()))
 
     def _leave_out_idle_time(self, now: float) -> None:
         """Put off all that was due at some time by as long as there was nothing to do."""

@@ -117,6 +117,9 @@ class Member:
     batch: float = 1.0
     #: natural logarithm of the share of the host that it is presumed to want
     demand: float = math.log(USUAL_DEMAND)
+    #: fewest seconds a task that it may take alone, by its calls that do not count; infinite if
+    #: there are none
+    least: float = math.inf
 
 
 #: for each set of devices that ran together, the calls of each
@@ -310,7 +313,7 @@ class Model:
         """Seconds a task alone: calibrated, or the shortest that was measured.
 
         Of a device that nothing is known of yet, those of the quickest other one: it may be as
-        quick, and only a trial can show that.
+        quick, and only a trial can show that, unless calls that do not count have shown it is not.
         """
         if known == known:
             return known
@@ -318,8 +321,10 @@ class Model:
         if seen[place] == math.inf:
             seen = {at: self._quickest_seen(at) for at in range(len(self.members))}
             seen |= {at: m.alone for at, m in enumerate(self.members) if m.alone == m.alone}
-        least = min(seen.values())
-        return least if least < math.inf else 1.0
+        quickest, least = min(seen.values()), self.members[place].least
+        if least < math.inf and seen[place] == math.inf:
+            return max(quickest, least) if quickest < math.inf else least
+        return quickest if quickest < math.inf else 1.0
 
     def _quickest_seen(self, place: int) -> float:
         """The shortest seconds a task of one device that were measured; infinite if none were."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import pytest
@@ -154,3 +155,54 @@ def test_trials_of_resting_devices_do_not_put_off_all_looks_for_a_better_set(vir
     host = SimulatedHost(2, 0.134)
     best = (1 / 0.0033 + 1 / 0.0023) * host.speed([0.83, 1.12])
     assert together > 0.9 * best
+
+
+class Together:
+    """A group that is told what its devices do, one call after the other."""
+
+    def __init__(self, *members):
+        self.group, self.now = Group("42"), 0.0
+        for alone, batch in members:
+            self.group.add(Member(alone, 1, batch))
+        self.group.offer((1 << len(members)) - 1, 0.0)
+
+    def call(self, place, seconds):
+        """A call of the chosen devices that takes so many seconds a task."""
+        self.group.run(self.group.chosen)
+        begun = self.group.begin(place)
+        self.now += seconds
+        if begun is not None:
+            self.group.end(place, begun, seconds, self.now)
+
+
+def test_trials_of_resting_devices_do_not_put_off_the_next_look():
+    """They came every 0.3 s, and each of them put off the look for a better set by a second."""
+    together = Together((0.01, 1), (0.011, 1))
+    group = together.group
+    for _ in range(5):
+        together.call(0, 0.01)
+    group._choose(together.now)
+    group._take(1, together.now)
+    group._look_at = together.now + 0.5
+    due = group._look_at
+    for _ in range(4):
+        group._probe(together.now)
+        assert group.chosen == 0b11
+        together.now += 0.1
+        group._end_probe(together.now)
+        assert group.chosen == 0b01
+    assert group._look_at == due
+
+
+def test_a_device_seen_only_in_calls_that_do_not_count_is_not_presumed_to_be_quick():
+    together = Together((0.001, 1), (math.nan, 4))
+    group = together.group
+    for _ in range(5):
+        together.call(0, 0.001)
+    assert group.model.alone[1] == pytest.approx(0.001)
+    group.glimpse(1, 0.5 / 4)  # a call with one task took 0.5 s
+    group.replace(1, Member(0.001, 1, 4))
+    group._fit()
+    assert group.model.alone[1] == pytest.approx(0.125 / group._running.bit_count())
+    group._forget(together.now)
+    assert math.isnan(group.model.members[1].alone), "nothing has shown how quick it is"

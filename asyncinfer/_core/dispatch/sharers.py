@@ -230,8 +230,11 @@ class _Party:
         elif not cold and seat.is_usual(tasks / calls):
             began = burst.began if burst.freed is None else burst.freed
             self.group.end(seat.place, begun, (now - began) / tasks, now)
-        elif not cold and seat.is_other_size():
-            self._take_in(burst.device, seat, tasks / calls)
+        elif not cold:
+            if tasks / calls < seat.batch:
+                self.group.glimpse(seat.place, (now - burst.began) / calls / seat.batch)
+            if seat.is_other_size():
+                self._take_in(burst.device, seat, tasks / calls)
         self._follow()
 
     def _take_in(self, device: Device, seat: _Seat, batch: float) -> None:
