@@ -136,6 +136,8 @@ class Group:
         self._instead: Counter[int] = Counter()
         #: when the set was chosen; when the measurements began
         self._since, self._started = 0.0, math.inf
+        #: when a device that is not of the set was last seen to run still
+        self._cleared = -math.inf
         #: before this time short calls of the set do not count
         self._warm_at = -math.inf
         #: tasks that were done since the set was chosen
@@ -324,14 +326,19 @@ class Group:
 
         A slow device may rest though it is chosen, as the earliest-finish rule gives it nothing.
         """
+        others = self._running & ~self.chosen
+        if others and now < self._since + PATIENT * self._slowest:
+            self._cleared = now  # they are still to end, and may hold up an ordered stream
+            return
         if not self.chosen & ~self._running:  # only others are still to end
             return
         self._missed += 1
         self._instead[self._running & self.available] += 1
         patience = self._patience()
-        if now > max(self._since, self._counted) + patience:
+        since = max(self._since, self._cleared)
+        if now > max(since, self._counted) + patience:
             self._leave(now)
-        elif now > self._since + patience and not self.settled:
+        elif now > since + patience and not self.settled:
             self._look(now)  # it runs as a whole now and then: that has to do
 
     def _patience(self) -> float:
@@ -441,7 +448,7 @@ class Group:
             self._spent += max(0.0, now - self._since - worth)
         self._visits.end(of_the_best=self._visited == self.confirmed)
         self.chosen = self._visited = devices
-        self._since, self._done = now, 0.0
+        self._since, self._cleared, self._done = now, now, 0.0
         self._warm_at = now + WARMING if self._brief & devices else now
         self._not_before = self._warm_at + SHORTEST_VISIT
         self._probe_at = self._look_at = math.inf

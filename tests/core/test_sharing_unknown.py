@@ -206,3 +206,21 @@ def test_a_device_seen_only_in_calls_that_do_not_count_is_not_presumed_to_be_qui
     assert group.model.alone[1] == pytest.approx(0.125 / group._running.bit_count())
     group._forget(together.now)
     assert math.isnan(group.model.members[1].alone), "nothing has shown how quick it is"
+
+
+def test_a_set_is_not_left_while_a_slow_call_from_before_holds_up_the_stream():
+    """Until that ends the window is full, and the set has nothing to do. It was avoided then."""
+    together = Together((0.001, 1), (0.3, 1))
+    group = together.group
+    for _ in range(5):
+        together.call(0, 0.001)
+    group._take(0b01, together.now)
+    began = together.now
+    group.run(0b10)
+    while together.now < began + 0.4:
+        together.now += 0.01
+        group._wait_no_longer(together.now)
+    assert not group._avoided
+    for _ in range(5):
+        together.call(0, 0.001)
+    assert not group._avoided
