@@ -51,9 +51,11 @@ def _done_before(device: Device, able: Sequence[Device], now: float, *, shares: 
 
 def _done_in(seconds: float, device: Device, *, shares: bool) -> int:
     """How many tasks the device does in so many seconds."""
+    if seconds <= 0:
+        return 0
     if not shares:
-        return max(0, int(seconds / device.quickest))
-    calls = max(0, int(seconds / device.latency))
+        return int(seconds / device.quickest)
+    calls = int(seconds / device.latency)
     if calls:
         return calls * device.batch_limit
     return device.batch_within(seconds) if device.max_batch > 1 else 0
