@@ -259,13 +259,13 @@ class Outcomes:
         if blamed and self._runs_elsewhere(task, run.device):
             task.spared += 1  # a copied task has failed only once both of its calls have
             return
-        if looks or (refused_anew and self._may_try_another(task)):
+        if (looks and not self._was_spared(task)) or (refused_anew and self._may_try_another(task)):
             task.spared += 1
         if strikes(task) >= POISON:
             text = f"{POISON} devices were lost while it ran"
             self._recorder.quarantined += 1
             self._fail_for_good([task], run.finished, PoisonTask, text, error)
-        elif not looks and self._ends(task, error, in_standing):
+        elif self._ends(task, error, in_standing, looks):
             if len(task.causes) > 1 or not isinstance(error, InputError):
                 self._trust.gave_up(task)
             self._fail_for_good([task], run.finished, TaskError, "", error)
@@ -277,15 +277,24 @@ class Outcomes:
     def _looks_elsewhere(self, task: Span, device: str, mixed: bool) -> bool:
         """Whether another device is to be asked about an input that this one calls bad.
 
-        No other is where one failed it before, or where it runs on one that seems to hang.
+        No other is where one failed it before.
         """
-        before = any(_is_tasks_own(cause) for cause in task.causes)
-        if self._roster.stateful or before or self._runs_elsewhere(task, device):
+        if self._roster.stateful or any(_is_tasks_own(cause) for cause in task.causes):
             return False
         return not self._trust.believes(device, task.devices, mixed=mixed)
 
-    def _ends(self, task: Span, error: BaseException, in_standing: bool) -> bool:
-        """Whether the task ends with this error of a device that was, or was not, in standing."""
+    def _was_spared(self, task: Span) -> bool:
+        """Whether an attempt of the task did not count, and not since a device was not set up."""
+        return task.spared > sum(isinstance(cause, ConfigError) for cause in task.causes)
+
+    def _ends(self, task: Span, error: BaseException, in_standing: bool, looks: bool) -> bool:
+        """Whether the task ends with this error of a device that was, or was not, in standing.
+
+        ``looks`` says whether another one is asked if the input is bad: that is one more attempt,
+        which counts if one was spared before.
+        """
+        if looks:
+            return task.attempts > self._most_retries
         said_before = any(isinstance(cause, InputError) for cause in task.causes)
         if said_before and in_standing and _is_tasks_own(error):
             return True
