@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from operator import attrgetter
 from types import TracebackType
@@ -15,6 +15,7 @@ from asyncinfer._core.engine import Engine
 from asyncinfer._core.snapshot import snapshot
 from asyncinfer._core.tasks.recorder import logger
 from asyncinfer._core.tasks.spans import Span
+from asyncinfer._core.tasks.turns import Claim
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ClosedError, ConfigError, TaskError
 from asyncinfer.events import EventHook
@@ -166,13 +167,27 @@ class Dispatcher(Generic[InT, OutT]):
 
     # ---- work
 
-    async def infer(self, x: InT) -> OutT:
+    async def infer(
+        self, x: InT, *, share: float = 1.0, priority: int = 0, client: Hashable | None = None
+    ) -> OutT:
         """Run one task and return its output, or raise its ``TaskError``.
 
-        Waits while ``queue_size`` such tasks are queued. Cancelling the call withdraws the task.
-        Raises ``ClosedError`` if the dispatcher is not open.
+        Waits while ``queue_size`` calls of the same ``share``, ``priority`` and ``client`` are
+        queued. Cancelling the call withdraws the task.
+
+        :param share: the part of the devices that these calls together have beside each stream and
+            the other calls of their priority, while all of them have tasks waiting: 0.001 to 1000.
+        :param priority: 1 (most urgent) to 5; 0, the default, stands for 3. Each level gets 4 tasks
+            for each one of the next less urgent level, while both have some; so none waits for
+            ever.
+        :param client: whose call it is, any hashable value. All calls and streams of one client and
+            share have that share together. A tuple is read from the whole to the part, as in
+            ``(host, connection)``: connections of one host take turns within the host's share.
+
+        Raises ``ClosedError`` if the dispatcher is not open, ``ConfigError`` for arguments that
+        make no sense.
         """
-        call = self._open_engine().call(x)
+        call = self._open_engine().call(x, Claim.of(share, priority, client))
         del x  # an error that is kept holds this frame
         output: OutT = await call
         return output
@@ -184,6 +199,9 @@ class Dispatcher(Generic[InT, OutT]):
         *,
         ordered: bool = True,
         return_exceptions: Literal[False] = False,
+        share: float = 1.0,
+        priority: int = 0,
+        client: Hashable | None = None,
     ) -> Stream[OutT]: ...
 
     @overload
@@ -193,6 +211,9 @@ class Dispatcher(Generic[InT, OutT]):
         *,
         ordered: bool = True,
         return_exceptions: bool,
+        share: float = 1.0,
+        priority: int = 0,
+        client: Hashable | None = None,
     ) -> Stream[OutT | TaskError]: ...
 
     def stream(
@@ -201,6 +222,9 @@ class Dispatcher(Generic[InT, OutT]):
         *,
         ordered: bool = True,
         return_exceptions: bool = False,
+        share: float = 1.0,
+        priority: int = 0,
+        client: Hashable | None = None,
     ) -> Stream[Any]:
         """Run every input of ``xs`` and iterate over the outputs.
 
@@ -208,8 +232,13 @@ class Dispatcher(Generic[InT, OutT]):
             ``queue_size`` ahead of the window. A generator is closed when the stream ends early.
         :param ordered: in the order of the inputs; ``False`` gives them as they are finished.
         :param return_exceptions: yield the ``TaskError`` of a failed task instead of raising it.
+        :param share: the part of the devices that the stream has beside the other streams and the
+            calls of its priority, while all of them have tasks waiting: 0.001 to 1000.
+        :param priority: 1 (most urgent) to 5, or 0 for 3, as for :meth:`infer`.
+        :param client: whose stream it is, as for :meth:`infer`.
 
-        An error raised by ``xs`` itself is raised after the outputs of what it had given. Raises
+        Stateful devices are given to streams as these come, whatever their share and priority. An
+        error raised by ``xs`` itself is raised after the outputs of what it had given. Raises
         ``ClosedError`` if the dispatcher is not open, ``TypeError`` if ``xs`` is not iterable.
         """
         return Stream(
@@ -218,10 +247,17 @@ class Dispatcher(Generic[InT, OutT]):
             ordered=ordered,
             raises=not return_exceptions,
             items=attrgetter("outputs"),
+            claim=Claim.of(share, priority, client),
         )
 
     def results(
-        self, xs: Iterable[InT] | AsyncIterable[InT], *, ordered: bool = True
+        self,
+        xs: Iterable[InT] | AsyncIterable[InT],
+        *,
+        ordered: bool = True,
+        share: float = 1.0,
+        priority: int = 0,
+        client: Hashable | None = None,
     ) -> Stream[Result[OutT]]:
         """Like :meth:`stream`, but iterate over :class:`Result` records, failed tasks included."""
         engine = self._open_engine()
@@ -241,7 +277,14 @@ class Dispatcher(Generic[InT, OutT]):
                     engine.clock(),
                 )
 
-        return Stream(engine, _iterable(xs), ordered=ordered, raises=False, items=results)
+        return Stream(
+            engine,
+            _iterable(xs),
+            ordered=ordered,
+            raises=False,
+            items=results,
+            claim=Claim.of(share, priority, client),
+        )
 
     # ---- devices
 

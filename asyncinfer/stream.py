@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from asyncinfer._core.engine import Engine
 from asyncinfer._core.tasks.spans import Span
+from asyncinfer._core.tasks.turns import PLAIN, Claim
 from asyncinfer.errors import ClosedError, TaskError
 
 __all__ = ("Stream",)
@@ -42,12 +43,13 @@ class Stream(AsyncIterator[ItemT]):
         ordered: bool,
         raises: bool,
         items: Callable[[Span], Iterable[ItemT]],
+        claim: Claim = PLAIN,
     ) -> None:
         self._engine = engine
         self._source: Iterable[Any] | AsyncIterable[Any] | None = source
         self._raises = raises
         self._items = items
-        self._lane = engine.new_lane(ordered=ordered)
+        self._lane = engine.new_lane(ordered=ordered, claim=claim)
         #: the asyncio task that reads; when it was cancelled, it is to keep no traceback
         self._reader: weakref.ref[asyncio.Task[Any]] | None = None
         #: the asyncio task that closed the stream before its end

@@ -7,7 +7,7 @@ import contextvars
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -23,12 +23,14 @@ from asyncinfer._core.dispatch.pool import Pool
 from asyncinfer._core.dispatch.recheck import Recheck
 from asyncinfer._core.dispatch.retries import Retries
 from asyncinfer._core.dispatch.sharers import Sharers
+from asyncinfer._core.tasks.calls import CallFlow
 from asyncinfer._core.tasks.deadlines import Deadlines
 from asyncinfer._core.tasks.lane import CallLane, Lane
 from asyncinfer._core.tasks.lanes import Lanes
 from asyncinfer._core.tasks.recorder import Recorder, logger
 from asyncinfer._core.tasks.source import feed
 from asyncinfer._core.tasks.spans import Span
+from asyncinfer._core.tasks.turns import PLAIN, Claim
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ClosedError, ConfigError
 from asyncinfer.events import EventHook
@@ -36,6 +38,8 @@ from asyncinfer.options import Hedge, Timeouts
 from asyncinfer.scheduling.policy import Policy
 
 __all__ = ("Engine",)
+
+LaneT = TypeVar("LaneT", bound=Lane)
 
 
 class Engine:
@@ -129,7 +133,7 @@ class Engine:
         self._wakeup: asyncio.Handle | None = None
         #: set once every accepted task has ended; made only when somebody waits for that
         self._quiet: asyncio.Event | None = None
-        self.calls = self.new_lane(ordered=False, kind=CallLane)
+        self.calls = self._make_lane(CallLane, ordered=False)
         self.lanes.join(self.calls)
 
     # ---- assigning tasks to devices
@@ -139,7 +143,7 @@ class Engine:
         if self._wakeup is None:
             self._wakeup = self.loop.call_soon(self._assign)
 
-    def wake_if_free(self, lane: Lane) -> None:
+    def wake_if_free(self, lane: Lane | CallFlow) -> None:
         """Tasks came to ``lane``, or its window moved: assign them if a device is free.
 
         While none is, the next one to become free wakes the engine.
@@ -172,8 +176,11 @@ class Engine:
 
     # ---- lanes
 
-    def new_lane(self, *, ordered: bool, kind: type[Lane] = Lane) -> Lane:
+    def new_lane(self, *, ordered: bool, claim: Claim = PLAIN) -> Lane:
         """Make a lane for one stream. Its tasks run in the caller's ``contextvars`` context."""
+        return self._make_lane(Lane, ordered=ordered, claim=claim)
+
+    def _make_lane(self, kind: type[LaneT], *, ordered: bool, claim: Claim = PLAIN) -> LaneT:
         lane = kind(
             self._lanes_made,
             self.recorder,
@@ -181,6 +188,7 @@ class Engine:
             window=self._window,
             queue_size=self._queue_size,
             ordered=ordered,
+            claim=claim,
         )
         self._lanes_made += 1
         return lane
@@ -219,7 +227,7 @@ class Engine:
             lane.no_more(_cut_off(feeder))
         self.wake()
 
-    def _queue(self, lane: Lane, inputs: list[Any]) -> Span:
+    def _queue(self, lane: Lane | CallFlow, inputs: list[Any]) -> Span:
         """Make tasks of ``inputs``, queue them in ``lane``, and watch their time limits."""
         span = lane.accept(inputs)
         for limit in self._deadlines.limits:
@@ -227,16 +235,18 @@ class Engine:
         self.wake_if_free(lane)
         return span
 
-    async def call(self, value: Any) -> Any:
+    async def call(self, value: Any, claim: Claim = PLAIN) -> Any:
         """Run one task that belongs to no stream, and return its output, or raise its error."""
         if self.roster.stateful:
             raise ConfigError(
                 "the devices are stateful, and infer belongs to no stream: use stream"
             )
-        if self.calls.intake.full():
-            await self.calls.intake.room()
+        flow = self.calls.flow(claim)
+        if flow.intake.full():
+            await flow.intake.room()
+            flow = self.calls.flow(claim)  # it may have been forgotten meanwhile
         self.check_open()
-        task = self._queue(self.calls, [value])
+        task = self._queue(flow, [value])
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()
         del value  # an error that is kept holds this frame

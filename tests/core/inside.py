@@ -8,6 +8,7 @@ from asyncinfer import Dispatcher
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.engine import Engine
 from asyncinfer._core.tasks.lane import Lane
+from asyncinfer._core.tasks.turns import Claim
 from asyncinfer.stream import Stream
 
 
@@ -54,3 +55,14 @@ def count_passes(dispatcher: Dispatcher[Any, Any]) -> list[None]:
 
     inside._assign = counted
     return passes
+
+
+def flows(dispatcher: Dispatcher[Any, Any]) -> set[Claim]:
+    """The claims whose calls have a place among those who take turns."""
+    return {flow.claim for flow in engine(dispatcher).calls.waiting.flows}
+
+
+def turns(dispatcher: Dispatcher[Any, Any]) -> int:
+    """How many have such a place, besides the classes of priority."""
+    classes = engine(dispatcher).lanes._turns._classes.values()
+    return sum(1 for group in classes for _ in group.everybody())

@@ -102,8 +102,7 @@ class Pool:
 
     def index(self, offset: int) -> int:
         """Index in its stream of the waiting task at ``offset``."""
-        lane, offset = self._lanes.locate(offset)
-        return lane.waiting.index(offset)
+        return self._lanes.index(offset)
 
     # ---- one pass
 
@@ -171,7 +170,7 @@ class Pool:
         If not, the device has been given waiting tasks: those of the same stream that come before
         it, or calls of ``infer`` if it is their turn.
         """
-        calls = self._lanes.calls_beside(task.lane) if self._calls_turn else None
+        calls = self._calls_turn and self._lanes.calls_beside(task.lane)
         self._calls_turn = not self._calls_turn
         if device.held or device.aside or not (calls or _waits_before(task)):
             return True
@@ -179,9 +178,8 @@ class Pool:
         grant = self._ask_policy(device)
         if not (grant and grant.take):
             return True
-        if calls is not None and not grant.skip:
-            self._lanes.took_turn(calls)
-            spans = calls.waiting.take(1 if device.suspect else grant.take)
+        if calls and not grant.skip:
+            spans = self._lanes.take_calls(1 if device.suspect else grant.take)
         else:
             spans = self._take_before(task, device, grant)
         if spans:
@@ -191,10 +189,7 @@ class Pool:
     def _take_before(self, task: Span, device: Device, grant: Grant) -> list[Span]:
         """Take what the policy grants the device, if that comes before ``task`` in its stream."""
         skip = max(0, grant.skip - self._reserved)
-        if skip >= self._lanes.waiting:
-            return []
-        lane, offset = self._lanes.locate(skip)
-        if lane is not task.lane or lane.waiting.index(offset) > task.first:
+        if skip >= self._lanes.waiting or not self._lanes.comes_before(skip, task):
             return []
         return self._take_granted(device, grant)
 
@@ -214,11 +209,8 @@ class Pool:
         skip = max(0, grant.skip - self._reserved) if grant else 0
         if not (grant and grant.take) or skip >= self._lanes.waiting:
             return []
-        lane, offset = self._lanes.locate(skip)
-        if lane is not retry.tasks[0].lane:
-            return []
-        self._lanes.took_turn(lane)
-        return lane.waiting.take(min(room, grant.take), offset)
+        count = min(room, grant.take)
+        return self._lanes.take(count, skip, only=retry.tasks[0].lane.number)
 
     def _try_distrusted(self) -> None:
         """Give one task each to devices that are held back and due for a trial."""
@@ -320,13 +312,11 @@ class Pool:
             self._reserved = 0
             if skip >= self.waiting:  # some of the reserved tasks were done: nobody wants them
                 return []
-        lane, offset = self._lanes.locate(skip)
         on_trial = device.suspect or device.held
         count = 1 if on_trial else grant.take
         if self._policy.reserves and not on_trial:
             count = max(count, _reservation(device, count, self._share))
-        self._lanes.took_turn(lane)
-        return lane.waiting.take(count, offset)
+        return self._lanes.take(count, skip)
 
     def _hand_out(self, device: Device, spans: list[Span], batch: int) -> Burst:
         """Make a burst of ``spans`` for ``device``, with ``batch`` tasks in each call at most."""

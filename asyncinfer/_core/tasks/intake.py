@@ -67,6 +67,11 @@ class Intake(asyncio.Queue[Span]):
         self.tasks += span.count
         return head
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for room, or was told of some and has not come yet."""
+        return bool(self._turns or self._called)
+
     async def room(self) -> int:
         """Wait until the queue is not full; return how many tasks fit."""
         wait = self._turns.append

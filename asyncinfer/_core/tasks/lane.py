@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from asyncinfer._core.tasks.calls import Call, CallFlow, WaitingCalls
 from asyncinfer._core.tasks.intake import Intake
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer._core.tasks.spans import Span, Waiting
+from asyncinfer._core.tasks.turns import PLAIN, Claim, Leaf, Turns
 
 __all__ = ("CallLane", "Lane")
 
@@ -42,6 +44,7 @@ class Lane:
         window: int,
         queue_size: int,
         ordered: bool = True,
+        claim: Claim = PLAIN,
     ) -> None:
         self.number = number
         self.ordered = ordered
@@ -49,6 +52,10 @@ class Lane:
         self.context = contextvars.copy_context()
         self.intake = Intake(queue_size)
         self.waiting = Waiting()
+        #: what it may claim of the devices, and its place among the others who do
+        self.claim = claim
+        self._turn = StreamTurn(number, self.waiting)
+        self._turns: Turns | None = None
         #: finished spans that wait for an earlier one, by their first index
         self.early: dict[int, Span] = {}
         #: the index that is the next to become ready
@@ -119,11 +126,31 @@ class Lane:
 
     # ---- waiting tasks
 
+    def take_turns(self, turns: Turns) -> None:
+        """Take part from now on."""
+        self._turns = turns
+        turns.join(self._turn, self.claim)
+
+    def take_no_turns(self) -> None:
+        """Take part no more. Idempotent."""
+        if self._turns is not None:
+            self._turns.leave(self._turn)
+
+    @property
+    def only_turn(self) -> Leaf | None:
+        """Whose all waiting tasks are; ``None`` if they are of several who take turns."""
+        return self._turn
+
     def put_back(self, spans: list[Span]) -> None:
         """Put tasks that were taken and not started back to their place among the waiting ones."""
         spans = [span for span in spans if not span.done]
         if spans and not self.closed:
-            self.waiting.merge(spans)
+            self._put_back(spans)
+
+    def _put_back(self, spans: list[Span]) -> None:
+        self.waiting.merge(spans)
+        if self._turns is not None:
+            self._turns.returned(self._turn, sum(span.count for span in spans))
 
     def withdraw(self, span: Span) -> None:
         """Take ``span`` out of the waiting ones, if it is there."""
@@ -249,10 +276,62 @@ class Lane:
         return dropped
 
 
+class StreamTurn(Leaf):
+    """The place of a stream among those who take turns."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self, lane: int, waiting: Waiting) -> None:
+        super().__init__(lane, waiting)
+        self._waiting = waiting
+
+    def take(self, count: int, offset: int = 0) -> list[Span]:
+        """Remove and return ``count`` tasks from ``offset`` on, or as many as there are."""
+        return self._waiting.take(count, offset)
+
+    def index(self, offset: int) -> int:
+        """Index in the stream of the task at ``offset``."""
+        return self._waiting.index(offset)
+
+
 class CallLane(Lane):
-    """The lane of ``infer``: each task runs in its caller's context and answers that caller."""
+    """The lane of ``infer``: each task runs in its caller's context and answers that caller.
+
+    There are several flows of calls in it, which take turns; no call waits for a window.
+    """
 
     one_context = False
+
+    def __init__(self, *args: Any, queue_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, queue_size=queue_size, **kwargs)
+        self.waiting: WaitingCalls = WaitingCalls(self.number, queue_size, self._accept)
+
+    def flow(self, claim: Claim) -> CallFlow:
+        """Where calls with this claim wait."""
+        return self.waiting.flow(claim)
+
+    def _accept(self, flow: CallFlow, inputs: list[Any]) -> Call:
+        call = Call(self, self.accepted, inputs, self._clock())
+        call.flow = flow
+        self.accepted += 1
+        self.admitted += 1
+        self._recorder.submitted += 1
+        return call
+
+    def take_turns(self, turns: Turns) -> None:
+        """Take part from now on."""
+        self.waiting.turns = turns
+
+    def take_no_turns(self) -> None:
+        """Take part no more. Idempotent."""
+
+    @property
+    def only_turn(self) -> Leaf | None:
+        """Whose all waiting tasks are; ``None`` if they are of several who take turns."""
+        return self.waiting.alone
+
+    def _put_back(self, spans: list[Span]) -> None:
+        self.waiting.merge(spans)
 
     def _deliver(self, spans: list[Span]) -> None:
         self.delivered += len(spans)
