@@ -172,8 +172,8 @@ class Dispatcher(Generic[InT, OutT]):
     ) -> OutT:
         """Run one task and return its output, or raise its ``TaskError``.
 
-        Waits while ``queue_size`` calls of the same ``share``, ``priority`` and ``client`` are
-        queued. Cancelling the call withdraws the task.
+        Waits while ``window + queue_size`` calls of the same ``share``, ``priority`` and ``client``
+        wait for a device. Cancelling the call withdraws the task.
 
         :param share: the part of the devices that these calls together have beside each stream and
             the other calls of their priority, while all of them have tasks waiting: 0.001 to 1000.

@@ -156,7 +156,7 @@ def test_a_single_row_waits_for_two_batches_at_most(virtual, many, times, max_ba
 
 def test_a_call_that_waits_for_room_does_not_hold_up_others(virtual):
     async def run():
-        async with Dispatcher(simulated([0.01]), queue_size=4) as d:
+        async with Dispatcher(simulated([0.01]), window=2, queue_size=2) as d:
             rows = [asyncio.create_task(d.infer(0, client="many")) for _ in range(1000)]
             await asyncio.sleep(0.055)
             begun = now()

@@ -70,10 +70,10 @@ class CallFlow(Leaf):
         self,
         claim: Claim,
         calls: WaitingCalls,
-        queue_size: int,
+        most: int,
         accept: Callable[[CallFlow, list[Any]], Call],
     ) -> None:
-        self.intake = CallQueue(queue_size)
+        self.intake = CallQueue(most)
         super().__init__(calls.lane, self.intake, calls=True)
         self.claim = claim
         self._all = calls
@@ -122,15 +122,13 @@ class CallFlow(Leaf):
 class WaitingCalls(Waiting):
     """The waiting calls of all flows, which take turns with one another and with streams."""
 
-    __slots__ = ("_accept", "_busy", "_flows", "_queue_size", "lane", "turns")
+    __slots__ = ("_accept", "_busy", "_flows", "_most", "lane", "turns")
 
-    def __init__(
-        self, lane: int, queue_size: int, accept: Callable[[CallFlow, list[Any]], Call]
-    ) -> None:
+    def __init__(self, lane: int, most: int, accept: Callable[[CallFlow, list[Any]], Call]) -> None:
         super().__init__()
         #: the number of the lane they are of
         self.lane = lane
-        self._queue_size = queue_size
+        self._most = most
         self._accept = accept
         self._flows: dict[Claim, CallFlow] = {}
         #: those with calls
@@ -152,7 +150,7 @@ class WaitingCalls(Waiting):
         """The one for calls with this claim, made if there is none."""
         flow = self._flows.get(claim)
         if flow is None:
-            flow = self._flows[claim] = CallFlow(claim, self, self._queue_size, self._accept)
+            flow = self._flows[claim] = CallFlow(claim, self, self._most, self._accept)
             self.turns.join(flow, claim)
             self._rests(flow)
         return flow

@@ -302,9 +302,10 @@ class CallLane(Lane):
 
     one_context = False
 
-    def __init__(self, *args: Any, queue_size: int, **kwargs: Any) -> None:
-        super().__init__(*args, queue_size=queue_size, **kwargs)
-        self.waiting: WaitingCalls = WaitingCalls(self.number, queue_size, self._accept)
+    def __init__(self, *args: Any, window: int, queue_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, window=window, queue_size=queue_size, **kwargs)
+        most = window + queue_size  # as of a stream
+        self.waiting: WaitingCalls = WaitingCalls(self.number, most, self._accept)
 
     def flow(self, claim: Claim) -> CallFlow:
         """Where calls with this claim wait."""
