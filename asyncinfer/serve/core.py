@@ -34,7 +34,13 @@ __all__ = ("EXTENSIONS", "Core", "Job", "Request", "logger", "option")
 logger = logging.getLogger("asyncinfer.serve")
 
 #: of the protocol, as the metadata lists them
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository(index)",
+    "schedule_policy",
+    "statistics",
+)
 
 #: bytes of a body that are worked on where they are; more goes to a thread
 _INLINE = 64 * 1024
@@ -57,6 +63,8 @@ class Request:
     outputs: Sequence[str] | None = None
     #: seconds it may take; ``None`` for the server's own limit
     timeout: float | None = None
+    #: 1 is the most urgent; 0 for the default
+    priority: int = 0
 
     @property
     def count(self) -> int:
@@ -161,6 +169,8 @@ class Job:
         self._protocol = protocol
         self._served: Served | None = None
         self._rows = 0
+        #: whose it is: address and connection
+        self.client: tuple[str, str] | None = None
         #: when it was received, when its rows were there, and when their outputs were
         self._times: list[float] = []
 
@@ -210,7 +220,9 @@ class Job:
         self._core.gate.add_rows(count)
         try:
             async with asyncio.timeout(min(request.timeout or limit, limit)):
-                results = await served.run(request.inputs)
+                results = await served.run(
+                    request.inputs, priority=request.priority, client=self.client
+                )
                 self._times.append(time.perf_counter())
                 size = len(results) * sum(array.nbytes for array in results[0].values())
                 outputs = await self._core.apart(size, stacked, results)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -188,19 +189,22 @@ class Served:
                 )
         return list(self.output_specs) if names is None else names
 
-    async def run(self, inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
+    async def run(
+        self, inputs: Mapping[str, Array], *, priority: int = 0, client: Hashable | None = None
+    ) -> list[dict[str, Array]]:
         """The outputs of each row, by name.
 
-        A few rows are a call each; more are a stream, which costs less a row. Batches are made of
-        the rows of all clients either way.
+        A few rows are a call each, and batches are made of the calls of all clients; more rows are
+        a stream, which costs less a row. Clients take turns either way.
         """
         tasks = self._tasks(inputs)
+        infer = partial(self.dispatcher.infer, priority=priority, client=client)
         if len(tasks) == 1:
-            return [self._checked(await self.dispatcher.infer(tasks[0]))]
+            return [self._checked(await infer(tasks[0]))]
         if len(tasks) >= _STREAM:
-            async with self.dispatcher.stream(tasks) as stream:
+            async with self.dispatcher.stream(tasks, priority=priority, client=client) as stream:
                 return [self._checked(output) async for output in stream]
-        calls = [asyncio.ensure_future(self.dispatcher.infer(task)) for task in tasks]
+        calls = [asyncio.ensure_future(infer(task)) for task in tasks]
         try:
             return [self._checked(output) for output in await asyncio.gather(*calls)]
         except BaseException:

@@ -334,7 +334,7 @@ class Pool:
 def _waits_before(task: Span) -> bool:
     """Whether tasks of the same stream wait that come before this one, which has failed."""
     waiting = task.lane.waiting
-    return len(waiting) > 0 and next(iter(waiting)).first < task.first
+    return waiting.tasks > 0 and next(iter(waiting)).first < task.first
 
 
 def _is_sound(grant: object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
+from asyncinfer.serve.claims import request_priority
 from asyncinfer.serve.core import Request, option
 from asyncinfer.serve.errors import BadRequest, TooLarge, quoted
 from asyncinfer.serve.inputs import alike, checked
@@ -83,6 +84,7 @@ class _Head:
     binary: Mapping[str, bool]
     id: str | None
     timeout: float | None
+    priority: int
     binary_default: bool
 
 
@@ -110,7 +112,7 @@ class Decoder:
         short = length < len(body) and length <= _SHORT
         head = (self._known_head if short else self._head)(bytes(view[:length]))
         inputs = _inputs(head.inputs, view[length:])
-        request = Request(inputs, head.wanted or None, head.timeout)
+        request = Request(inputs, head.wanted or None, head.timeout, head.priority)
         return Decoded(request, head.id, head.binary, head.binary_default)
 
 
@@ -229,7 +231,8 @@ def _head(served: Served, text: bytes) -> _Head:
     default = option(parameters, "binary_data_output", bool, False)
     binary = {name: value for name, value in outputs.items() if value is not None}
     timeout = request_timeout(parameters)
-    return _Head(inputs, list(outputs), binary, identifier, timeout, default)
+    priority = request_priority(parameters)
+    return _Head(inputs, list(outputs), binary, identifier, timeout, priority, default)
 
 
 def _inputs(given: Iterable[_Given], tail: memoryview) -> Mapping[str, Array]:

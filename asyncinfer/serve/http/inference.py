@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from asyncinfer.serve.claims import client_at
 from asyncinfer.serve.core import Core, Job, Request
 from asyncinfer.serve.errors import ANSWERS, BadRequest, Cancelled, ServeError, TooLarge
 from asyncinfer.serve.gate import Held
@@ -47,7 +48,7 @@ class Inference:
         try:
             if self._security.token:
                 self._security.check(_text(headers, b"authorization"))
-            content, length = await self._answer(Exchange.of(scope), headers, model, version)
+            content, length = await self._answer(scope, headers, model, version)
         except ServeError as error:
             status, _ = ANSWERS[type(error)]
             content = json.dumps({"error": str(error)}).encode()
@@ -65,12 +66,13 @@ class Inference:
         await send({"type": "http.response.body", "body": content})
 
     async def _answer(
-        self, exchange: Exchange, headers: Mapping[bytes, bytes], model: str, version: str
+        self, scope: Scope, headers: Mapping[bytes, bytes], model: str, version: str
     ) -> tuple[bytes, int]:
         """The answer's body, and how much of it is JSON."""
-        core = self._core
+        core, exchange = self._core, Exchange.of(scope)
         with core.job("http") as job, core.gate.hold() as held:
             served = job.model(model, version)
+            job.client = client_at(scope.get("client"))
             body = await self._body(exchange, headers, held)
             job.received()
             decoder = self._decoders.get(model)

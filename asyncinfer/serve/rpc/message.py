@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from asyncinfer.serve.claims import request_priority
 from asyncinfer.serve.core import Request
 from asyncinfer.serve.errors import BadRequest, quoted
 from asyncinfer.serve.http.body import request_timeout
@@ -26,6 +27,8 @@ pb: Any = service_pb2
 _RAW, _RAW_OUTPUT, _INFER_RESPONSE = (bytes([number << 3 | 2]) for number in (7, 6, 2))
 #: bytes before a tensor that are remembered at most, and how many such
 _SHORT, _REMEMBERED = 2048, 256
+#: parameters of a request that are heeded
+_USED = ("timeout", "priority")
 
 #: the field of ``InferTensorContents`` that has the numbers of a datatype
 _FIELDS = {
@@ -81,7 +84,8 @@ class Decoder:
         if known is not None and data.startswith(head):
             served = find(*known.model)
             array = from_bytes(memoryview(data)[len(head) :], known.spec, known.shape)
-            request = Request({known.spec.name: array}, known.outputs, known.timeout)
+            inputs = {known.spec.name: array}
+            request = Request(inputs, known.outputs, known.timeout, known.priority)
             return Decoded(served, known.id, request)
         message = parse(pb.ModelInferRequest, data)
         served = find(message.model_name, message.model_version)
@@ -100,7 +104,8 @@ class Decoder:
         ((name, array),) = request.inputs.items()
         spec = next(spec for spec in served.inputs if spec.name == name)
         model = message.model_name, message.model_version
-        known = _Known(model, message.id, spec, array.shape, request.outputs, request.timeout)
+        said = request.outputs, request.timeout, request.priority
+        known = _Known(model, message.id, spec, array.shape, *said)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[len(data)] = head, known
@@ -115,6 +120,7 @@ class _Known(NamedTuple):
     shape: tuple[int, ...]
     outputs: Sequence[str] | None
     timeout: float | None
+    priority: int
 
 
 def decode(message: Any, served: Served) -> Request:
@@ -132,8 +138,8 @@ def decode(message: Any, served: Served) -> Request:
         _check_parameters(output)
     if len(set(wanted)) < len(wanted):
         raise BadRequest("an output is asked for twice")
-    timeout = _value(message.parameters["timeout"]) if "timeout" in message.parameters else 0
-    return Request(alike(inputs), wanted or None, request_timeout({"timeout": timeout}))
+    given = {name: _value(message.parameters[name]) for name in _USED if name in message.parameters}
+    return Request(alike(inputs), wanted or None, request_timeout(given), request_priority(given))
 
 
 def encode(served: Served, identifier: str, outputs: Mapping[str, Array]) -> bytes:

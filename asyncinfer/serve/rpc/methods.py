@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from asyncinfer.serve import describe
+from asyncinfer.serve.claims import Client, client_of_peer
 from asyncinfer.serve.core import Core, Job, logger
 from asyncinfer.serve.errors import (
     ANSWERS,
@@ -164,6 +165,7 @@ class _Inference:
     async def one(self, context: Context) -> bytes:
         """One request, one answer."""
         with self._core.job("grpc") as job, self._core.gate.hold() as held:
+            job.client = client_of_peer(context.peer())
             return await self._infer(job, await _only(self._core, held, context))
 
     async def stream(self, context: Context) -> None:
@@ -189,7 +191,7 @@ class _Inference:
             while (data := await self._next(context)) is not None:
                 held = self._core.gate.hold()
                 await held.wait(min(len(data), held.limit))
-                answer = asyncio.create_task(self._answer(data))
+                answer = asyncio.create_task(self._answer(data, client_of_peer(context.peer())))
                 answer.add_done_callback(functools.partial(_give_back, held))
                 try:
                     await answers.put(answer)
@@ -214,10 +216,11 @@ class _Inference:
         finally:
             self._readings.discard(reading)
 
-    async def _answer(self, data: bytes) -> bytes:
+    async def _answer(self, data: bytes, client: Client) -> bytes:
         """One message of a stream: the answer to it, or why there is none."""
         try:
             with self._core.job("grpc_stream") as job:
+                job.client = client
                 return in_stream(await self._infer(job, data))
         except ServeError as error:
             response = pb.ModelStreamInferResponse(error_message=str(error))
