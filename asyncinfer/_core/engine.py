@@ -241,11 +241,12 @@ class Engine:
             raise ConfigError(
                 "the devices are stateful, and infer belongs to no stream: use stream"
             )
+        self.check_open()
         flow = self.calls.flow(claim)
         if flow.intake.full():
-            await flow.intake.room()
-            flow = self.calls.flow(claim)  # it may have been forgotten meanwhile
-        self.check_open()
+            await flow.room()
+            self.check_open()
+            flow = self.calls.flow(claim)
         task = self._queue(flow, [value])
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()

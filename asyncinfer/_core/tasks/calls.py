@@ -86,6 +86,13 @@ class CallFlow(Leaf):
         self._all.came(self)
         return call
 
+    async def room(self) -> None:
+        """Wait until one more may wait. The flow may be forgotten by then, as calls went."""
+        try:
+            await self.intake.room()
+        finally:
+            self._all.left(self)
+
     def admit(self) -> None:
         """Calls have no window: all of them may be started."""
 
@@ -167,6 +174,11 @@ class WaitingCalls(Waiting):
             self._busy.pop(flow, None)
             self._rests(flow)
 
+    def left(self, flow: CallFlow) -> None:
+        """Somebody waits for room in a flow no longer."""
+        self._rests(flow)
+        self.turns.forget()
+
     def _rests(self, flow: CallFlow) -> None:
         if flow.claim != PLAIN:  # which is kept, since most calls have no other
             self.turns.rests(flow)
@@ -194,7 +206,6 @@ class WaitingCalls(Waiting):
         """Take a call out, if it is there."""
         assert isinstance(span, Call)  # noqa: S101  # no others come here
         span.flow.remove(span)
-        self.turns.forget()
 
     def clear(self) -> list[Span]:
         """Remove and return all calls."""

@@ -155,6 +155,8 @@ class Lane:
     def withdraw(self, span: Span) -> None:
         """Take ``span`` out of the waiting ones, if it is there."""
         self.waiting.remove(span)
+        if self._turns is not None:
+            self._turns.forget()
 
     # ---- finished tasks
 
@@ -321,7 +323,7 @@ class CallLane(Lane):
 
     def take_turns(self, turns: Turns) -> None:
         """Take part from now on."""
-        self.waiting.turns = turns
+        self._turns = self.waiting.turns = turns
 
     def take_no_turns(self) -> None:
         """Take part no more. Idempotent."""

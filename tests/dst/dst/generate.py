@@ -17,6 +17,7 @@ from dst.schedule import (
     CallFault,
     Calls,
     Cancel,
+    Claim,
     Close,
     CloseFault,
     DevicePlan,
@@ -146,8 +147,10 @@ class Generator:
         self.streams += 1
         tasks = choose((0, 1, 3, 10, 10, 20, 30))
         source = choose(("list", "generator", "generator", "async", "async", "stubborn"))
+        at = self.moment()
         return Stream(
-            self.moment(),
+            at,
+            claim=claim(f"{at} s{self.streams}"),
             tasks=tasks,
             ordered=chance.random() < 0.6,
             source=source,
@@ -165,7 +168,8 @@ class Generator:
     def calls(self) -> Calls:
         """Some callers."""
         patience = self.chance.choice((None, None, self.seconds()))
-        return Calls(self.moment(), count=self.chance.choice((1, 1, 2, 6)), patience=patience)
+        at, count = self.moment(), self.chance.choice((1, 1, 2, 6))
+        return Calls(at, count=count, patience=patience, claim=claim(f"{at} {count} {patience}"))
 
     # ---- devices come, go and fail
 
@@ -263,6 +267,16 @@ class Generator:
     def seconds(self) -> float:
         """For how long something lasts, compared with the schedule's own length."""
         return self.chance.choice((0.0, 0.001, 0.05, self.horizon * self.chance.random()))
+
+
+def claim(seed: str) -> Claim:
+    """A share, a priority and a client; no other step is drawn anew by it."""
+    choose = Random(f"claim {seed}").choice
+    return Claim(
+        share=choose((1.0, 1.0, 1.0, 0.01, 0.5, 3.0, 100.0)),
+        priority=choose((0, 0, 0, 1, 2, 3, 4, 5)),
+        client=choose(("", "", "a", "b", "a/1", "a/2", "c/1/x")),
+    )
 
 
 def patience(at: float, device: str) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 from asyncinfer import Dispatcher
 from asyncinfer._core.engine import Engine
 from asyncinfer._core.tasks.spans import Span
+from asyncinfer._core.tasks.turns import PLAIN
 from dst.ledger import Ledger
 from dst.schedule import Settings
 
@@ -60,6 +61,23 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
         check(not (turns and not intake.full()), "stall", "a source is not told of room")
         admits = lane.admitted - lane.delivered < lane.window
         check(not (takes and admits and not intake.empty()), "stall", "a task is not admitted")
+
+    for flow in engine.calls.waiting.flows:
+        turns = [turn for turn in flow.intake._turns if not turn.done()]
+        check(not (turns and not flow.intake.full()), "stall", "a caller is not told of room")
+    _check_turns(engine, ledger)
+
+
+def _check_turns(engine: Engine, ledger: Ledger) -> None:
+    """Only those are known who take turns, or had more than theirs while others wait."""
+    flows = [flow for flow in engine.calls.waiting.flows if flow.claim != PLAIN]
+    known = len(engine.lanes._turns._resting)
+    waiting = engine.lanes.waiting
+    left = [flow.claim for flow in flows if flow.idle]
+    ledger.check(waiting or not left, "leak", "flows are kept:", *left)
+    ledger.check(waiting or not known, "leak", known, "are remembered for nothing")
+    tasks = sum(flow.intake.tasks for flow in engine.calls.waiting.flows)
+    ledger.check(tasks == engine.calls.waiting.tasks, "lost", "calls are counted wrongly")
 
 
 def _check_bound(engine: Engine, ledger: Ledger) -> None:
@@ -119,6 +137,7 @@ def check_ended(engine: Engine, ledger: Ledger) -> None:
     kept = [device.name for device in engine.roster.devices if device.bursts]
     ledger.check(not kept, "leak", "bursts are kept by", kept)
     ledger.check(not engine._feeders, "leak", "feeders are kept")
+    _check_turns(engine, ledger)
 
 
 def described(engine: Engine | None) -> str:

@@ -14,6 +14,7 @@ __all__ = (
     "CallFault",
     "Calls",
     "Cancel",
+    "Claim",
     "Close",
     "CloseFault",
     "Cores",
@@ -89,6 +90,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a stream or a call may claim of the devices."""
+
+    share: float = 1.0
+    priority: int = 0
+    #: whose it is, from the whole to the part; nobody's if empty
+    client: str = ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of ``infer`` and ``stream``."""
+        path = tuple(self.client.split("/")) if self.client else None
+        return {"share": self.share, "priority": self.priority, "client": path}
+
+
+@dataclass(frozen=True)
 class Stream(Step):
     """A stream and its consumer."""
 
@@ -109,6 +126,7 @@ class Stream(Step):
     after: int = 0
     patience: float = 0.0
     consumer_pause: float = 0.0
+    claim: Claim = Claim()
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,7 @@ class Calls(Step):
 
     count: int = 1
     patience: float | None = None
+    claim: Claim = Claim()
 
 
 @dataclass(frozen=True)
@@ -316,4 +335,6 @@ def _step(told: dict[str, Any]) -> Step:
     kind = STEPS[arguments.pop("step")]
     if isinstance(arguments.get("device"), dict):
         arguments["device"] = DevicePlan(**arguments["device"])
+    if "claim" in arguments:
+        arguments["claim"] = Claim(**arguments["claim"])
     return kind(**arguments)

@@ -149,11 +149,12 @@ class Work:
 
     async def _read(self, name: str, plan: Stream, got: list[int]) -> None:
         source = self.source(name, plan)
+        options = {"ordered": plan.ordered, **plan.claim.arguments}
         if plan.read == "results":
-            stream: Any = self.dispatcher.results(source, ordered=plan.ordered)
+            stream: Any = self.dispatcher.results(source, **options)
         else:
             errors = plan.read == "errors"
-            stream = self.dispatcher.stream(source, ordered=plan.ordered, return_exceptions=errors)
+            stream = self.dispatcher.stream(source, return_exceptions=errors, **options)
         del source
         self.reading[name] = weakref.ref(stream)
         if plan.end == "body":
@@ -232,7 +233,7 @@ class Work:
         outcome = "answered"
         try:
             async with asyncio.timeout(plan.patience):
-                output = await self.dispatcher.infer((name, 0))
+                output = await self.dispatcher.infer((name, 0), **plan.claim.arguments)
             ledger.delivered[name] += 1
             self.check_output(name, output)
         except TaskError as error:
