@@ -30,8 +30,11 @@ class SpanHome(Protocol):
     head: int
     #: the ``contextvars`` context in which the stream was made
     context: contextvars.Context
-    #: the tasks that may be started
-    waiting: Waiting
+
+    @property
+    def waiting(self) -> Waiting:
+        """The tasks that may be started."""
+        ...
 
     def finish(self, spans: list[Span]) -> None:
         """Take in ``spans``, which have results or errors."""
