@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
-from collections.abc import AsyncIterable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from operator import attrgetter
 from types import TracebackType
@@ -15,7 +16,7 @@ from asyncinfer._core.engine import Engine
 from asyncinfer._core.snapshot import snapshot
 from asyncinfer._core.tasks.recorder import logger
 from asyncinfer._core.tasks.spans import Span
-from asyncinfer._core.tasks.turns import Claim
+from asyncinfer._core.tasks.turns import PLAIN, Claim
 from asyncinfer.driver import Driver
 from asyncinfer.errors import ClosedError, ConfigError, TaskError
 from asyncinfer.events import EventHook
@@ -187,10 +188,24 @@ class Dispatcher(Generic[InT, OutT]):
         Raises ``ClosedError`` if the dispatcher is not open, ``ConfigError`` for arguments that
         make no sense.
         """
-        call = self._open_engine().call(x, Claim.of(share, priority, client))
-        del x  # an error that is kept holds this frame
-        output: OutT = await call
-        return output
+        engine, claim = self._engine, PLAIN
+        future: asyncio.Future[OutT] | None = None
+        if not (client is None and share == 1.0 and share is not True and priority == 0):
+            claim = Claim.of(share, priority, client)
+        if engine is not None and engine.short.open:
+            future = engine.short.enter(x, claim)
+        if engine is None or future is None:
+            call: Awaitable[OutT] = self._open_engine().call(x, claim)
+            del x  # an error that is kept holds this frame
+            return await call
+        del x
+        try:
+            return await future
+        except asyncio.CancelledError:
+            engine.short.gone(future)
+            raise
+        finally:
+            del future
 
     @overload
     def stream(

@@ -23,6 +23,7 @@ from asyncinfer._core.dispatch.pool import Pool
 from asyncinfer._core.dispatch.recheck import Recheck
 from asyncinfer._core.dispatch.retries import Retries
 from asyncinfer._core.dispatch.sharers import Sharers
+from asyncinfer._core.dispatch.short_way import ShortWay, suits
 from asyncinfer._core.tasks.calls import CallFlow
 from asyncinfer._core.tasks.deadlines import Deadlines
 from asyncinfer._core.tasks.lane import CallLane, Lane
@@ -135,6 +136,26 @@ class Engine:
         self._quiet: asyncio.Event | None = None
         self.calls = self._make_lane(CallLane, ordered=False)
         self.lanes.join(self.calls)
+        #: where calls of ``infer`` go that have nothing to wait for but a device
+        self.short = ShortWay(
+            self.calls,
+            lanes,
+            roster,
+            policy,
+            suits=suits(policy) and hedge is None and not self._deadlines.limits,
+            limit=min(window, queue_size),
+            retries=self.retries,
+            trust=trust,
+            hedging=self.hedging,
+            sharers=self._sharers,
+            outcomes=self._outcomes,
+            executor=self._executor,
+            recorder=recorder,
+            clock=clock,
+            loop=loop,
+            wake=self.wake,
+            arm=self._watchdog.arm,
+        )
 
     # ---- assigning tasks to devices
 
@@ -158,6 +179,16 @@ class Engine:
         now = self.clock()
         if self._sharers is not None:
             self._sharers.look(now)
+        if self.short.goes_on():
+            self._pool.nothing_waits()
+        else:
+            self._pass(now)
+        self._watchdog.arm()
+        if self._quiet is not None and not self.lanes.unfinished:
+            self._quiet.set()
+
+    def _pass(self, now: float) -> None:
+        """Give waiting tasks to free devices."""
         bursts = self._pool.assign(now)
         if self._sharers is not None:
             self._sharers.passed(bursts, self.lanes.waiting > 0)
@@ -165,9 +196,8 @@ class Engine:
                 self.wake()
         for burst in bursts:
             self._executor.start(burst)
-        self._watchdog.arm()
-        if self._quiet is not None and not self.lanes.unfinished:
-            self._quiet.set()
+        if self.accepting:
+            self.short.look()
 
     def _rescue(self, burst: Burst) -> None:
         """A call is long overdue: have it copied if somebody waits for it."""
@@ -196,6 +226,7 @@ class Engine:
     def start_reading(self, lane: Lane, source: Iterable[Any] | AsyncIterable[Any]) -> None:
         """Start to read ``source`` into ``lane``. Raises ``ClosedError``."""
         self.check_open()
+        self.short.leave()
         self.lanes.join(lane)
         feeding = feed(source, lane.intake, partial(self._accept, lane), self.clock)
         name = f"asyncinfer source {lane.number}"
@@ -331,6 +362,7 @@ class Engine:
     async def drain(self, timeout: float | None) -> None:
         """Accept no more, and wait for what was accepted. Raises ``TimeoutError``."""
         self.accepting = False
+        self.short.leave()
         await self._stop_reading()
         for lane in self.lanes:
             lane.lift_window()
@@ -360,6 +392,7 @@ class Engine:
         """
         if self._closing is None:
             self.accepting = False
+            self.short.leave()
             error = ClosedError("the dispatcher was closed before this was finished")
             for lane in list(self.lanes):
                 if not lane.finished:

@@ -27,7 +27,9 @@ def snapshot(engine: Engine) -> DispatcherStats:
         quarantined=recorder.quarantined,
         hedging=engine.hedging.stats(engine.clock()),
         queue_depth=sum(lane.intake.qsize() for lane in lanes),
-        waiting=sum(len(lane.waiting) for lane in lanes) + len(engine.retries.tasks),
+        waiting=sum(len(lane.waiting) for lane in lanes)
+        + len(engine.short.calls)
+        + len(engine.retries.tasks),
         running=sum(device.in_flight for device in engine.roster.devices),
         reorder_buffer=recorder.reorder_buffer,
         max_reorder=recorder.max_reorder,

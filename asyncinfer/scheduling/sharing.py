@@ -255,7 +255,8 @@ class Group:
         Those beside it may have slowed it down, by as many times as there were.
         """
         member = self.model.members[place]
-        member.least = min(member.least, seconds / max(1, self._running.bit_count()))
+        if seconds > 0:
+            member.least = min(member.least, seconds / max(1, self._running.bit_count()))
 
     def _leave_out_idle_time(self, now: float) -> None:
         """Put off all that was due at some time by as long as there was nothing to do."""

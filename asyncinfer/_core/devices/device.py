@@ -42,6 +42,8 @@ LEAST_WITHOUT_ANSWER, CALLS_WITHOUT_ANSWER = 3.0, 20.0
 #: seconds for which a device that did not answer is doubtful, unless it answers: then only another
 #: task can show what it is like. As long as one that fails again and again is held off at most
 DOUBTFUL = 30.0
+#: calls that are answered at once teach their speed together, so many, or as many as take so long
+CALLS_AT_ONCE, SECONDS_AT_ONCE = 16, 0.001
 
 
 class DeviceListener(Protocol):
@@ -147,6 +149,8 @@ class Device:
         self._is_new = True
         #: calls it may run at once in its present state
         self._slots = 0
+        #: tasks, calls and seconds that the estimate has not learnt from yet
+        self._at_once: tuple[int, int, float] = (0, 0, 0.0)
         self._busy_seconds = 0.0
         self._busy_since = 0.0
         #: when it last finished something or changed its state
@@ -301,13 +305,37 @@ class Device:
     def count_results(self, burst: Burst, calls: int) -> None:
         """Take into the figures what the ``calls`` of ``burst`` that returned have brought."""
         tasks, now = burst.tasks_run, burst.call_began
+        if 2 * burst.failed <= tasks:  # what fails may take any time: it teaches no speed
+            self._learn_mean(tasks, calls, now - burst.began, now)
+        self._count(tasks, calls, now)
+
+    def count_at_once(self, tasks: int, calls: int, began: float, now: float) -> None:
+        """Take into the figures what calls have brought that it answered at once, one by one.
+
+        The estimate learns from some of them together, since it costs more than such a call.
+        """
+        seconds = now - began
+        if not self.bursts:
+            self._busy_seconds += seconds
+        self._touched = now
+        self._count(tasks, calls, now)
+        before = self._at_once
+        tasks, calls, seconds = before[0] + tasks, before[1] + calls, before[2] + seconds
+        self._at_once = tasks, calls, seconds
+        if calls >= CALLS_AT_ONCE or seconds >= SECONDS_AT_ONCE:
+            self._at_once = 0, 0, 0.0
+            self._learn_mean(tasks, calls, seconds, now)
+
+    def _learn_mean(self, tasks: int, calls: int, seconds: float, now: float) -> None:
+        """Learn one speed from calls that have taken ``seconds`` together: that of their mean."""
+        self.learn(tasks / calls, seconds / calls)
+        if seconds / calls > NOTEWORTHY:
+            self.run_limit.took(seconds / calls, now)
+
+    def _count(self, tasks: int, calls: int, now: float) -> None:
+        """Count calls that have brought results until ``now``."""
         self.batches += calls
         self.tasks += tasks
-        seconds = (now - burst.began) / calls
-        if 2 * burst.failed <= tasks:  # what fails may take any time: it teaches no speed
-            self.learn(tasks / calls, seconds)
-            if seconds > NOTEWORTHY:
-                self.run_limit.took(seconds, now)
         self.answered_at = now
         self._given_up = self._unanswered = 0.0
         self.patience = 1.0

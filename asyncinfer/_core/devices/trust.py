@@ -51,10 +51,13 @@ class Trust:
             if span.causes:
                 self._worked_after_all(span)
         if not device.record.spotless:
-            self._answered(device, sum(span.count for span in spans))
+            self.answered(device, sum(span.count for span in spans))
 
-    def _answered(self, device: Device, tasks: int) -> None:
+    def answered(self, device: Device, tasks: int) -> None:
+        """The device brought results of so many tasks that had not failed before."""
         record = device.record
+        if record.spotless:
+            return
         record.result(tasks)
         if record.distrusted and record.well_in_a_row >= WELL_AGAIN:
             record.forgive()

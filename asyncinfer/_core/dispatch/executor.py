@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,10 +53,19 @@ class Executor:
         name = f"asyncinfer {burst.device.name}"
         burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
 
-    async def _run(self, burst: Burst) -> None:
+    async def carry_on(self, burst: Burst, answer: Awaitable[Sequence[Any] | None]) -> None:
+        """Wait for the ``answer`` of a call that was made before; it is all that ``burst`` runs.
+
+        What awaits this is the burst's runner.
+        """
+        await self._run(burst, answer)
+
+    async def _run(
+        self, burst: Burst, answer: Awaitable[Sequence[Any] | None] | None = None
+    ) -> None:
         device = burst.device
         try:
-            await self._work(burst)
+            await (self._work(burst) if answer is None else self._take(burst, answer))
         except asyncio.CancelledError:
             if not _is_cancelled():
                 self._report_failure(burst, DeviceLost(device.name, "cancelled its own call"))
@@ -101,6 +110,19 @@ class Executor:
                 self._outcomes.pass_on(burst, started)
                 started = now
         self._outcomes.pass_on(burst, started)
+
+    async def _take(self, burst: Burst, answer: Awaitable[Sequence[Any] | None]) -> None:
+        """Take the outputs of the one call of ``burst``, which was made already."""
+        if self._run_timeout is not None:
+            self._limit(burst)
+        outputs = await answer
+        if not burst.live:
+            return
+        if outputs is None or len(outputs) != burst.tasks:
+            raise _wrong_count(burst.device, outputs, burst.inputs)
+        burst.outputs.extend(outputs)
+        burst.call_began = self._clock()
+        self._outcomes.pass_on(burst, burst.began)
 
     def _report_failure(self, burst: Burst, error: DeviceError) -> None:
         """Report that the device failed, unless the tasks of ``burst`` were taken away before."""

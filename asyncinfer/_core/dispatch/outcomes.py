@@ -15,7 +15,7 @@ from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer._core.tasks.spans import Run, Span
 from asyncinfer.errors import ConfigError, DeviceError, InputError, PoisonTask, TaskError
 
-__all__ = ("Outcomes",)
+__all__ = ("Outcomes", "has_errors")
 
 
 class Outcomes:
@@ -58,7 +58,7 @@ class Outcomes:
         if not burst.outputs or not burst.live:
             return
         run = Run(burst.device.name, started, burst.call_began)
-        some_failed = _has_errors(burst.outputs)
+        some_failed = has_errors(burst.outputs)
         mixed = some_failed and self._count_errors(burst)
         finished: list[Span] = []
         for span in burst.take_finished():
@@ -381,8 +381,12 @@ def _is_tasks_own(error: BaseException) -> bool:
     return not isinstance(error, DeviceError | ConfigError)
 
 
-def _has_errors(outputs: list[Any]) -> bool:
-    return any(issubclass(kind, BaseException) for kind in set(map(type, outputs)))
+def has_errors(outputs: list[Any]) -> bool:
+    """Whether any of the outputs is an error instead."""
+    for kind in set(map(type, outputs)):  # noqa: SIM110  # a generator costs more than most calls
+        if issubclass(kind, BaseException):
+            return True
+    return False
 
 
 def _unstarted(runner: asyncio.Task[None]) -> bool:

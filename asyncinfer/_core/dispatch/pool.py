@@ -130,6 +130,11 @@ class Pool:
         self._schedule_next_pass(rest)
         return self._bursts
 
+    def nothing_waits(self) -> None:
+        """No pass is made, as there is nothing to give to any device."""
+        self._update()
+        self.full = False
+
     def _review(self) -> None:
         """Have it decided anew which devices are held back."""
         if self._trust.questionable:

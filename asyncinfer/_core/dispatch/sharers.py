@@ -42,6 +42,11 @@ class Sharers:
         #: how often devices had come and gone when the groups were made
         self._as_of = 0
 
+    @property
+    def any(self) -> bool:
+        """Whether any devices share something."""
+        return bool(self._parties)
+
     def look(self, now: float) -> None:
         """Before a pass: take in which devices are there, and follow what the groups choose."""
         if self._as_of != self._roster.comings_and_goings:

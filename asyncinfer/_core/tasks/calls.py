@@ -10,7 +10,7 @@ from asyncinfer._core.tasks.intake import Intake
 from asyncinfer._core.tasks.spans import Span, Waiting
 from asyncinfer._core.tasks.turns import PLAIN, Claim, Leaf, Turns
 
-__all__ = ("CallFlow", "WaitingCalls")
+__all__ = ("Call", "CallFlow", "WaitingCalls")
 
 
 class CallQueue(Intake):
@@ -85,6 +85,11 @@ class CallFlow(Leaf):
         self.intake.put_nowait(call)
         self._all.came(self)
         return call
+
+    def add(self, call: Call) -> None:
+        """Let one wait that was accepted before, even if there is no room."""
+        self.intake.add(call)
+        self._all.came(self)
 
     async def room(self) -> None:
         """Wait until one more may wait. The flow may be forgotten by then, as calls went."""

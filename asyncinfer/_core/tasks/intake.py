@@ -41,6 +41,10 @@ class Intake(asyncio.Queue[Span]):
         self._call()
         return span
 
+    def add(self, span: Span) -> None:
+        """Append ``span``, even if the queue is full."""
+        self._put(span)
+
     def extend(self, inputs: list[Any], since: float) -> bool:
         """Append ``inputs`` to the last span, unless that was accepted before ``since``.
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NoReturn
 
 from asyncinfer._core.tasks.spans import Span
@@ -40,8 +41,9 @@ class Recorder:
         self.last_end = math.nan
         self.hold_sum = 0.0
         self.hold_max = 0.0
-        #: latency, hold time and number of tasks of the spans that ended last
-        self._recent: deque[tuple[float, float, int]] = deque()
+        #: latency, hold time and number of tasks of the spans that ended last; or the latency of
+        #: each task, where several were answered at once
+        self._recent: deque[tuple[float | list[float], float, int]] = deque()
         self._recent_tasks = 0
         self._clock = clock
         self._hook = on_event
@@ -59,10 +61,22 @@ class Recorder:
                 self.hold_max = hold
             recent.append((now - span.submitted, hold, count))
         ended = self.finished - before
-        self._recent_tasks += ended
+        self._keep_recent(ended)
+        return ended
+
+    def count_at_once(self, latencies: list[float], started: float, ended: float) -> None:
+        """Count tasks of ``infer`` that one device was given and answered in this time."""
+        self.finished += len(latencies)
+        self._recent.append((latencies, 0.0, len(latencies)))
+        self._keep_recent(len(latencies))
+        self.count_run(started, ended)
+
+    def _keep_recent(self, more: int) -> None:
+        """Forget the oldest of the recent tasks, as there are ``more``."""
+        recent = self._recent
+        self._recent_tasks += more
         while self._recent_tasks - recent[0][2] >= RECENT:
             self._recent_tasks -= recent.popleft()[2]
-        return ended
 
     def count_held(self, change: int) -> None:
         """The reorder buffers of all lanes together grew by ``change`` results."""
@@ -84,7 +98,8 @@ class Recorder:
 
     def latency(self, q: float) -> float:
         """The ``q`` quantile of the recent latencies, in seconds."""
-        return percentile((s for s, _, tasks in self._recent for _ in range(tasks)), q)
+        recent = (s if isinstance(s, list) else [s] * tasks for s, _, tasks in self._recent)
+        return percentile(chain.from_iterable(recent), q)
 
     def hold(self, q: float) -> float:
         """The ``q`` quantile of the recent hold times, in seconds."""
@@ -118,6 +133,10 @@ class Recorder:
             device, started, _ = span.run
             for index in range(span.first, span.first + span.count):
                 self._emit(Event(kind, now, device, index, number, started, error))
+
+    def finished_at_once(self, device: str, index: int, lane: int, started: float) -> None:
+        """Report a result of a task of which no span was made."""
+        self._emit(Event("task.finished", self._clock(), device, index, lane, started))
 
     def hedged(self, task: Span, device: str) -> None:
         """Report that a copy of a single task starts on ``device``."""

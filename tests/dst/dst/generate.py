@@ -55,6 +55,9 @@ def schedule_of(seed: int) -> Schedule:
     """The schedule of a seed, always the same. Some devices remember, some are set up wrongly."""
     generator = Generator(Random(seed))
     schedule = hosted(generator.schedule(), Random(f"{seed}/hosts"))
+    generator.chance = Random(f"{seed}, calls")
+    if generator.chance.random() < 0.2:
+        schedule = generator.calling(schedule)
     generator.chance = Random(f"{seed}, stateful")
     if generator.chance.random() < 0.15:
         return generator.remembering(schedule)
@@ -88,6 +91,29 @@ class Generator:
         if chance.random() < 0.35:
             steps += [self.end() for _ in range(chance.choice((1, 1, 1, 2, 3)))]
         return Schedule(self.settings(), devices, tuple(steps))
+
+    def calling(self, schedule: Schedule) -> Schedule:
+        """The same with many calls of ``infer``, which nothing keeps from taking the short way."""
+        chance, choose = self.chance, self.chance.choice
+        settings = replace(
+            schedule.settings,
+            policy=choose(("eft", "eft", "greedy")),
+            window=choose((8, 100)),
+            queue_size=choose((5, 100)),
+            queue=None,
+            total=None,
+            hedged=False,
+        )
+        quick = {"service_time": 0.0, "batch_cost": 0.0, "estimate": choose((None, 0.0, 0.0001))}
+        devices = tuple(
+            replace(device, max_wait=0.0, **(quick if chance.random() < 0.4 else {}))
+            for device in schedule.devices
+        )
+        steps = [step for step in schedule.steps if chance.random() < 0.5 or not _is_stream(step)]
+        steps += [self.calls() for _ in range(choose((4, 8, 16)))]
+        if chance.random() < 0.8:  # one that claims a share or a priority takes the common way
+            steps = [replace(s, claim=Claim()) if isinstance(s, Calls) else s for s in steps]
+        return schedule.but(settings=settings, devices=devices, steps=tuple(steps))
 
     def remembering(self, schedule: Schedule) -> Schedule:
         """The same with devices that remember, which also fail when they are reset."""
@@ -277,6 +303,10 @@ def claim(seed: str) -> Claim:
         priority=choose((0, 0, 0, 1, 2, 3, 4, 5)),
         client=choose(("", "", "a", "b", "a/1", "a/2", "c/1/x")),
     )
+
+
+def _is_stream(step: Step) -> bool:
+    return isinstance(step, Stream)
 
 
 def patience(at: float, device: str) -> float | None:

@@ -42,6 +42,8 @@ def check_at_rest(engine: Engine, settings: Settings, ledger: Ledger) -> None:
     elif idle and settings.policy in ("eft", "greedy"):
         fills = any(device.max_wait for device in up)
         check(fills or not waiting, "stall", waiting, "tasks wait for idle devices")
+        calls = _calls(engine)
+        check(not calls, "stall", calls, "calls on the short way wait for idle devices")
         left = [task for task in retries.tasks if not task.done]
         suspected = any(device.bursts for device in devices)  # one by one, on leaving devices too
         due = suspected or retries.due_in < math.inf
@@ -127,7 +129,12 @@ def _unfinished(engine: Engine) -> int:
         places += [lane.intake, lane.waiting]
     places += [burst.spans for device in engine.roster.devices for burst in device.bursts]
     spans = {span for place in places for span in place if not span.done}
-    return sum(span.count for span in spans)
+    return sum(span.count for span in spans) + _calls(engine)
+
+
+def _calls(engine: Engine) -> int:
+    """How many calls of ``infer`` wait on the short way, where no spans are made of them."""
+    return sum(not call[0].done() for call in engine.short.calls)
 
 
 def check_ended(engine: Engine, ledger: Ledger) -> None:
@@ -138,6 +145,9 @@ def check_ended(engine: Engine, ledger: Ledger) -> None:
     ledger.check(not kept, "leak", "bursts are kept by", kept)
     ledger.check(not engine._feeders, "leak", "feeders are kept")
     _check_turns(engine, ledger)
+
+    short = engine.short
+    ledger.check(not (short.calls or short._spans), "leak", "calls are kept on the short way")
 
 
 def described(engine: Engine | None) -> str:

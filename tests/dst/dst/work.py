@@ -326,7 +326,9 @@ class Work:
             final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
             defects = all(isinstance(cause, Defect) for cause in error.causes)
-            if defects and not settings.stateful:
+            refused = any(isinstance(cause, InputError) for cause in error.causes)
+            agreed = refused and len(set(error.devices)) > 1  # two say so: decision 0028
+            if defects and not agreed and not settings.stateful:
                 left = self._untried(x, error)
                 check(not left, "trust", x, "fails on", *error.devices, "and not on", *left)
         elif isinstance(error, StateLost):
