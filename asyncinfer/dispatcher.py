@@ -49,8 +49,14 @@ class Dispatcher(Generic[InT, OutT]):
     :param window: a task may start only if its index is below that of the next result to deliver
         plus ``window``; per stream. It bounds the reorder buffer.
     :param queue_size: how many tasks of a stream are read ahead of its window.
+    :param queue_bytes: how many bytes of a stream's inputs are read before devices are given them,
+        in the window or ahead of it; the last input read may go beyond. Tensors, arrays, bytes,
+        texts, pictures, and mappings, tuples and lists of them count what they hold, anything else
+        1,000 bytes, and each task 100 more. ``None``: as many as ``queue_size`` allows; so it is
+        for a list or tuple, which holds its inputs anyway.
     :param retries: how often a failed task is run again before it fails for good.
-    :param timeout: seconds from acceptance to result, or :class:`Timeouts` for each limit by name.
+    :param timeout: seconds from the call of ``infer`` to its result; of a stream's task from its
+        start, or from its turn to start. Or :class:`Timeouts` for each limit by name.
     :param hedge: ``True`` or ``"auto"`` runs a copy of an overdue task on another device if that
         ends sooner; the first result wins. A :class:`Hedge` says when that is done. With ``None``,
         the default, it never is.
@@ -73,6 +79,7 @@ class Dispatcher(Generic[InT, OutT]):
         policy: str | Policy = "eft",
         window: int = 1024,
         queue_size: int = 1024,
+        queue_bytes: int | None = 512 * 2**20,
         retries: int = 2,
         timeout: float | Timeouts | None = None,
         hedge: Hedge | Literal["auto"] | bool | None = None,
@@ -83,6 +90,9 @@ class Dispatcher(Generic[InT, OutT]):
         self._policy = policy
         self._window = _at_least(1, "window", window)
         self._queue_size = _at_least(1, "queue_size", queue_size)
+        self._queue_bytes = (
+            math.inf if queue_bytes is None else _at_least(1, "queue_bytes", queue_bytes)
+        )
         self._retries = _at_least(0, "retries", retries)
         self._timeouts = Timeouts.of(timeout)
         self._hedge = Hedge.of(hedge)
@@ -104,6 +114,7 @@ class Dispatcher(Generic[InT, OutT]):
             policy=policy_named(self._policy),
             window=self._window,
             queue_size=self._queue_size,
+            queue_bytes=self._queue_bytes,
             retries=self._retries,
             timeouts=self._timeouts,
             hedge=self._hedge,
@@ -244,7 +255,8 @@ class Dispatcher(Generic[InT, OutT]):
         """Run every input of ``xs`` and iterate over the outputs.
 
         :param xs: an iterable or async iterable, finite or endless. It is read at most
-            ``queue_size`` ahead of the window. A generator is closed when the stream ends early.
+            ``queue_size`` ahead of the window, and ``queue_bytes`` ahead of the devices. A
+            generator is closed when the stream ends early.
         :param ordered: in the order of the inputs; ``False`` gives them as they are finished.
         :param return_exceptions: yield the ``TaskError`` of a failed task instead of raising it.
         :param share: the part of the devices that the stream has beside the other streams and the

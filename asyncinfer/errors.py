@@ -156,7 +156,7 @@ class QueueTimeout(TaskError):
 
 
 class DeadlineExceeded(TaskError):
-    """The task was not finished within ``Timeouts.total`` of being accepted."""
+    """The task was not finished within ``Timeouts.total``, which says from when that counts."""
 
 
 class NoDeviceError(DeadlineExceeded):

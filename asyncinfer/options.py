@@ -20,14 +20,17 @@ class Timeouts:
 
     #: one attempt to open a device; past it ``DeviceTimeout``, and the device is opened again later
     open: float | None = 60.0
-    #: a task waiting to be started; past it the task ends with ``QueueTimeout``
+    #: a task waiting to be started; past it the task ends with ``QueueTimeout``. Counts from the
+    #: call of ``infer``; of a stream's task from when it came into the window
     queue: float | None = None
     #: one ``infer`` call on a device; past it ``DeviceTimeout``, and its tasks move on. ``"auto"``:
     #: by the device's own history, once it has one: 32 times what the call should take and 0.4 s
     #: (more where its calls were seen to vary), 2 s at least
     run: float | Literal["auto"] | None = "auto"
-    #: a task from acceptance to result; past it ``DeadlineExceeded`` (``NoDeviceError`` if no
-    #: device was up)
+    #: a task until its result; past it ``DeadlineExceeded`` (``NoDeviceError`` if no device was
+    #: up). Counts from the call of ``infer``; of a stream's task from its start on a device,
+    #: retries included, so that reading ahead takes no task's time. One that waits counts from its
+    #: turn: since its stream last got on
     total: float | None = None
     #: ending the calls of a device and closing it, both together; past it, what has not ended is
     #: left behind with a warning

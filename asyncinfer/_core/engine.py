@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 
+from asyncinfer._core.devices.apart import quiet
 from asyncinfer._core.devices.device import Burst, names
 from asyncinfer._core.devices.roster import Roster
 from asyncinfer._core.devices.supervisor import Supervisor
@@ -24,8 +27,10 @@ from asyncinfer._core.dispatch.recheck import Recheck
 from asyncinfer._core.dispatch.retries import Retries
 from asyncinfer._core.dispatch.sharers import Sharers
 from asyncinfer._core.dispatch.short_way import ShortWay, suits
+from asyncinfer._core.tasks.ahead import ReadAhead
 from asyncinfer._core.tasks.calls import CallFlow
 from asyncinfer._core.tasks.deadlines import Deadlines
+from asyncinfer._core.tasks.front import counted_from
 from asyncinfer._core.tasks.lane import CallLane, Lane
 from asyncinfer._core.tasks.lanes import Lanes
 from asyncinfer._core.tasks.recorder import Recorder, logger
@@ -41,6 +46,8 @@ from asyncinfer.scheduling.policy import Policy
 __all__ = ("Engine",)
 
 LaneT = TypeVar("LaneT", bound=Lane)
+#: sources that hold all their inputs: to read them ahead takes no memory
+HOLDERS = (list, tuple, range, set, frozenset, dict, deque)
 
 
 class Engine:
@@ -60,6 +67,7 @@ class Engine:
         policy: Policy,
         window: int,
         queue_size: int,
+        queue_bytes: float,
         retries: int,
         timeouts: Timeouts,
         hedge: Hedge | None,
@@ -127,9 +135,14 @@ class Engine:
         self.running = True
         self._window = window
         self._queue_size = queue_size
+        self._queue_bytes = queue_bytes
         self._timeouts = timeouts
         self._feeders: dict[Lane, asyncio.Task[None]] = {}
+        #: of the same lanes
+        self._ahead: dict[Lane, ReadAhead] = {}
         self._closing: asyncio.Task[None] | None = None
+        #: waits for the end of the event loop
+        self._guard: asyncio.Task[None] | None = None
         self._lanes_made = 0
         self._wakeup: asyncio.Handle | None = None
         #: set once every accepted task has ended; made only when somebody waits for that
@@ -190,12 +203,16 @@ class Engine:
     def _pass(self, now: float) -> None:
         """Give waiting tasks to free devices."""
         bursts = self._pool.assign(now)
+        if self._deadlines.limits:
+            self._deadlines.passed([burst.lane for burst in bursts], now)
         if self._sharers is not None:
             self._sharers.passed(bursts, self.lanes.waiting > 0)
             if self._pool.others_held:  # these were held back or let go only after the look
                 self.wake()
         for burst in bursts:
             self._executor.start(burst)
+        for ahead in self._ahead.values():
+            ahead.look()
         if self.accepting:
             self.short.look()
 
@@ -228,7 +245,9 @@ class Engine:
         self.check_open()
         self.short.leave()
         self.lanes.join(lane)
-        feeding = feed(source, lane.intake, partial(self._accept, lane), self.clock)
+        limit = math.inf if type(source) in HOLDERS else self._queue_bytes
+        ahead = self._ahead[lane] = ReadAhead(lane.intake, lane.waiting, limit)
+        feeding = feed(source, ahead, partial(self._accept, lane), self.clock)
         name = f"asyncinfer source {lane.number}"
         feeder = self.loop.create_task(feeding, name=name, context=lane.context)
         self._feeders[lane] = feeder
@@ -249,6 +268,7 @@ class Engine:
     def _source_ended(self, lane: Lane, feeder: asyncio.Task[None]) -> None:
         """The source is exhausted, has failed, or is not read any further."""
         self._feeders.pop(lane, None)
+        self._ahead.pop(lane, None)
         if not feeder.cancelled():
             lane.no_more(feeder.exception())
         elif feeder.cancelling() and not self.accepting:
@@ -258,9 +278,14 @@ class Engine:
             lane.no_more(_cut_off(feeder))
         self.wake()
 
-    def _queue(self, lane: Lane | CallFlow, inputs: list[Any]) -> Span:
-        """Make tasks of ``inputs``, queue them in ``lane``, and watch their time limits."""
+    def _queue(self, lane: Lane | CallFlow, inputs: list[Any], since: float | None = None) -> Span:
+        """Make tasks of ``inputs``, queue them in ``lane``, and watch their time limits.
+
+        With ``since``, the limits count from then.
+        """
         span = lane.accept(inputs)
+        if since is not None:
+            span.since = since
         for limit in self._deadlines.limits:
             limit.watch(span)
         self.wake_if_free(lane)
@@ -273,12 +298,16 @@ class Engine:
                 "the devices are stateful, and infer belongs to no stream: use stream"
             )
         self.check_open()
-        flow = self.calls.flow(claim)
+        flow, since = self.calls.flow(claim), None
         if flow.intake.full():
-            await flow.room()
+            try:
+                since = await self._deadlines.room(self.calls, flow)
+            except BaseException:
+                del value  # an error that is kept holds this frame
+                raise
             self.check_open()
             flow = self.calls.flow(claim)
-        task = self._queue(flow, [value])
+        task = self._queue(flow, [value], since)
         task.context = contextvars.copy_context()
         task.future = self.loop.create_future()
         del value  # an error that is kept holds this frame
@@ -319,13 +348,17 @@ class Engine:
 
     # ---- what the time limits need to know
 
-    def _started_tasks(self) -> Iterator[Iterable[Span]]:
-        """The tasks on devices that have no output yet, and failed tasks that wait to run again."""
+    def _started_tasks(self) -> Iterator[tuple[Span, float]]:
+        """The tasks on devices that have no output yet, and failed tasks that wait to run again.
+
+        Each with when its time began.
+        """
         for burst in self.roster.bursts:
             self._outcomes.pass_on(burst, burst.began)
-            yield burst.spans
-        for task in list(self.retries.tasks):
-            yield (task,)
+            for span in burst.spans:
+                yield span, counted_from(span, burst.call_began)
+        for task in self.retries.tasks:
+            yield task, task.since
 
     def _reclaim(self) -> None:
         """Have tasks that devices have reserved and not started wait in their lanes again."""
@@ -343,6 +376,8 @@ class Engine:
 
         Raises ``ClosedError`` if closed meanwhile.
         """
+        self._guard = self.loop.create_task(self._end_with_loop(), name="asyncinfer guard")
+        quiet(self._guard)
         await self.supervisor.open_all(drivers, wait_for_all=wait_for_all)
         if self._closing is not None:
             raise ClosedError("the dispatcher was closed while it was opening")
@@ -400,6 +435,17 @@ class Engine:
             self._closing = self.loop.create_task(self._close(), name="asyncinfer close")
         await _wait_for(self._closing)
 
+    async def _end_with_loop(self) -> None:
+        """Close everything once all tasks are cancelled: so ``asyncio.run`` ends what was not left.
+
+        That waits for what it cancels, and so for the close timeout at most.
+        """
+        try:
+            await self.loop.create_future()
+        finally:
+            if self._closing is None:
+                await self.close()
+
     async def _close(self) -> None:
         await asyncio.gather(self._stop_reading(), self.supervisor.close_all())
         self._deadlines.stop()
@@ -409,6 +455,8 @@ class Engine:
             self._wakeup.cancel()
         self._wakeup = None
         self.running = False
+        if self._guard is not None:
+            self._guard.cancel()
 
 
 def _cut_off(feeder: asyncio.Task[None]) -> RuntimeError:

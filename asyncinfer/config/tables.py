@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -69,6 +70,10 @@ def _at_least(least: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and value >= least
 
 
+def _is_bytes(value: Any) -> bool:
+    return value == math.inf or _at_least(1)(value)
+
+
 def _is_timeout(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, int | float) and value > 0)
 
@@ -77,6 +82,7 @@ _DISPATCHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "policy": (lambda value: isinstance(value, str), "a text"),
     "window": (_at_least(1), "a whole number from 1"),
     "queue_size": (_at_least(1), "a whole number from 1"),
+    "queue_bytes": (_is_bytes, "a whole number of bytes from 1, or inf"),
     "retries": (_at_least(0), "a whole number from 0"),
     "timeout": (_is_timeout, "seconds above 0, or a table of them"),
     "hedge": (lambda value: isinstance(value, bool | dict), "true, false or a table"),

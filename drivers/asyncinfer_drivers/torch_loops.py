@@ -272,6 +272,11 @@ class BestLoop:
         #: calls of each worker before those that count
         self._warm_up = 3
 
+    @torch.inference_mode()
+    def answer(self, batch: Sequence[Any]) -> list[Any]:
+        """The outputs of one batch, in the thread that calls this."""
+        return self._job.many(batch, self._forward)
+
     def run(self, seconds: float) -> Rate:
         """All batches, and again until ``seconds``."""
         self._numbers, self._marks = itertools.count(), []

@@ -1,5 +1,6 @@
 """The suite real: its passes, loads and claims with made-up devices; once with torch."""
 
+import asyncio
 import math
 import sys
 from contextlib import AsyncExitStack
@@ -10,6 +11,7 @@ import pytest
 from asyncinfer.bench.real import (
     batching,
     memory,
+    open_calls,
     stage,
     torch_loops,
     torch_stream,
@@ -17,8 +19,9 @@ from asyncinfer.bench.real import (
 )
 from asyncinfer.bench.real import devices as real_devices
 from asyncinfer.bench.real import suite as real
+from asyncinfer.bench.real.by_hand import MicroBatcher
 from asyncinfer.bench.real.devices import Opened, close_all, devices_for, open_all
-from asyncinfer.bench.real.load import closed_loop, open_loop
+from asyncinfer.bench.real.load import closed_loop, full_loop, open_loop
 from asyncinfer.bench.real.passes import Case, Work, one_pass
 from asyncinfer.bench.record import Outcome, Run
 from asyncinfer.bench.suite import Context
@@ -344,6 +347,38 @@ async def test_arrivals_wait_for_nobody():
     assert max(latencies) > 0.08  # it waited for others: counted from the time it was to be made
 
 
+async def test_a_full_load_has_so_many_calls_under_way():
+    async with Dispatcher([_doubling("a", 0.01)]) as dispatcher:
+        load = await full_loop(dispatcher, [1], clients=4, seconds=0.05)
+    assert len(load.latencies) >= 4
+    assert load.offered == load.rate
+
+
+async def test_the_loop_by_hand_answers_each_call_with_its_own():
+    def answer(batch):
+        sizes.append(len(batch))
+        return [2 * x for x in batch]
+
+    sizes: list[int] = []
+    async with MicroBatcher(answer, workers=2, most=4) as loop:
+        assert await asyncio.gather(*map(loop.infer, range(20))) == [2 * x for x in range(20)]
+    assert loop.batches == len(sizes)
+    assert max(sizes) <= 4
+
+
+def _random(load, policy, p50, p99):
+    case, figures = f"calls at random: {load}", {"service": 0.001, "offered": 1.0}
+    times = {"latency_p50": p50, "latency_p99": p99}
+    return Run(suite="real", case=case, policy=policy, figures=figures, **times)
+
+
+def test_calls_at_random_are_checked_at_80_percent():
+    ours, hand = open_calls.OURS, open_calls.BY_HAND
+    assert open_calls.checks([_random("50%", ours, 1.0, 1.0)]) == []
+    runs = [_random("80%", ours, 0.004, 0.021), _random("80%", hand, 0.002, 0.020)]
+    assert [check.met for check in open_calls.checks(runs)] == [True, False, False, True]
+
+
 def _batch(load, policy, rate, latency):
     return Run(
         suite="real",
@@ -427,7 +462,7 @@ def test_the_short_form():
     pytest.importorskip("sklearn")
     outcome = real.run(Context(short=True, devices=("cpu", "raspberry_pi")))
     assert {line.partition(":")[0] for line in outcome.skipped} == {
-        "pictures, faces, batching, memory of runs"
+        "pictures, faces, calls at random, batching, memory of runs"
     }
     passes = [run for run in outcome.runs if run.case.startswith("digits: ") and run.devices]
     assert {run.policy for run in passes} >= {"eft", "greedy"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncinfer._core.tasks.ahead import ReadAhead
 from asyncinfer._core.tasks.intake import Intake
 from asyncinfer._core.tasks.source import feed
 from asyncinfer._core.tasks.spans import Span
@@ -30,7 +32,8 @@ class Reading:
         self.clock = clock or Clock()
         self.intake = Intake(size)
         self.accepted = []
-        self.task = asyncio.create_task(feed(source, self.intake, self.accept, self.clock))
+        ahead = ReadAhead(self.intake, (), math.inf)
+        self.task = asyncio.create_task(feed(source, ahead, self.accept, self.clock))
 
     def accept(self, inputs):
         first = len(self.accepted)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from asyncinfer._core.devices.apart import set_apart
 from asyncinfer._core.devices.device import Device
 from asyncinfer._core.tasks.recorder import Recorder, logger
 from asyncinfer.driver import ServiceTime, SupportsCalibrate, SupportsProbe
@@ -59,6 +60,7 @@ class Connecting:
         device.become(DeviceState.OPENING, self._clock())
         name = f"asyncinfer open {device.name}"
         opening = self._loop.create_task(self._open_driver(device, device.generation), name=name)
+        set_apart(opening)
         given_up = self._loop.create_future()
         self._openings[device] = opening, given_up
         seconds, first = self._timeouts.open, asyncio.FIRST_COMPLETED
@@ -150,6 +152,7 @@ class Connecting:
         closing = self._loop.create_task(
             _close_driver(device), name=f"asyncinfer close {device.name}"
         )
+        set_apart(closing)
         left.expect_end(closing, device.generation)
         try:
             await asyncio.wait([closing], timeout=begun + DRIVER_PART * seconds - self._clock())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from asyncinfer._core.devices.apart import quiet, set_apart
+
 __all__ = ("Leftovers",)
 
 
@@ -41,6 +43,9 @@ class Leftovers:
         """Wait no more: the calls that are left are wedged. Returns how many were not before."""
         before = len(self._wedged)
         self._wedged |= self._calls.keys()
+        for call in self._wedged:
+            set_apart(call)
+            quiet(call)
         return len(self._wedged) - before
 
     @property

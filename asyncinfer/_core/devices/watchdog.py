@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from asyncinfer._core.alarm import Alarm
+from asyncinfer._core.devices.apart import set_apart
 from asyncinfer._core.devices.device import GRACE, OVERDUE, Burst, Device
 from asyncinfer._core.devices.lateness import Lateness
 from asyncinfer._core.devices.roster import Roster
@@ -167,6 +168,7 @@ class Watchdog:
         if isinstance(device.driver, SupportsProbe) and device not in self._probes:
             name = f"asyncinfer probe {device.name}"
             self._probes[device] = self._loop.create_task(self._probe(device), name=name)
+            set_apart(self._probes[device])
 
     # ---- the health check
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from asyncinfer._core.alarm import Alarm
+from asyncinfer._core.devices.apart import set_apart
 from asyncinfer._core.devices.device import Burst, Device
 from asyncinfer._core.devices.lateness import PUNCTUAL
 from asyncinfer._core.dispatch.incontext import InContext
@@ -52,12 +53,15 @@ class Executor:
         context = (burst.lane.context if first.context is None else first.context).copy()
         name = f"asyncinfer {burst.device.name}"
         burst.runner = self._loop.create_task(self._run(burst), name=name, context=context)
+        set_apart(burst.runner)
 
     async def carry_on(self, burst: Burst, answer: Awaitable[Sequence[Any] | None]) -> None:
         """Wait for the ``answer`` of a call that was made before; it is all that ``burst`` runs.
 
         What awaits this is the burst's runner.
         """
+        if burst.runner is not None:
+            set_apart(burst.runner)
         await self._run(burst, answer)
 
     async def _run(
@@ -75,12 +79,16 @@ class Executor:
             self._report_failure(burst, _lost(device, error))
         except Exception as error:  # the model raised: the fault of the tasks, or of one of them
             self._outcomes.raised(burst, error)
+        except GeneratorExit:  # left behind, and the event loop is no more
+            burst.live = False
+            raise
         except BaseException as error:
             self._report_failure(burst, _lost(device, error))
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
         finally:
-            self._outcomes.call_ended(burst)
+            if not self._loop.is_closed():
+                self._outcomes.call_ended(burst)
 
     async def _work(self, burst: Burst) -> None:
         """Call the driver with one batch after the other.

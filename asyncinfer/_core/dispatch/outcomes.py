@@ -117,7 +117,7 @@ class Outcomes:
             return
         for task in tasks:
             if not task.done:  # else its copy has given the result, and that is what its run tells
-                task.run = run
+                task.interrupted(run)
         self._failed_together(burst, tasks, error)
 
     def _failed_together(self, burst: Burst, tasks: list[Span], error: Exception) -> None:
@@ -187,7 +187,7 @@ class Outcomes:
                 if error is not None:
                     self._attempt_failed(task, error, run, in_standing=in_standing)
                 elif not task.done:
-                    task.run = run
+                    task.interrupted(run)
             rest = burst.take_rest()
             self._reassign(device, rest if error else [*running, *rest])
             burst.cancel()

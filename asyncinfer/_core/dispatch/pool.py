@@ -122,13 +122,14 @@ class Pool:
             self._bursts += self._hedging.settle_and_copy(now)
             self._update()
             self._review()  # a call that was given up may have left a healthy device free
-        if self._retries:
+        if self._retries.active:
             for retry in self._retries.pairs(now, self._goes_now):
                 self._run_again(retry)
             self._update()
         rest = self._follow_streams() if self._roster.stateful else self._pull_all()
         self._schedule_next_pass(rest)
-        return self._bursts
+        bursts, self._bursts = self._bursts, []  # what they hold is not to be kept here
+        return bursts
 
     def nothing_waits(self) -> None:
         """No pass is made, as there is nothing to give to any device."""

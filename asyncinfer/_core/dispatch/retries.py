@@ -125,6 +125,11 @@ class Retries:
         return bool(self._waiting or self._groups)
 
     @property
+    def active(self) -> bool:
+        """Whether a pass has to ask for pairs: tasks wait, or suspects are to be forgotten."""
+        return bool(self) or bool(self._suspects)
+
+    @property
     def due_in(self) -> float:
         """Seconds until a pass is due even if nothing else happens."""
         return self._due_in if self else math.inf

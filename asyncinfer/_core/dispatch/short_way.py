@@ -141,7 +141,7 @@ class ShortWay:
         return (
             len(self._lanes) == 1
             and not (lane.waiting.tasks or lane.closed)
-            and not (self._retries or self._trust.questionable or self._hedging.active)
+            and not (self._retries.active or self._trust.questionable or self._hedging.active)
             and (sharers is None or not sharers.any)
             and lane.accepted >= self._not_before
             and self._takes_what_is_there()

@@ -6,10 +6,11 @@ import asyncio
 import contextvars
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from asyncinfer._core.tasks.calls import Call, CallFlow, WaitingCalls
+from asyncinfer._core.tasks.front import Front
 from asyncinfer._core.tasks.intake import Intake
 from asyncinfer._core.tasks.recorder import Recorder
 from asyncinfer._core.tasks.spans import Span, Waiting
@@ -34,6 +35,8 @@ class Lane:
 
     #: whether all tasks have the same ``contextvars`` context, so that they may share a span
     one_context = True
+    #: whether a task's time counts from its turn; else from its call
+    by_turn = True
 
     def __init__(
         self,
@@ -56,6 +59,8 @@ class Lane:
         self.claim = claim
         self._turn = StreamTurn(number, self.waiting)
         self._turns: Turns | None = None
+        #: which of its tasks is the next to be given to a device
+        self.front = Front()
         #: finished spans that wait for an earlier one, by their first index
         self.early: dict[int, Span] = {}
         #: the index that is the next to become ready
@@ -95,10 +100,17 @@ class Lane:
         """
         span = Span(self, self.accepted, inputs, self._clock())
         self.accepted += span.count
+        if self.by_turn and self.accepted - self.delivered > self.window:
+            span.since = math.inf  # until it comes into the window
         self._recorder.submitted += span.count
         if not (self.one_context and self.intake.extend(inputs, span.submitted - TOGETHER)):
             self.intake.put_nowait(span)
         return span
+
+    @property
+    def places(self) -> Iterable[Iterable[Span]]:
+        """Where its tasks are that were not given to a device; in each the oldest comes first."""
+        return self.waiting, self.intake
 
     def no_more(self, error: BaseException | None = None) -> None:
         """Note that no more tasks will come, because of ``error`` if there is one.
@@ -117,11 +129,16 @@ class Lane:
     def admit(self) -> None:
         """Move queued tasks into the window as far as it reaches."""
         room = self.window - (self.admitted - self.delivered)
+        if room <= 0 or not self.intake.tasks:
+            return
+        now = self._clock()
         while room > 0 and self.intake.tasks:
             span = self.intake.take(int(min(room, self.intake.tasks)))
             self.admitted += span.count
             room -= span.count
             if not span.done:  # done if it ran out of time while it was queued
+                if span.since == math.inf:
+                    span.since = now
                 self.waiting.append(span)
 
     # ---- waiting tasks
@@ -157,6 +174,10 @@ class Lane:
         self.waiting.remove(span)
         if self._turns is not None:
             self._turns.forget()
+
+    def got_on(self, now: float) -> None:
+        """A device was given tasks, or some ran too long. Told only where there is a limit."""
+        self.front.got_on(now)
 
     # ---- finished tasks
 
@@ -303,6 +324,7 @@ class CallLane(Lane):
     """
 
     one_context = False
+    by_turn = False
 
     def __init__(self, *args: Any, window: int, queue_size: int, **kwargs: Any) -> None:
         super().__init__(*args, window=window, queue_size=queue_size, **kwargs)
@@ -320,6 +342,17 @@ class CallLane(Lane):
         self.admitted += 1
         self._recorder.submitted += 1
         return call
+
+    def turn_away(self, flow: CallFlow, since: float) -> Call:
+        """Make a task that is to fail, as there was no room for it in ``flow`` since then."""
+        call = self._accept(flow, [None])
+        call.submitted = call.since = since
+        return call
+
+    @property
+    def places(self) -> Iterable[Iterable[Span]]:
+        """Where its tasks are that were not given to a device; in each the oldest comes first."""
+        return [flow.intake for flow in self.waiting.flows]
 
     def take_turns(self, turns: Turns) -> None:
         """Take part from now on."""

@@ -30,6 +30,8 @@ class SpanHome(Protocol):
     head: int
     #: the ``contextvars`` context in which the stream was made
     context: contextvars.Context
+    #: whether a task's time counts from its turn: see ``Front``; else from its call
+    by_turn: bool
 
     @property
     def waiting(self) -> Waiting:
@@ -46,6 +48,10 @@ class SpanHome(Protocol):
 
     def withdraw(self, span: Span) -> None:
         """Take ``span`` out of the waiting ones, if it is there."""
+        ...
+
+    def got_on(self, now: float) -> None:
+        """A device was given tasks, or some ran too long. Told only where there is a limit."""
         ...
 
 
@@ -82,6 +88,7 @@ class Span:
         "lane",
         "outputs",
         "run",
+        "since",
         "spared",
         "submitted",
     )
@@ -96,6 +103,9 @@ class Span:
         self.inputs = inputs
         #: when the tasks were accepted, in seconds on the loop's clock
         self.submitted = submitted
+        #: from when time limits count: a call of ``infer`` from its beginning; a stream's task from
+        #: when it came into the window, or from its first attempt once that has ended
+        self.since = submitted
         #: one output for each task; of a single task that failed, its error
         self.outputs: list[Any] = []
         #: whether the outcome is known, or nobody wants to know it any more
@@ -136,6 +146,7 @@ class Span:
         end = offset + count
         part = Span(self.lane, self.first + offset, self.inputs[offset:end], self.submitted)
         part.count = count
+        part.since = self.since
         part.outputs = self.outputs[offset:end]
         part.done = self.done
         part.run = self.run
@@ -154,10 +165,16 @@ class Span:
         self.done = True
         self.inputs.clear()
 
+    def interrupted(self, run: Run) -> None:
+        """Note that ``run`` has ended and brought no result."""
+        if self.run is NOT_RUN and self.lane.by_turn:
+            self.since = run.started
+        self.run = run
+
     def attempt_failed(self, cause: BaseException, run: Run) -> None:
         """Note that an attempt to run this single task has failed."""
         strip(cause)
-        self.run = run
+        self.interrupted(run)
         self.causes = (*self.causes, cause)
         self.devices = (*self.devices, run.device)
 

@@ -20,7 +20,7 @@ __all__ = ("IN_FLIGHT", "Measured", "Plan", "Session", "prepare")
 #: requests under way at once in closed loops
 IN_FLIGHT = 64
 #: parts of a peer's capacity at which requests arrive in open loops
-PARTS = (0.2, 0.5, 0.8)
+PARTS = (0.2, 0.5, 0.8, 0.95)
 #: most images of one stream
 _STREAM = 50_000
 

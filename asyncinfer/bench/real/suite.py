@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import time
 
-from asyncinfer.bench.real import batching, stage, torch_loops
+from asyncinfer.bench.real import batching, open_calls, stage, torch_loops
 from asyncinfer.bench.real.memory import memory_of_runs, memory_table
 from asyncinfer.bench.record import Outcome
 from asyncinfer.bench.suite import Context
@@ -35,11 +35,13 @@ def run(context: Context) -> Outcome:
     for model in _TORCH[:1] if context.short else _TORCH:
         torch_loops.torch_comparison(model, context, outcome)
     if context.short:
-        outcome.skipped.append(f"pictures, faces, batching, memory of runs: {_DIGITS_ONLY}")
+        left = "pictures, faces, calls at random, batching, memory of runs"
+        outcome.skipped.append(f"{left}: {_DIGITS_ONLY}")
     else:
+        open_calls.open_calls(context, outcome)
         batching.batching(context, outcome)
         _memory(context, outcome)
-    for part in (stage, torch_loops, batching):
+    for part in (stage, torch_loops, open_calls, batching):
         outcome.checks += part.checks(outcome.runs)
     outcome.seconds = time.perf_counter() - start
     return outcome

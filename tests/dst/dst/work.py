@@ -276,7 +276,8 @@ class Work:
         if result.error is not None:
             check(result.value is None, "value", x, "has a value and an error")
             check(result.error.index == x[1], "value", x, "has the error of", result.error.index)
-            self.check_error(x, result.error, result.finished - result.submitted)
+            self._check_time(x, result)
+            self.check_error(x, result.error)
             return
         index = self.check_output(x[0], result.value)
         check(index == x[1], "value", x, "has the value of", index)
@@ -287,8 +288,22 @@ class Work:
         check(in_order, "times", x, "are not in order")
         total = self.settings.total
         if total is not None:
-            late = result.finished - result.submitted - total - self.ledger.leapt
+            late = result.finished - self.ledger.runs[x][0].started - total - self.ledger.leapt
             check(late < 1e-3, "deadline", x, "ends", late, "s too late")
+
+    def _check_time(self, x: Input, result: Any) -> None:
+        """A stream's task is not late before its limit, nor long after it if it was started."""
+        settings, runs = self.settings, self.ledger.runs[x]
+        queued = isinstance(result.error, QueueTimeout)
+        limit = settings.queue if queued else settings.total
+        if limit is None or not isinstance(result.error, QueueTimeout | DeadlineExceeded):
+            return
+        early = limit - (result.finished - result.submitted)
+        self.ledger.check(early < 1e-6, "deadline", x, "ends", early, "s before it")
+        if runs:
+            late = result.finished - runs[0].started - limit
+            right = late < 1e-3 + self.ledger.leapt
+            self.ledger.check(right, "deadline", x, "ends", late, "s after it")
 
     def _untried(self, x: Input, error: TaskError) -> list[str]:
         """Devices that failed nothing, and were there for an input all the time.

@@ -1,6 +1,7 @@
 """asyncinfer in its own process: ``await dispatcher.infer(image)`` and ``dispatcher.stream``."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Iterator
 
@@ -45,6 +46,8 @@ async def main() -> None:
     async with Dispatcher(drivers, wait_for="all") as dispatcher:
         for driver in drivers:
             await driver.tune()
+        gc.collect()
+        gc.freeze()  # as in ours_http.py
         commands.reply(versions=versions("asyncinfer", "torch"))
         lines = iter(commands)
         while (order := await asyncio.to_thread(next, lines, None)) is not None:
