@@ -224,9 +224,11 @@ class _Party:
 
     def ended(self, burst: Burst, calls: int) -> None:
         """Tell the group of calls that have brought results, and follow what it chooses."""
-        seat, tasks, now = self.seats[burst.device], burst.tasks_run, burst.call_began
+        seat, begun = self.seats.get(burst.device), burst.beside
+        if seat is None:  # it was begun before the device came here
+            return
+        tasks, now = burst.tasks_run, burst.call_began
         seat.freed.append(now)
-        begun = burst.beside
         if begun is None:
             return
         cold, seat.cold = seat.cold, False

@@ -167,8 +167,8 @@ class Span:
 
     def interrupted(self, run: Run) -> None:
         """Note that ``run`` has ended and brought no result."""
-        if self.run is NOT_RUN and self.lane.by_turn:
-            self.since = run.started
+        if self.lane.by_turn:  # a copy may have failed before the call that began first
+            self.since = run.started if self.run is NOT_RUN else min(self.since, run.started)
         self.run = run
 
     def attempt_failed(self, cause: BaseException, run: Run) -> None:

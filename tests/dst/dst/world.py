@@ -50,8 +50,9 @@ __all__ = ("FOREVER", "World")
 FOREVER = 1e6
 #: steps of closing, each of which takes the close timeout at most: the sources, then the devices
 CLOSE_STEPS = 2
-#: how often one task is copied at most, where it hangs and its copy too
-MOST_COPIES = 2
+#: how often one task is copied at most: with others, alone as these failed together, and once more
+#: as that copy hangs too
+MOST_COPIES = 3
 
 #: many copies, so that much can go wrong with them
 EAGER = Hedge(quantile=0.5, budget=1.0)
