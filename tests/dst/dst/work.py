@@ -308,12 +308,14 @@ class Work:
     def _untried(self, x: Input, error: TaskError) -> list[str]:
         """Devices that failed nothing, and were there for an input all the time.
 
-        The last attempt is theirs, if there are no more devices that fail than retries.
+        The last attempt is theirs, if there are no more devices that fail than retries. Of those
+        that call inputs bad there may be only one, as two confirm each other: decision 0028.
         """
         ledger, faults = self.ledger, self.faults
         failing = {call.device for call in ledger.calls if call.end not in ("answered", "")}
         failing |= {*faults.broken, *(device for device, _ in faults.calls)}
-        if len(failing) > self.settings.retries:
+        refused = any(isinstance(cause, InputError) for cause in error.causes)
+        if len(failing) > (min(1, self.settings.retries) if refused else self.settings.retries):
             return []
         begun = ledger.runs[x][0].started
         return [
@@ -341,9 +343,7 @@ class Work:
             final = final or settings.stateful
             check(final, "attempts", x, "is given up after", error.attempts)
             defects = all(isinstance(cause, Defect) for cause in error.causes)
-            refused = any(isinstance(cause, InputError) for cause in error.causes)
-            agreed = refused and len(set(error.devices)) > 1  # two say so: decision 0028
-            if defects and not agreed and not settings.stateful:
+            if defects and not settings.stateful:
                 left = self._untried(x, error)
                 check(not left, "trust", x, "fails on", *error.devices, "and not on", *left)
         elif isinstance(error, StateLost):
