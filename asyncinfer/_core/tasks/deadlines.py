@@ -113,7 +113,7 @@ class Deadlines:
                 span.lane.got_on(self._clock())
         for lane in list(self._lanes):
             if lane.by_turn:
-                yield lane.front.times(lane.waiting, before, none_up=none_up)
+                yield from lane.front.times(lane.waiting, before, none_up=none_up)
             else:
                 yield from map(_since, lane.places)
 

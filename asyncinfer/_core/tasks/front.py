@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from asyncinfer._core.tasks.spans import NOT_RUN, Span, Waiting
 
@@ -40,23 +40,26 @@ class Front:
 
     def times(
         self, waiting: Waiting, before: float, *, none_up: bool
-    ) -> Iterator[tuple[Span, float]]:
-        """The tasks whose time runs, the oldest first, each with when it began.
+    ) -> Iterator[Iterable[tuple[Span, float]]]:
+        """The tasks whose time runs, in places where the oldest is first: see ``Places``.
 
-        That is one; or all of them while no device is up, as then it is nobody's turn. A task whose
-        time began at ``before``, or earlier, is made a single one.
+        That is one, and those that were started before and taken from their devices; or all of them
+        while no device is up, as then it is nobody's turn. A task whose time began at ``before``,
+        or earlier, is made a single one.
         """
         if none_up:
-            for span in waiting:
-                yield span, max(span.since, self._got_on)
-        elif waiting.tasks:
-            first = next(iter(waiting))
+            yield [(span, max(span.since, self._got_on)) for span in waiting]
+            return
+        for span in [span for span in waiting if span.run is not NOT_RUN]:
+            yield ((span, span.since),)
+        first = next(iter(waiting), None)
+        if first is not None and first.run is NOT_RUN:
             since = self._since if first.first == self._first else math.inf
             since = max(first.since, since, self._got_on)
             if since <= before and first.count > 1:
                 (first,) = waiting.take(1)
                 waiting.merge([first])
-            yield first, since
+            yield ((first, since),)
 
 
 def counted_from(span: Span, call_began: float) -> float:
