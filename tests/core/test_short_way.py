@@ -240,3 +240,23 @@ def test_more_callers_than_may_queue_all_have_their_answers(virtual):
                 assert await asyncio.gather(*map(d.infer, range(40))) == list(range(40))
 
     virtual(run())
+
+
+async def test_a_driver_that_cancels_its_own_asyncio_task_and_answers_loses_no_call(monkeypatch):
+    class Cancelling(AtOnce):
+        cancels = False
+
+        async def infer(self, batch):
+            if self.cancels:
+                asyncio.current_task().cancel()  # as a time limit of its own that comes too late
+            return await super().infer(batch)
+
+    driver = Cancelling()
+    async with Dispatcher([driver]) as d:
+        await warmed(d)
+        monkeypatch.setattr("asyncinfer._core.dispatch.short_way.LONGEST_TURN", 1e-9)
+        driver.cancels = True
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*map(d.infer, range(5))) == list(range(5))
+            assert await d.infer("then") == "then"
+        assert engine(d).lanes.unfinished == 0
