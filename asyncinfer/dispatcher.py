@@ -193,8 +193,9 @@ class Dispatcher(Generic[InT, OutT]):
             for each one of the next less urgent level, while both have some; so none waits for
             ever.
         :param client: whose call it is, any hashable value. All calls and streams of one client and
-            share have that share together. A tuple is read from the whole to the part, as in
-            ``(host, connection)``: connections of one host take turns within the host's share.
+            share have that share together. A tuple, of 16 parts at most, is read from the whole to
+            the part, as in ``(host, connection)``: connections of one host take turns within the
+            host's share.
 
         Raises ``ClosedError`` if the dispatcher is not open, ``ConfigError`` for arguments that
         make no sense.

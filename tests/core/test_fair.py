@@ -265,6 +265,7 @@ def test_a_flow_that_empties_leaves_nothing(virtual):
         ({"priority": True}, "priority must be 1"),
         ({"client": []}, "client must be hashable"),
         ({"client": ("a", {})}, "client must be hashable"),
+        ({"client": ("a",) * 17}, "client must have at most 16 parts, not 17"),
     ],
 )
 async def test_claims_that_make_no_sense(claim, text):

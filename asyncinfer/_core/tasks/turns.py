@@ -19,6 +19,8 @@ URGENT, IDLE, USUAL = 1, 5, 3
 STEP = 4.0
 #: shares between which no flow waits for more turns than floating-point numbers can count
 SMALLEST, LARGEST = 1e-3, 1e3
+#: most parts of a client: who is next is found by going down through all of them
+DEEPEST = 16
 #: most that are remembered though they have no tasks
 MOST_RESTING = 256
 
@@ -51,6 +53,8 @@ class Claim(NamedTuple):
             text = f"priority must be {URGENT} (most urgent) to {IDLE}, or 0, not {priority!r}"
             raise ConfigError(text)
         path = () if client is None else client if isinstance(client, tuple) else (client,)
+        if len(path) > DEEPEST:
+            raise ConfigError(f"client must have at most {DEEPEST} parts, not {len(path)}")
         try:
             hash(path)
         except TypeError as error:
