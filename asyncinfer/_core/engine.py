@@ -246,7 +246,7 @@ class Engine:
         self.short.leave()
         self.lanes.join(lane)
         limit = math.inf if type(source) in HOLDERS else self._queue_bytes
-        ahead = self._ahead[lane] = ReadAhead(lane.intake, lane.waiting, limit)
+        ahead = self._ahead[lane] = lane.ahead = ReadAhead(lane.intake, lane.waiting, limit)
         feeding = feed(source, ahead, partial(self._accept, lane), self.clock)
         name = f"asyncinfer source {lane.number}"
         feeder = self.loop.create_task(feeding, name=name, context=lane.context)

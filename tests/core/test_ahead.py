@@ -179,3 +179,24 @@ def test_a_config_may_set_it(tmp_path, text, well):
     given = load(path).dispatcher
     assert given["queue_bytes"] == (math.inf if text == "inf" else int(text))
     Dispatcher([], **given)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("queue_size", [1, 1024])
+def test_no_device_waits_for_a_fuller_batch_while_nothing_more_may_be_read(
+    virtual, kind, queue_size
+):
+    async def generated(inputs):
+        for x in inputs:
+            yield x
+
+    async def run():
+        device = SimulatedDriver("a", 0.01, max_batch=64, max_wait=10.0)
+        inputs = (bytes(MIB) for _ in range(20))
+        source = inputs if kind == "sync" else generated(inputs)
+        async with Dispatcher([device], queue_bytes=3 * MIB, queue_size=queue_size) as d:
+            started = asyncio.get_running_loop().time()
+            assert len([y async for y in d.stream(source)]) == 20
+            return asyncio.get_running_loop().time() - started
+
+    assert virtual(run()) < 1.0

@@ -376,4 +376,6 @@ def _pause_to_fill(device: Device, lanes: Lanes, now: float) -> float:
 def _may_bring_more(lane: Lane) -> bool:
     """Whether more tasks may come into the lane's window before any of its tasks is finished."""
     draining = lane.window == math.inf
+    if lane.ahead is not None and lane.ahead.left <= 0:  # nothing is read before some are started
+        return False
     return not (lane.source_ended or draining) and lane.admitted - lane.delivered < lane.window

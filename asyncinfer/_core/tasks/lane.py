@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from asyncinfer._core.tasks.ahead import ReadAhead
 from asyncinfer._core.tasks.calls import Call, CallFlow, WaitingCalls
 from asyncinfer._core.tasks.front import Front
 from asyncinfer._core.tasks.intake import Intake
@@ -80,6 +81,8 @@ class Lane:
         self.held = 0
         #: the source is exhausted or not read any further: no task will be accepted any more
         self.source_ended = False
+        #: how far its source is read ahead; ``None`` if it has none, or is not read yet
+        self.ahead: ReadAhead | None = None
         #: what stopped the source before its end; raised to the consumer after the last result
         self.source_error: BaseException | None = None
         #: whether nobody wants the results any more
