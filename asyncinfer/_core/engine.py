@@ -442,9 +442,10 @@ class Engine:
         """
         try:
             await self.loop.create_future()
-        finally:
+        except asyncio.CancelledError:  # else the loop was closed and nothing can be done any more
             if self._closing is None:
                 await self.close()
+            raise
 
     async def _close(self) -> None:
         await asyncio.gather(self._stop_reading(), self.supervisor.close_all())

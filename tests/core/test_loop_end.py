@@ -107,3 +107,15 @@ def test_tasks_that_are_all_cancelled_close_the_dispatcher(virtual):
         assert device.closes == 1
 
     virtual(main())
+
+
+def test_a_loop_that_is_closed_under_a_dispatcher_leaves_no_traceback(monkeypatch):
+    unraisable = []
+    monkeypatch.setattr("sys.unraisablehook", lambda args: unraisable.append(args.exc_value))
+    loop = asyncio.new_event_loop()
+    d = Dispatcher([Noting()])
+    loop.run_until_complete(d.open())
+    loop.close()  # without cancelling what runs there, as asyncio.run would
+    del d, loop
+    gc.collect()
+    assert not unraisable
