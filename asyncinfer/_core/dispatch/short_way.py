@@ -244,6 +244,8 @@ class ShortWay:
                 begun = self._serve()
         finally:
             self._runner = None
+            if begun is None and self.calls:  # a driver that answered at once has cancelled this
+                self.leave()
         if begun is not None:
             burst = self._burst(begun)
             if self.calls:
