@@ -131,9 +131,7 @@ class TorchDriver(HostDriver[_TorchSession]):
 
         Without an input to try things with, it returns at once.
         """
-        session = self._opened()
-        await session.tune()
-        self._take_over(session)
+        await self._opened().tune()
 
     def _new_session(self) -> _TorchSession:
         host = ProcessHost if self._options.isolated else ThreadHost

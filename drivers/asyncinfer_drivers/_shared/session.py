@@ -118,14 +118,33 @@ class SessionDriver(SharingDriver, Generic[S]):
 class HostDriver(SessionDriver[H]):
     """A driver whose session runs the model: its calls are the host's."""
 
-    #: what was chosen since it last opened
-    details: Mapping[str, str | float]
     #: seconds that closing a session may take
     _close_timeout: float
+    _max_batch = 1
+    _details: Mapping[str, str | float]
+
+    @property
+    def max_batch(self) -> int:
+        """Tasks a call takes: what the session has found by now, be it between calls or at rest."""
+        session = self._session
+        return self._max_batch if session is None or not session.opened else session.max_batch
+
+    @max_batch.setter
+    def max_batch(self, tasks: int) -> None:
+        self._max_batch = tasks
+
+    @property
+    def details(self) -> Mapping[str, str | float]:
+        """What was chosen since it last opened."""
+        session = self._session
+        return self._details if session is None or not session.opened else session.details
+
+    @details.setter
+    def details(self, details: Mapping[str, str | float]) -> None:
+        self._details = details
 
     async def _open(self, session: H) -> None:
         await session.open()
-        self._take_over(session)
 
     async def _close(self, session: H) -> None:
         if session.opened:
@@ -134,15 +153,7 @@ class HostDriver(SessionDriver[H]):
 
     async def infer(self, batch: Sequence[Any]) -> list[Any]:
         """Run the tasks; one output, or the exception that is that task's fault, for each."""
-        session = self._opened()
-        outputs = await session.run(batch)
-        self._take_over(session)
-        return outputs
-
-    def _take_over(self, session: H) -> None:
-        """Say what the session has found by now."""
-        if self._session is session:
-            self.max_batch, self.details = session.max_batch, session.details
+        return await self._opened().run(batch)
 
     async def calibrate(self) -> ServiceTime | None:
         """Time calls with ``warmup_input``, all that lies between caller and model included.

@@ -176,6 +176,10 @@ class _Server:
             self._share = _Share()
             self._share.take(order.threads)
 
+    def _do_inquire(self, _: None) -> bool:
+        """Whether there is more to find out; ``news`` tells what was found."""
+        return self.between.needed
+
     def _do_load(self, options: TorchOptions) -> Any:
         self._channel.forget_received()  # the model
         if any(_of_main(option) for option in (options.model, *options.steps)):

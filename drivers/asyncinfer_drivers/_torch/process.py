@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from asyncinfer.errors import ConfigError, DeviceLost, InputError
+from asyncinfer_drivers._shared.between import Between
 from asyncinfer_drivers._shared.worker import Worker
 from asyncinfer_drivers._torch.channel import Channel, Unloadable
 from asyncinfer_drivers._torch.child import Order
@@ -78,7 +79,9 @@ class ProcessHost:
         self._proven = False
         #: how they were seen to differ
         self._unlike = ""
-        self.worker = Worker(self._name, at_end=self._end)
+        #: whether the process may still find something, as far as known
+        self._seeking = False
+        self.worker = Worker(self._name, at_end=self._end, between=Between(_Inquiry(self)))
         self.opened = False
         self.warmup: Any = None
         self.max_batch = 1
@@ -123,6 +126,18 @@ class ProcessHost:
             await self.worker.stop(None)
 
     # ---- in the thread
+
+    @property
+    def seeking(self) -> bool:
+        """Whether the process may still find something faster between its calls."""
+        return self._seeking and self._lost is None
+
+    def inquire(self) -> None:
+        """Ask what it has found: a device at rest gets no call whose answer would tell."""
+        more = False
+        with suppress(Exception):  # the next call is told what is wrong
+            more = self._ask("inquire", None)
+        self._seeking = more
 
     def _load(self) -> Any:
         request = self._request()
@@ -256,6 +271,7 @@ class ProcessHost:
             self._lost = DeviceLost(self._name, f"its process {child.end()}")
             raise self._lost
         well, value, log, news = answer
+        self._seeking = True
         if news is not None:
             self.max_batch, details = news
             self.details = {**details, "isolation": "process"}
@@ -274,6 +290,26 @@ class ProcessHost:
             self._child.end()
         if self._share is not None:
             self._share.leave()
+
+
+class _Inquiry:
+    """Asks a process now and then what it has found, while that has no calls."""
+
+    #: it is nobody's time but the process's: so there is a pause of 0.2 s before each question
+    worked = 0.0
+
+    def __init__(self, host: ProcessHost) -> None:
+        self._host = host
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the process still seeks."""
+        return self._host.seeking
+
+    def step(self) -> bool:
+        """Ask; that is no work after which the next step should follow at once."""
+        self._host.inquire()
+        return False
 
 
 class _Child:
