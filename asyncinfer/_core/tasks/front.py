@@ -47,11 +47,12 @@ class Front:
         while no device is up, as then it is nobody's turn. A task whose time began at ``before``,
         or earlier, is made a single one.
         """
-        if none_up:
-            yield [(span, max(span.since, self._got_on)) for span in waiting]
-            return
         for span in [span for span in waiting if span.run is not NOT_RUN]:
             yield ((span, span.since),)
+        if none_up:
+            others = [span for span in waiting if span.run is NOT_RUN]
+            yield [(span, max(span.since, self._got_on)) for span in others]
+            return
         first = next(iter(waiting), None)
         if first is not None and first.run is NOT_RUN:
             since = self._since if first.first == self._first else math.inf

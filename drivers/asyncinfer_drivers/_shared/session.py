@@ -30,7 +30,7 @@ class Host(Protocol):
     warmup: Any
 
     @property
-    def max_batch(self) -> int:
+    def max_batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Tasks a call takes, as far as is known now."""
         ...
 
@@ -124,7 +124,7 @@ class HostDriver(SessionDriver[H]):
     _details: Mapping[str, str | float]
 
     @property
-    def max_batch(self) -> int:
+    def max_batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Tasks a call takes: what the session has found by now, be it between calls or at rest."""
         session = self._session
         return self._max_batch if session is None or not session.opened else session.max_batch
