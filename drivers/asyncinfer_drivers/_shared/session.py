@@ -30,7 +30,7 @@ class Host(Protocol):
     warmup: Any
 
     @property
-    def max_batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_batch(self) -> int:
         """Tasks a call takes, as far as is known now."""
         ...
 
@@ -124,13 +124,15 @@ class HostDriver(SessionDriver[H]):
     _details: Mapping[str, str | float]
 
     @property
-    def max_batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_batch(self) -> int:
         """Tasks a call takes: what the session has found by now, be it between calls or at rest."""
         session = self._session
         return self._max_batch if session is None or not session.opened else session.max_batch
 
     @max_batch.setter
-    def max_batch(self, tasks: int) -> None:
+    def max_batch(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, tasks: int
+    ) -> None:
         self._max_batch = tasks
 
     @property
@@ -148,7 +150,7 @@ class HostDriver(SessionDriver[H]):
 
     async def _close(self, session: H) -> None:
         if session.opened:
-            self.max_batch, self.details = session.max_batch, session.details
+            self._max_batch, self._details = session.max_batch, session.details
         await session.close(self._close_timeout)
 
     async def infer(self, batch: Sequence[Any]) -> list[Any]:
