@@ -317,14 +317,17 @@ class Model:
         """
         if known == known:
             return known
-        seen = {place: self._quickest_seen(place)}
-        if seen[place] == math.inf:
-            seen = {at: self._quickest_seen(at) for at in range(len(self.members))}
-            seen |= {at: m.alone for at, m in enumerate(self.members) if m.alone == m.alone}
-        quickest, least = min(seen.values()), self.members[place].least
-        if least < math.inf and seen[place] == math.inf:
-            return max(quickest, least) if quickest < math.inf else least
-        return quickest if quickest < math.inf else 1.0
+        own = self._quickest_seen(place)
+        if own < math.inf:
+            return own
+        others = (
+            m.alone if m.alone == m.alone else self._quickest_seen(at)
+            for at, m in enumerate(self.members)
+        )
+        quickest, least = min(others), self.members[place].least
+        if least == math.inf:
+            return quickest if quickest < math.inf else 1.0
+        return max(quickest, least) if quickest < math.inf else least
 
     def _quickest_seen(self, place: int) -> float:
         """The shortest seconds a task of one device that were measured; infinite if none were."""

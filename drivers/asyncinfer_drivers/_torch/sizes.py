@@ -54,7 +54,7 @@ def best_size(
     after ``budget`` seconds, or for which ``memory`` (bytes left) would become short. ``timer``
     tells how long a call takes, ``clock`` what is left of the budget.
     """
-    rates: dict[int, float] = {}
+    rates, times = dict[int, float](), dict[int, float]()
     started, size, since_best = clock(), 1, 0
     while size <= limit and wanted():
         before, begun = memory(), clock()
@@ -66,12 +66,12 @@ def best_size(
             break
         if rates and seconds > longest:
             break
-        rates[size] = size / (seconds + _HAND_OVER)
+        times[size], rates[size] = seconds, size / (seconds + _HAND_OVER)
         since_best = 0 if rates[size] >= max(rates.values()) else since_best + 1
         left = memory()
         if before is not None and left is not None and 2 * (before - left) > _MEMORY_PART * left:
             break
-        following = min(2 * size, limit, _fitting(rates, longest))
+        following = min(2 * size, limit, _fitting(times, longest))
         # twice the size takes about twice the time at most
         now = clock()
         if following <= size or now - started + following / size * (now - begun) > budget:
@@ -90,13 +90,13 @@ def best_size(
     return best, rates
 
 
-def _fitting(rates: dict[int, float], longest: float) -> int:
+def _fitting(times: dict[int, float], longest: float) -> int:
     """The largest size whose call should not take longer, by the last two that were tried."""
     size, seconds = 0, 0.0
     each = math.inf
-    for tried, rate in rates.items():
-        each = max((tried / rate - _HAND_OVER - seconds) / (tried - size), 1e-12)
-        size, seconds = tried, tried / rate - _HAND_OVER
+    for tried, took in times.items():
+        each = max((took - seconds) / (tried - size), 1e-12)
+        size, seconds = tried, took
     left = _SURELY * longest - seconds
     return LIMIT if each * LIMIT <= left else size + int(left / each)
 
