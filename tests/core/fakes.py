@@ -108,6 +108,35 @@ class Unknown(SimulatedDriver):
         return None
 
 
+class Cold:
+    """Not calibrated: ``each`` a task and ``once`` a call, and ``cold`` more for the first call.
+
+    With a ``host`` a call wants ``cores`` of it, and shares it with others.
+    """
+
+    concurrency = 1
+
+    def __init__(
+        self, name, each, cold=0.0, *, once=0.0, max_batch=1, host=None, cores=1.0, effects=False
+    ):
+        self.name, self.each, self.cold, self.once = name, each, cold, once
+        self.max_batch, self.host, self.cores = max_batch, host, cores
+        self.shares, self.side_effects = [host.name] if host else [], effects
+        self.calls = 0
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    async def infer(self, batch):
+        self.calls += 1
+        seconds = self.once + self.each * len(batch) + (self.cold if self.calls == 1 else 0.0)
+        await (self.host.run(seconds, self.cores) if self.host else asyncio.sleep(seconds))
+        return list(batch)
+
+
 class Doored(Noting):
     """Its openings fail or take time as listed, and all of its closings do alike."""
 

@@ -5,31 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from fakes import Cold
 
 from asyncinfer import Dispatcher
 from asyncinfer._core.devices.speed import Estimator
-
-
-class Cold:
-    """Takes ``service_time`` for a task, and ``first`` seconds more once; not calibrated."""
-
-    max_batch = concurrency = 1
-
-    def __init__(self, name, service_time, first=0.0, *, side_effects=False):
-        self.name, self.service_time, self.first = name, service_time, first
-        self.side_effects = side_effects
-        self.calls = 0
-
-    async def open(self):
-        pass
-
-    async def close(self):
-        pass
-
-    async def infer(self, batch):
-        self.calls += 1
-        await asyncio.sleep(self.service_time + (self.first if self.calls == 1 else 0.0))
-        return list(batch)
 
 
 async def stream(drivers, tasks, window=1024):
@@ -88,8 +67,8 @@ def test_a_device_that_is_slow_indeed_costs_next_to_nothing(virtual, slow):
 
 
 def test_where_tasks_must_not_run_twice_it_is_tried_as_seldom_as_before(virtual):
-    slow = Cold("slow", 0.5, side_effects=True)
-    pool = [Cold("steady", 0.01, side_effects=True), slow]
+    slow = Cold("slow", 0.5, effects=True)
+    pool = [Cold("steady", 0.01, effects=True), slow]
     virtual(stream(pool, 4000, 8))
     assert slow.calls == 1
 

@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+from fakes import Cold
 
 from asyncinfer import Dispatcher
 from asyncinfer.scheduling.sharing import Group
@@ -14,34 +15,11 @@ from asyncinfer.scheduling.slowdown import Member, Model
 from asyncinfer.testing import SimulatedHost
 
 
-class Unknown:
-    """A call takes ``each`` for a task and ``once`` besides, and the first one ``cold`` more."""
-
-    concurrency = 1
-
-    def __init__(self, name, host, cores, each, *, max_batch=1, once=0.0, cold=0.0):
-        self.name, self.host, self.cores, self.shares = name, host, cores, [host.name]
-        self.each, self.once, self.cold, self.max_batch = each, once, cold, max_batch
-        self.calls = 0
-
-    async def open(self):
-        pass
-
-    async def close(self):
-        pass
-
-    async def infer(self, batch):
-        self.calls += 1
-        seconds = self.once + self.each * len(batch)
-        await self.host.run(seconds + (self.cold if self.calls == 1 else 0.0), self.cores)
-        return list(batch)
-
-
 async def rate(tasks, cores, contention, *devices, cold=0.0):
     """Tasks a second in the second half; and which devices rest at the end."""
     host = SimulatedHost(cores, contention, name="host")
     drivers = [
-        Unknown(f"d{at}", host, demand, each, max_batch=batch, once=once, cold=cold * at)
+        Cold(f"d{at}", each, cold * at, once=once, max_batch=batch, host=host, cores=demand)
         for at, (demand, each, batch, once) in enumerate(devices)
     ]
     clock, number, half = asyncio.get_running_loop().time, 0, 0.0
@@ -90,7 +68,7 @@ def test_what_is_presumed_of_a_device_that_nothing_is_known_of():
     assert model.alone == [0.004, 0.002, 0.002]
 
 
-class Growing(Unknown):
+class Growing(Cold):
     """It finds out in one of its calls that it can take 64 tasks in each."""
 
     after = 0
@@ -108,8 +86,8 @@ def test_batches_that_grow_as_a_device_begins_to_rest_have_it_tried_again(virtua
 
     async def main():
         host = SimulatedHost(1.0, name="host")
-        single = Unknown("single", host, 0.9, 0.001)
-        growing = Growing("growing", host, 0.9, 0.00001, once=0.0015)
+        single = Cold("single", 0.001, host=host, cores=0.9)
+        growing = Growing("growing", 0.00001, once=0.0015, host=host, cores=0.9)
         growing.after = after
         async with Dispatcher([single, growing]) as dispatcher:
             began, count = asyncio.get_running_loop().time(), 0
@@ -131,7 +109,7 @@ def test_what_the_event_loop_costs_between_two_calls_counts(virtual, monkeypatch
 
     monkeypatch.setattr(Group, "end", end)
 
-    class Dear(Unknown):
+    class Dear(Cold):
         async def infer(self, batch):
             outputs = await super().infer(batch)
             loop = asyncio.get_running_loop()
@@ -139,8 +117,8 @@ def test_what_the_event_loop_costs_between_two_calls_counts(virtual, monkeypatch
             return outputs
 
     async def main():
-        dear = Dear("dear", SimulatedHost(4.0, name="host"), 0.5, 0.05)
-        async with Dispatcher([dear, Unknown("other", dear.host, 0.5, 1.0)]) as dispatcher:
+        dear = Dear("dear", 0.05, host=SimulatedHost(4.0, name="host"), cores=0.5)
+        async with Dispatcher([dear, Cold("other", 1.0, host=dear.host, cores=0.5)]) as dispatcher:
             assert [x async for x in dispatcher.stream(range(50))] == list(range(50))
 
     virtual(main())
