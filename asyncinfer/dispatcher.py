@@ -201,11 +201,10 @@ class Dispatcher(Generic[InT, OutT]):
         make no sense.
         """
         engine, claim = self._engine, PLAIN
-        future: asyncio.Future[OutT] | None = None
+        future: asyncio.Future[OutT] | None
         if not (client is None and share == 1.0 and share is not True and priority == 0):
-            claim = Claim.of(share, priority, client)
-        if engine is not None and engine.short.open:
-            future = engine.short.enter(x, claim)
+            claim = Claim.of(share, priority, client)  # as the fewest have
+        future = None if engine is None else engine.short.enter(x, claim)
         if engine is None or future is None:
             call: Awaitable[OutT] = self._open_engine().call(x, claim)
             del x  # an error that is kept holds this frame

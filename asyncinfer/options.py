@@ -10,6 +10,9 @@ from asyncinfer.errors import ConfigError
 
 __all__ = ("Hedge", "Timeouts")
 
+#: the least urgent ``priority`` of a stream or a call; 1 is the most urgent
+LEAST_URGENT = 5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from asyncinfer.options import LEAST_URGENT
 from asyncinfer.serve.core import option
 from asyncinfer.serve.errors import BadRequest
 
@@ -12,9 +13,6 @@ __all__ = ("Client", "client_at", "client_of_peer", "request_priority")
 
 #: its address, and its connection; ``None`` if that is not known
 Client: TypeAlias = tuple[str, str] | None
-
-#: the least urgent priority that there is
-_LEAST = 5
 
 
 def client_at(address: tuple[str, int] | None) -> Client:
@@ -39,4 +37,4 @@ def request_priority(parameters: Mapping[str, Any]) -> int:
     priority = option(parameters, "priority", int, 0)
     if priority < 0:
         raise BadRequest("the parameter 'priority' must be 0 or more; 1 is the most urgent")
-    return min(priority, _LEAST)
+    return min(priority, LEAST_URGENT)

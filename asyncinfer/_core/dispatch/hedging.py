@@ -157,7 +157,7 @@ class Hedging:
         Returns in how many seconds to look again: infinite if time alone changes nothing.
         """
         expected = burst.device.expect(burst.running)
-        if not burst.live or burst.abandoned or math.isnan(expected) or _has_effects(burst.device):
+        if not burst.live or burst.abandoned or math.isnan(expected) or not burst.device.repeatable:
             return math.inf
         late = now - burst.call_began - expected
         if late < self._hedge.least - SAME_MOMENT:
@@ -339,16 +339,11 @@ class _Copy:
 def _hangs(burst: Burst, call_began: float) -> bool:
     """Whether the call that began then, and may be copied, goes on, and somebody wants it."""
     goes_on = burst.live and not burst.abandoned and burst in burst.device.bursts
-    return goes_on and burst.call_began == call_began and not _has_effects(burst.device)
-
-
-def _has_effects(device: Device) -> bool:
-    """Whether a device's driver says that running a task has effects besides its result."""
-    return not device.repeatable
+    return goes_on and burst.call_began == call_began and burst.device.repeatable
 
 
 def _may_run_copy(device: Device) -> bool:
-    return not (device.suspect or device.held or _has_effects(device))
+    return device.repeatable and not (device.suspect or device.held)
 
 
 def _may_be_copied(task: Span, enough: set[Span] | None) -> bool:

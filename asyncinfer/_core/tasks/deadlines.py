@@ -121,7 +121,7 @@ class Deadlines:
         self._reclaim()
         self._lanes.admit()  # what came while all devices were busy
         for lane in list(self._lanes):
-            for place in [lane.waiting] if lane.by_turn else lane.places:
+            for place in lane.places:
                 yield _since(span for span in place if span.run is NOT_RUN)
 
     def _out_of_time(self, seconds: float) -> tuple[type[TaskError], str]:

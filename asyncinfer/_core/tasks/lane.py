@@ -112,8 +112,8 @@ class Lane:
 
     @property
     def places(self) -> Iterable[Iterable[Span]]:
-        """Where its tasks are that were not given to a device; in each the oldest comes first."""
-        return self.waiting, self.intake
+        """Where its tasks wait that may be started; in each place the oldest comes first."""
+        return (self.waiting,)
 
     def no_more(self, error: BaseException | None = None) -> None:
         """Note that no more tasks will come, because of ``error`` if there is one.
@@ -354,7 +354,7 @@ class CallLane(Lane):
 
     @property
     def places(self) -> Iterable[Iterable[Span]]:
-        """Where its tasks are that were not given to a device; in each the oldest comes first."""
+        """Where its tasks wait that may be started; in each place the oldest comes first."""
         return [flow.intake for flow in self.waiting.flows]
 
     def take_turns(self, turns: Turns) -> None:

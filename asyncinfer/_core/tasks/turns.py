@@ -10,11 +10,12 @@ from typing import NamedTuple, Protocol
 
 from asyncinfer._core.tasks.spans import Span
 from asyncinfer.errors import ConfigError
+from asyncinfer.options import LEAST_URGENT
 
 __all__ = ("PLAIN", "Claim", "Leaf", "Queue", "Turns")
 
 #: the most and the least urgent priority, and the one that 0 stands for
-URGENT, IDLE, USUAL = 1, 5, 3
+URGENT, IDLE, USUAL = 1, LEAST_URGENT, 3
 #: tasks that a class is given for each one of the next less urgent class, while both have some
 STEP = 4.0
 #: shares between which no flow waits for more turns than floating-point numbers can count
@@ -41,9 +42,6 @@ class Claim(NamedTuple):
 
         Raises ``ConfigError``.
         """
-        plain = client is None and share == 1.0 and priority == 0
-        if plain and type(share) is not bool and type(priority) is int:  # as nearly always
-            return PLAIN
         number = isinstance(share, int | float) and not isinstance(share, bool)
         if not (number and SMALLEST <= share <= LARGEST):
             text = f"share must be a number from {SMALLEST:g} to {LARGEST:g}, not {share!r}"
